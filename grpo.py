@@ -1,0 +1,344 @@
+"""Group-relative policy optimisation (GRPO): advantages, the loss, log-probs, one training step.
+
+Implements the optimisation of MM-Zero (arXiv 2603.09206) as its authors configure it: group-normalised
+advantages, a clipped and dual-clipped surrogate, a k3 KL term to the weights the phase began with, token mean
+over the whole mini-batch. Read it top to bottom: advantages -> loss -> log-probs -> micro-batches -> step.
+
+Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, R rows of
+L tokens (a row: one prompt and one or more of its replies), D hidden size, V vocabulary, n reply tokens.
+
+Deliberate choices, where an implementer could do otherwise:
+- Old log-probs are the trainer's own, not the sampler's. At a step's first update they equal `logp` and are not
+  computed a second time. Their distance to the sampler's is logged (`logp_gap`): it should be rounding noise.
+- A group whose rewards are all equal has advantage 0, but its tokens stay in the token mean and in the KL term.
+  A mini-batch in which *every* advantage is 0 is skipped and counted (`no_signal`): its gradient would be that
+  of the KL term alone, which AdamW would blow up to a step of full size.
+- Groups that do not fill the last mini-batch are spread evenly (100 at 64 per update: 50 + 50, not 64 + 36),
+  because AdamW gives the update of a small leftover the same size as any other.
+- Replies of one prompt share a row, so prompt and picture go through the network once, not G times.
+"""
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from vlm import Prompt
+
+
+# ---- advantages -------------------------------------------------------------------------------------------
+
+def group_advantages(rewards, eps=1e-6):
+    """A = (r - mean) / (std + eps) over the G rollouts of a prompt, Bessel-corrected std: [P, G] -> [P, G]
+
+    >>> (group_advantages([[1, 0, 1, 0], [0.9, 0.9, 0.9, 0.9]]) * 1000).int().tolist()   # std sqrt(1/3)
+    [[866, -866, 866, -866], [0, 0, 0, 0]]
+    """
+    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)}: it must be [prompts, two or more rollouts]")
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
+    # Equal rewards must give exactly 0: the mean of eight times 0.9 is not 0.9 in floating point.
+    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    return advantages.masked_fill(equal, 0.0).float()
+
+
+# ---- the loss ---------------------------------------------------------------------------------------------
+
+def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+                kl_coef=0.01, denominator=None):
+    """The objective on one micro-batch -> (loss, stats). A pure function.
+
+    logp, old_logp, ref_logp: [N, T] under the policy / the policy before the step / the reference (None: no KL
+    term); mask: [N, T], true at reply tokens; advantages: [N] or [N, T]. `denominator`: the token count of the
+    whole mini-batch, by default that of these tensors. Loss and stats are sums divided by it, so that adding them
+    up over micro-batches gives the token means of the mini-batch.
+
+    >>> half = torch.tensor([[math.log(0.5)]])
+    >>> loss, stats = policy_loss(half + 0.5, half, half + 0.5, torch.tensor([2.0]), torch.tensor([[True]]))
+    >>> round(loss.item(), 4), stats["clip_high"]        # ratio exp(0.5) = 1.65 is held at 1.3; -2 * 1.3
+    (-2.6, 1.0)
+    """
+    mask = mask.bool()
+    denominator = denominator or max(int(mask.sum()), 1)
+    if advantages.dim() == 1:
+        advantages = advantages[:, None].expand_as(logp)
+    # From here on [n]: only real tokens, so nothing that stands in the padding can leak into a sum.
+    logp, old_logp, advantages = logp[mask], old_logp[mask], advantages[mask]
+
+    log_ratio = (logp - old_logp).clamp(-20, 20)                            # before exp: no overflow
+    ratio = log_ratio.exp()                                                 # rho = pi / pi_old
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)     # min(rho A, clip(rho) A)
+    # For A < 0 this falls without bound as rho grows: one token could own the gradient. Dual clip: max(., c A).
+    surrogate = torch.where(advantages < 0, torch.maximum(surrogate, clip_dual * advantages), surrogate)
+
+    if ref_logp is None:
+        kl = torch.zeros_like(logp)
+    else:
+        difference = (ref_logp[mask] - logp).clamp(-20, 20)
+        kl = (difference.exp() - difference - 1).clamp(max=10)              # k3 >= 0, estimates KL(pi || ref)
+    loss = (kl_coef * kl - surrogate).sum() / denominator
+
+    with torch.no_grad():
+        names = ("kl", "approx_kl", "clip_high", "clip_low", "clip_dual")
+        values = torch.stack([kl.sum(), (ratio - 1 - log_ratio).sum(),      # k3 of KL(pi_old || pi)
+                              ((advantages > 0) & (ratio > 1 + clip_high)).sum(),
+                              ((advantages < 0) & (ratio < 1 - clip_low)).sum(),
+                              ((advantages < 0) & (ratio > clip_dual)).sum()]) / denominator
+    return loss, {"loss": loss.item(), **dict(zip(names, values.tolist()))}
+
+
+# ---- log-probs --------------------------------------------------------------------------------------------
+
+class ChunkedLogProbs(torch.autograd.Function):
+    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` tokens at a time: [n, V] never exists.
+
+    The forward keeps log-sum-exp [n]; the backward projects each chunk again and uses, with p = softmax(z),
+        z = h W^T / tau,    d logp / dz = onehot(target) - p,    dh = dz W / tau,    dW = dz^T h / tau.
+    Entropy lse - sum(p z) is a by-product, without gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, chunk):          # [n, D], [V, D], [n]
+        device = hidden.device.type
+        # Under autocast the product runs in bf16; the backward runs outside of autocast, so the type is kept.
+        ctx.compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.temperature, ctx.chunk = temperature, chunk
+        logp, lse, entropy = (torch.empty(len(targets), device=hidden.device) for _ in range(3))    # float32
+        w = weight.to(ctx.compute)
+        for i in range(0, len(targets), chunk):
+            part = slice(i, i + chunk)
+            z = (hidden[part].to(ctx.compute) @ w.T).float().div_(temperature)                  # [chunk, V]
+            lse[part] = z.logsumexp(1)
+            logp[part] = z.gather(1, targets[part, None])[:, 0] - lse[part]
+            entropy[part] = lse[part] - ((z - lse[part, None]).exp_() * z).sum(1)
+        ctx.save_for_backward(hidden, weight, targets, lse)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx, grad, _):                                             # [n]
+        hidden, weight, targets, lse = ctx.saved_tensors
+        w = weight.to(ctx.compute)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)            # a sum over chunks: in float32
+        for i in range(0, len(targets), ctx.chunk):
+            part = slice(i, i + ctx.chunk)
+            h, g = hidden[part].to(ctx.compute), grad[part, None] / ctx.temperature
+            z = (h @ w.T).float().div_(ctx.temperature)
+            dz = z.sub_(lse[part, None]).exp_().mul_(-g)                    # -g p
+            dz.scatter_add_(1, targets[part, None], g)                      # + g onehot(target)
+            dz = dz.to(ctx.compute)
+            d_hidden[part] = dz @ w
+            d_weight += dz.T @ h
+        return d_hidden, d_weight.to(weight.dtype), None, None, None
+
+
+@dataclass(eq=False)
+class Rollout:
+    """One sampled reply, as the trainer needs it."""
+    prompt: Prompt               # one object for the whole group: that is how replies are seen to share a row
+    tokens: list[int]            # the reply, the sampled end token included
+    full_logps: list[float]      # the sampler's log softmax(logits / temperature) of them, for `logp_gap`
+    advantage: float = 0.0
+    finished: bool = True        # an end token was reached, not the length limit
+    group: int = 0               # which prompt of the rollout batch it answers
+
+
+def token_logps(vlm, rows, temperature=1.0, chunk=2048):
+    """Log-probs of replies -> (logp, entropy, mask), each [N, T], in the order of `rows`, padded on the right.
+
+    rows: list of lists of rollouts; those of one row have the same prompt object and are laid out as
+        prompt | reply 1 | reply 2 | ...
+    where each reply sees the prompt and itself, and its positions follow on from the prompt's. So the values are
+    those of separate sequences, but the prompt is computed once, and autograd sums what its replies send back.
+    """
+    sharing = max(map(len, rows)) > 1
+    if sharing and not can_share(vlm):
+        raise ValueError("replies that share a row need attention=\"sdpa\": others cannot take their mask")
+    replies = [[token for r in row for token in r.tokens] for row in rows]
+    batch = vlm.collate([row[0].prompt for row in rows], replies, side="right")
+    width = batch["input_ids"].shape[1]
+    segments, shifts, sources, targets = [], [], [], []                     # [R, L], [R, L], [n], [n]
+    for b, row in enumerate(rows):
+        prompt = len(row[0].prompt.tokens)
+        segment, shift = [0] * prompt, [0] * prompt
+        for k, r in enumerate(row):
+            start = len(segment)
+            # The token at t is predicted by the state at t - 1: for the first one that is the prompt's last.
+            sources += [b * width + i for i in (prompt - 1, *range(start, start + len(r.tokens) - 1))]
+            targets += r.tokens
+            segment += [k + 1] * len(r.tokens)
+            shift += [start - prompt] * len(r.tokens)
+        segments.append(segment + [-1] * (width - len(segment)))
+        shifts.append(shift + [0] * (width - len(shift)))
+
+    device = batch["input_ids"].device
+    if sharing:                     # otherwise the plain causal mask is right as it is
+        segments = torch.tensor(segments, device=device)
+        query, key = segments[:, :, None], segments[:, None, :]
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        batch["attention_mask"] = (causal & ((key == 0) | (key == query)))[:, None]     # [R, 1, L, L]
+        batch["position_ids"] = batch["position_ids"] - torch.tensor(shifts, device=device)     # [3, R, L]
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        hidden = vlm.hidden(batch).flatten(0, 1)                            # [R * L, D]
+        logp, entropy = ChunkedLogProbs.apply(hidden[torch.tensor(sources, device=device)], vlm.head,
+                                              torch.tensor(targets, device=device), temperature, chunk)
+    return unflatten(logp, rows), unflatten(entropy, rows), reply_mask(rows, device)
+
+
+def reply_mask(rows, device="cpu"):
+    """[N, T], from recorded lengths: a pad token *inside* a reply was sampled and is trained like any other.
+
+    >>> reply_mask([[Rollout(None, [7, 0, 2], []), Rollout(None, [2], [])]]).tolist()
+    [[True, True, True], [True, False, False]]
+    """
+    lengths = torch.tensor([len(r.tokens) for row in rows for r in row], device=device)
+    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+
+
+def can_share(vlm):
+    return vlm.config._attn_implementation == "sdpa"        # the flash-attn package knows no masks of [L, L]
+
+
+def unflatten(values, rows):
+    """[n] -> [N, T], zero in the padding."""
+    return pad_sequence(values.split([len(r.tokens) for row in rows for r in row]), batch_first=True)
+
+
+# ---- micro-batches ----------------------------------------------------------------------------------------
+
+def row_length(row):
+    return len(row[0].prompt.tokens) + sum(len(r.tokens) for r in row)
+
+
+def micro_batches(rollouts, token_budget, row_tokens):
+    """Rollouts -> list of micro-batches; a micro-batch is a list of rows, a row a list of rollouts of one prompt.
+
+    Replies share a row while it stays within `row_tokens` (attention costs its square; 0: one reply a row). Rows,
+    sorted by length, share a micro-batch while rows * longest, which is what padding makes of them, stays within
+    `token_budget`. A rollout that is longer than a limit stands alone.
+    """
+    rows, filling = [], {}
+    for r in rollouts:
+        row = filling.get(id(r.prompt))
+        if row is None or row_length(row) + len(r.tokens) > row_tokens:
+            row = filling[id(r.prompt)] = []
+            rows.append(row)
+        row.append(r)
+    batches = []
+    for row in sorted(rows, key=row_length):
+        if not batches or (len(batches[-1]) + 1) * row_length(row) > token_budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+@torch.no_grad()
+def score(vlm, rollouts, temperature=1.0, token_budget=8192, row_tokens=512):
+    """Log-probs of each rollout's tokens under `vlm`: a list of [T_i], in the order given."""
+    found, row_tokens = {}, row_tokens if can_share(vlm) else 0
+    for rows in micro_batches(rollouts, token_budget, row_tokens):
+        logp, _, mask = token_logps(vlm, rows, temperature)
+        found.update((r, logp[i, mask[i]]) for i, r in enumerate(r for row in rows for r in row))
+    return [found[r] for r in rollouts]
+
+
+# ---- the step ---------------------------------------------------------------------------------------------
+
+def make_optimizer(policy, lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01):
+    """AdamW on float32 master weights: in bf16 a step of 1e-6 is below the spacing of most weights and is lost."""
+    kinds = {str(p.dtype) for p in policy.model.parameters()}
+    if kinds != {"torch.float32"}:
+        raise ValueError(f"the policy holds {', '.join(sorted(kinds))}: to train it, load it with dtype=\"float32\"")
+    parameters = policy.model.parameters()
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def mini_batches(rollouts, groups_per_update):
+    """Whole groups, in order, spread evenly over the least number of updates. None: one update.
+
+    >>> pairs = [Rollout(None, [2], [0.0], group=g) for g in range(5) for _ in range(2)]
+    >>> [[r.group for r in mini] for mini in mini_batches(pairs, 4)]
+    [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4]]
+    """
+    groups = {}
+    for r in rollouts:
+        groups.setdefault(r.group, []).append(r)
+    groups = list(groups.values())
+    updates = math.ceil(len(groups) / (groups_per_update or len(groups)))
+    return [[r for g in part for r in groups[g]] for part in torch.arange(len(groups)).tensor_split(updates)]
+
+
+def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None, temperature=1.0,
+               clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01, max_grad_norm=1.0,
+               token_budget=8192, row_tokens=512):
+    """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
+
+    policy, reference: VLMs; reference may be None if kl_coef is 0. temperature: what the rollouts were sampled at.
+    Returns statistics of the whole step, as numbers:
+    - means over the tokens of the updates made (nan if none was): loss, kl (to the reference), approx_kl (to the
+      policy before the step), entropy, logp_gap_mean, and the shares clip_high, clip_low, clip_dual of tokens whose
+      ratio is cut; logp_gap: the largest |sampler - trainer|; grad_norm: before clipping, mean over updates;
+    - zero_variance: share of groups; truncated: share of rollouts;
+    - tokens (trained on), updates, skipped (gradient not finite), no_signal (mini-batches without an advantage).
+    """
+    if not rollouts:
+        raise ValueError("no rollouts to train on")
+    if any(len(r.tokens) != len(r.full_logps) or not r.tokens for r in rollouts):
+        raise ValueError("a rollout has no tokens, or not one sampler log-prob per token")
+    if kl_coef and reference is None:
+        raise ValueError("kl_coef is not 0, so a reference model is needed")
+    everything = mini_batches(rollouts, groups_per_update)
+    minis = [m for m in everything if any(r.advantage for r in m)]
+    # Old log-probs are those before the step's first update, for which they are `logp` itself: not computed twice.
+    row_tokens = row_tokens if all(can_share(m) for m in (policy, reference) if m) else 0
+    later = [r for m in minis[1:] for r in m]
+    old = dict(zip(later, score(policy, later, temperature, token_budget, row_tokens)))
+
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    sums, tokens, updates, skipped, grad_norms, gap = {}, 0, 0, 0, [], 0.0
+    for number, mini in enumerate(minis):
+        denominator, mine = sum(len(r.tokens) for r in mini), {}            # tokens of the update, computed once
+        optimizer.zero_grad(set_to_none=True)
+        for rows in micro_batches(mini, token_budget, row_tokens):
+            logp, entropy, mask = token_logps(policy, rows, temperature)
+            with torch.no_grad():
+                ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None
+            flat = [r for row in rows for r in row]
+            old_logp = pad_sequence([old[r] for r in flat], batch_first=True) if number else logp.detach()
+            advantages = torch.tensor([r.advantage for r in flat], device=logp.device)
+            loss, stats = policy_loss(logp, old_logp, ref_logp, advantages, mask,
+                                      clip_low, clip_high, clip_dual, kl_coef, denominator)
+            loss.backward()
+            sampled = torch.tensor([x for r in flat for x in r.full_logps], device=logp.device)     # [n]
+            gaps = (sampled - old_logp[mask]).abs()
+            gap = max(gap, gaps.max().item())
+            stats |= {"entropy": entropy[mask].sum().item() / denominator,
+                      "logp_gap_mean": gaps.sum().item() / denominator}
+            mine = {name: mine.get(name, 0.0) + value for name, value in stats.items()}
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+        if not math.isfinite(norm):     # one such update would turn every weight into nan
+            print(f"grpo: update skipped, its gradient norm is {norm}", file=sys.stderr)
+            skipped += 1
+            continue
+        optimizer.step()
+        updates += 1
+        tokens += denominator
+        grad_norms.append(norm)
+        sums = {name: sums.get(name, 0.0) + value * denominator for name, value in mine.items()}
+    optimizer.zero_grad(set_to_none=True)                                   # no gradients in memory while sampling
+
+    names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual", "logp_gap_mean")
+    groups = {r.group: False for r in rollouts} | {r.group: True for r in rollouts if r.advantage}
+    return {
+        **{name: sums[name] / tokens if updates else math.nan for name in names},
+        "logp_gap": gap if minis else math.nan,
+        "grad_norm": sum(grad_norms) / updates if updates else math.nan,
+        "zero_variance": 1 - sum(groups.values()) / len(groups),
+        "truncated": sum(not r.finished for r in rollouts) / len(rollouts),
+        "tokens": tokens, "updates": updates, "skipped": skipped, "no_signal": len(everything) - len(minis),
+    }

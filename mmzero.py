@@ -1,0 +1,600 @@
+"""MM-Zero: one base vision-language model becomes three roles that teach each other, with no data from outside.
+
+    python mmzero.py                             the embedded tiny base, on a laptop
+    python mmzero.py --model Qwen2-VL-2B         a real one (settings of the paper)
+
+One iteration is three phases (section 2 of the paper summary in the README); in each, one role is trained with GRPO
+and the other two are frozen:
+
+    P   topic ──Proposer──> proposal ──Coder──> 4 codes ──render──> pictures ──Solver──> 5 + 5 answers ──> reward of P
+    C   fresh proposals, those the Coder draws 1 to 3 times of 4 ──Coder──> code ──render──> picture ──Solver──> reward of C
+    S   fresh proposals ──Coder──> pictures ──Solver──> 10 + 10 answers; the open questions are kept, the majority answer
+        is their label ──Solver──> reward of S
+
+Where the ideas are: rewards.py (what is good), grpo.py (how a reward becomes a gradient), generate.py (sampling),
+render.py (code to picture), vlm.py (the network), eval.py and report.py (did it work). This file is the loop.
+
+Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their script hands it the
+Coder's weights); one process instead of services; the optimiser starts fresh in every phase, as theirs does.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import rewards
+from eval import charts, evaluate
+from generate import generate
+from grpo import Rollout, group_advantages, make_optimizer, train_step
+from prompts import TOPICS, fill
+from render import Renderer
+from report import report, table
+from vlm import VLM
+
+ROLES = ("proposer", "coder", "solver")             # in the order in which an iteration trains them
+LANGUAGES = {"svg": ("svg",), "python": ("python",), "mixed": ("svg", "python")}
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of a run. The defaults are the paper's, for real models; TINY below is for the embedded base."""
+    model: str = "tiny"                 # tiny, a short name such as Qwen2-VL-2B, a folder, or a hub id
+    out: str = ""                       # folder of the run; empty: runs/<model>-<language>-seed<seed>
+    language: str = "svg"               # what the Coder writes: svg, python, or mixed (taking turns)
+    iterations: int = 3                 # how often all three roles are trained; 0: only measure the base
+    seed: int = 0                       # of everything that is sampled
+    # Proposer: how much is sampled per step, and how often it is trained in an iteration.
+    proposer_steps: int = 20            # GRPO steps (rollout batches) per iteration
+    proposer_prompts: int = 18          # prompts (topics, in turn) per step
+    proposer_rollouts: int = 4          # G: proposals per prompt
+    proposer_update: int = 18           # prompts per optimiser update
+    codes: int = 4                      # N: codes the frozen Coder writes per proposal
+    answers: int = 5                    # K: answers of the frozen Solver per question, while training P and C
+    # Coder
+    coder_steps: int = 20               # GRPO steps per iteration
+    coder_proposals: int = 3304         # fresh proposals, of which those of middling render rate are trained on
+    coder_prompts: int = 256            # proposals per step
+    coder_rollouts: int = 4             # G: codes per proposal
+    coder_update: int = 64              # proposals per optimiser update
+    # Solver
+    solver_steps: int = 20              # GRPO steps per iteration
+    solver_proposals: int = 5000        # fresh proposals, one code each, of which the open questions are trained on
+    labels: int = 10                    # answers per question from which the majority label is taken
+    solver_prompts: int = 512           # pictures per step
+    solver_rollouts: int = 8            # G: answers per picture
+    solver_update: int = 128            # pictures per optimiser update
+    # GRPO
+    lr: float = 1e-6                    # AdamW, constant
+    weight_decay: float = 0.01          # of AdamW
+    kl: float = 0.01                    # weight of the k3 KL to the model that the phase began with
+    clip_low: float = 0.2               # the ratio may fall to 1 - this
+    clip_high: float = 0.3              # and rise to 1 + this
+    clip_dual: float = 3.0              # for a negative advantage the surrogate is bounded by this times it
+    grad_norm: float = 1.0              # gradients are scaled down to this norm
+    token_budget: int = 16384           # tokens, padding included, per forward and backward pass
+    checkpointing: bool = True          # recompute activations in the backward pass: less memory, a third more time
+    # Lengths, in tokens
+    proposal_tokens: int = 4096         # a proposal is cut here
+    code_tokens: int = 4096             # a code is cut here
+    answer_tokens: int = 4096           # an answer is cut here
+    # Pictures and machine
+    min_pixels: int = 262144            # smaller pictures are scaled up to this area; 0: as the checkpoint has it
+    max_pixels: int = 1638400           # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
+    slots: int = 64                     # completions decoded side by side
+    workers: int = 0                    # processes that render; 0: one per core
+    render_seconds: float = 5.0         # a program that draws for longer is stopped
+    # Measuring, before the first and after every iteration
+    questions: int = 420                # held-out questions of either kind; 0: none
+    probe: int = 128                    # proposals that the three roles make and answer together
+
+
+PAPER = Settings()
+# The embedded base has 1.3 M parameters where the paper's have 2 to 8 billion: a larger step size, smaller batches
+# and short texts, so that three iterations take a few minutes on two cores. Rewards and filters are the same.
+TINY = replace(
+    PAPER, proposer_steps=8, proposer_prompts=24, proposer_update=24, coder_steps=8, coder_proposals=256, coder_prompts=64,
+    coder_update=64, solver_steps=12, solver_proposals=640, solver_prompts=96, solver_update=96, lr=1e-4, checkpointing=False,
+    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, slots=384, token_budget=8192)
+
+
+def check(s: Settings) -> None:
+    """ValueError with one line that says what would be right."""
+    def need(name, good, rule):
+        if not good:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(s, name)!r}: it should be {rule}")
+
+    need("language", s.language in LANGUAGES, "svg, python or mixed")
+    for f in dataclasses.fields(s):
+        if f.type in (int, "int") and f.name not in ("seed", "iterations", "min_pixels", "max_pixels", "workers", "questions", "probe"):
+            need(f.name, getattr(s, f.name) >= 1, "a whole number, 1 or more")
+        elif f.type in (int, float, "int", "float"):
+            need(f.name, getattr(s, f.name) >= 0, "0 or more")
+    for name in ("proposer_rollouts", "coder_rollouts", "solver_rollouts"):
+        need(name, getattr(s, name) >= 2, "2 or more: a group's advantage compares its rollouts")
+    need("lr", 0 < s.lr < 1, "between 0 and 1")
+    need("clip_low", s.clip_low < 1, "below 1")
+    need("clip_dual", s.clip_dual > 1, "above 1")
+    need("grad_norm", s.grad_norm > 0, "above 0")
+    need("render_seconds", s.render_seconds > 0, "above 0")
+    need("max_pixels", not s.max_pixels or s.max_pixels >= s.min_pixels, "0, or at least --min-pixels")
+
+
+def subseed(*parts) -> int:
+    """A seed of its own for everything that is sampled, so that a resumed run draws what the first one would have.
+
+    >>> subseed(0, 1, "solver", 3) == subseed(0, 1, "solver", 3) != subseed(0, 1, "solver", 4)
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+# -------------------------------------------------------------------------------------------- the run folder
+
+class Run:
+    """The folder of a run: what is written there, and how far an earlier start of the same command came.
+
+    `resume/progress.json` names the last phase that is complete. What a broken-off phase left behind it is dropped
+    when the run goes on: that phase is done again, from the same seeds.
+    """
+    STAGES = (*ROLES, "eval")
+
+    def __init__(self, settings: Settings):
+        self.folder = Path(settings.out)
+        config = dataclasses.asdict(settings)
+        try:
+            (self.folder / "resume").mkdir(parents=True, exist_ok=True)
+            if (self.folder / "config.json").exists():
+                self._same(json.loads((self.folder / "config.json").read_text())["settings"], config)
+            self.write("config.json", json.dumps({"model": settings.model, "settings": config, "torch": torch.__version__}, indent=2))
+        except OSError as error:
+            raise ValueError(f"--out {self.folder} cannot be written ({error.strerror}): give a folder of yours") from error
+        self.done = (0, "")                                     # nothing yet; (0, "eval") once the base is measured
+        if (self.folder / "resume/progress.json").exists():
+            self.done = tuple(json.loads((self.folder / "resume/progress.json").read_text()))
+        kept = [line for line in self._lines() if self.is_done(line["iteration"], line.get("phase", "eval"))]
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _same(self, old: dict, new: dict):
+        changed = [name for name in new if name not in ("out", "iterations", "workers", "slots") and old.get(name) != new[name]]
+        if changed:
+            what = ", ".join(f"{n} {old.get(n)!r} there, {new[n]!r} now" for n in changed[:4])
+            raise ValueError(f"{self.folder} holds a run of another configuration ({what}): "
+                             f"give the same flags to go on with it, or another --out")
+
+    def _lines(self):
+        path = self.folder / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                yield json.loads(line)
+            except ValueError:                                  # the last line of a run that was killed while it wrote
+                return
+
+    def is_done(self, iteration: int, stage: str) -> bool:
+        key = lambda i, s: (i, -1 if not s else self.STAGES.index(s))
+        return key(iteration, stage) <= key(*self.done)
+
+    def finish(self, iteration: int, stage: str):
+        self.done = (iteration, stage)
+        self.write("resume/progress.json", json.dumps(self.done))
+
+    def write(self, name: str, text: str):
+        """To a temporary name first: whoever reads sees the old file or the new one, never half of one."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name + ".new").write_text(text, encoding="utf-8")
+        os.replace(path.with_name(path.name + ".new"), path)
+
+    def log(self, **record):
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def evaluations(self) -> list[dict]:
+        return [line for line in self._lines() if line["kind"] == "eval"]
+
+    def save_data(self, iteration: int, name: str, rows: list[tuple[dict, "Draft | None"]]):
+        """iterK/NAME.jsonl, and the pictures of its rows."""
+        folder, lines = f"iter{iteration}/pictures", []
+        (self.folder / folder).mkdir(parents=True, exist_ok=True)
+        for number, (row, draft) in enumerate(rows, 1):
+            row = row | (draft.record() if draft else {})
+            if draft and draft.image:
+                row["picture"] = f"{folder}/{name}_{number:04}.png"
+                draft.image.save(self.folder / row["picture"])
+            lines.append(json.dumps(row) + "\n")
+        self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
+
+
+# ------------------------------------------------------------------------------------------- the three roles
+
+@dataclass(eq=False)
+class Draft:
+    """One code for one proposal, and what became of it."""
+    proposal: rewards.Proposal
+    language: str
+    reply: str = ""
+    code: str | None = None
+    tokens: int = 0                                             # length of the reply
+    image: object = None                                        # PIL.Image, if the code rendered
+    error: str | None = None                                    # why it did not
+    easy_answers: list = field(default_factory=list)            # of the Solver; None where nothing could be read
+    hard_answers: list = field(default_factory=list)
+
+    @property
+    def judged(self) -> rewards.Judged | None:
+        if self.image is None:
+            return None
+        return rewards.Judged(rewards.solvability(self.easy_answers, self.proposal.easy_answer), rewards.vote(self.hard_answers)[1])
+
+    def record(self) -> dict:
+        judged = self.judged
+        return {**dataclasses.asdict(self.proposal), "content_type": rewards.type_of(self.proposal), "code": self.code,
+                "language": self.language, "error": self.error, "picture": None, "easy_answers": self.easy_answers,
+                "hard_answers": self.hard_answers, "solvability": judged and judged.solvability,
+                "consistency": judged and judged.consistency}
+
+
+class Trio:
+    """The three roles: one `actor` that samples and scores, one `policy` that is trained, three sets of weights.
+
+    A role is a set of weights in host memory, copied into the actor when the role is to speak; no more than two
+    networks are ever on the device. The policy holds float32 masters, the actor the compute type (bf16 on a GPU).
+    """
+
+    def __init__(self, settings: Settings, weights_of: dict[str, str]):
+        """weights_of: role -> model name or folder to start from."""
+        self.s = settings
+        self.actor = VLM.load(settings.model)
+        self.policy = VLM.load(settings.model, dtype="float32")
+        if settings.checkpointing:
+            self.policy.model.gradient_checkpointing_enable()
+            self.policy.model.train()                           # without this it does nothing; these models have no dropout
+        for vlm in (self.actor, self.policy):
+            vlm.min_pixels, vlm.max_pixels = settings.min_pixels or vlm.min_pixels, settings.max_pixels or vlm.max_pixels
+        base = self.policy.state()
+        self.weights = {role: base if name == settings.model else VLM.load(name, device="cpu", dtype="float32").state()
+                        for role, name in weights_of.items()}
+        self.prompts = self.actor.prompts
+        self.renderer = Renderer(workers=settings.workers or None, timeout=settings.render_seconds)
+
+    def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
+        """Sample n replies to each prompt with these weights. -> list per prompt of Completion"""
+        self.actor.load_state(weights)
+        return generate(self.actor, prompts, n=n, slots=self.s.slots, progress=progress, **sampling)
+
+    # ---------------------------------------------------------------- what each role is asked
+    def proposer_prompt(self, topic: str):
+        return self.actor.encode(fill(self.prompts["proposer"], topic=topic))
+
+    def coder_prompt(self, proposal: rewards.Proposal, language: str):
+        return self.actor.encode(fill(self.prompts["coder"][language], **dataclasses.asdict(proposal)))
+
+    def solver_prompt(self, image, question: str):
+        return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
+
+    # ---------------------------------------------------------------- what the frozen roles do (section 2)
+    def propose(self, weights, count: int, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
+        """`count` fresh proposals, topics in turn -> (topic, reply, proposal or None)"""
+        topics = [TOPICS[i % len(TOPICS)] for i in range(count)]
+        prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
+        replies = self.speak(weights, [prompts[topic] for topic in topics], 1, progress, seed=seed, temperature=1.0, top_p=0.95,
+                             max_new_tokens=self.s.proposal_tokens)
+        return [(topic, reply.text, rewards.parse_proposal(reply.text)) for topic, (reply,) in zip(topics, replies)]
+
+    def languages(self, count: int) -> list[str]:
+        return [LANGUAGES[self.s.language][i % len(LANGUAGES[self.s.language])] for i in range(count)]
+
+    def draw(self, weights, proposals: list[rewards.Proposal], n: int, seed: int, top_k=0, progress=False) -> list[list[Draft]]:
+        """n codes for each proposal, rendered. -> list per proposal of Draft"""
+        languages = self.languages(len(proposals))
+        prompts = [self.coder_prompt(p, language) for p, language in zip(proposals, languages)]
+        replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=0.7, top_p=0.95, top_k=top_k,
+                             max_new_tokens=self.s.code_tokens)
+        drafts = [[Draft(p, language, reply.text, tokens=len(reply.tokens)) for reply in group]
+                  for p, language, group in zip(proposals, languages, replies)]
+        self.render(list(itertools.chain(*drafts)), progress)
+        return drafts
+
+    def render(self, drafts: list[Draft], progress=False):
+        for draft in drafts:
+            draft.code = rewards.extract_code(draft.reply, draft.language)
+        for draft, result in zip(drafts, self.renderer.render([(d.code, d.language) for d in drafts], progress)):
+            draft.image, draft.error = result.image, result.error
+
+    def judge(self, weights, drafts: list[Draft], n: int, seed: int, top_k=40, progress=False):
+        """The Solver answers both questions about every picture n times; drafts without a picture are left alone."""
+        drawn = [d for d in drafts if d.image is not None]
+        prompts = [self.solver_prompt(d.image, q) for d in drawn for q in (d.proposal.easy_question, d.proposal.hard_question)]
+        replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=1.0, top_k=top_k,
+                             max_new_tokens=self.s.answer_tokens)
+        for i, draft in enumerate(drawn):
+            draft.easy_answers, draft.hard_answers = ([rewards.extract_answer(r.text) for r in replies[2 * i + k]] for k in (0, 1))
+
+
+# ------------------------------------------------------------------------------------------- the three phases
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+class Phase:
+    """One role in training, the other two frozen. `trio.weights[role]` is the reference, and changes at the end."""
+
+    def __init__(self, trio: Trio, run: Run, iteration: int, role: str, steps: int):
+        self.trio, self.run, self.s, self.iteration, self.role, self.steps = trio, run, trio.s, iteration, role, steps
+        self.reference = trio.weights[role]
+        trio.policy.load_state(self.reference)
+        self.optimizer = make_optimizer(trio.policy, lr=self.s.lr, weight_decay=self.s.weight_decay)
+        self.title = f"iteration {iteration} {role}"
+        self.data = []                                          # rows for iterK/ROLE.jsonl
+
+    def seed(self, *parts) -> int:
+        return subseed(self.s.seed, self.iteration, self.role, *parts)
+
+    def sample(self, prompts, n: int, step: int, temperature: float, top_p: float, max_new_tokens: int):
+        """Rollouts of the policy as it is now."""
+        return self.trio.speak(self.trio.policy.state(), prompts, n, seed=self.seed(step, "rollouts"), temperature=temperature,
+                               top_p=top_p, max_new_tokens=max_new_tokens)
+
+    def learn(self, prompts, replies, scores: list[list[float]], groups_per_update: int, temperature: float) -> dict:
+        """Rewards [P, G] -> advantages -> optimiser updates. -> statistics"""
+        advantages = group_advantages(scores)
+        rollouts = [Rollout(prompt, reply.tokens, reply.full_logps, float(advantages[i, j]), reply.finished, group=i)
+                    for i, (prompt, group) in enumerate(zip(prompts, replies)) for j, reply in enumerate(group)]
+        self.trio.actor.load_state(self.reference)              # the actor now plays the reference
+        return train_step(self.trio.policy, self.trio.actor, rollouts, self.optimizer, groups_per_update=groups_per_update,
+                          temperature=temperature, clip_low=self.s.clip_low, clip_high=self.s.clip_high, clip_dual=self.s.clip_dual,
+                          kl_coef=self.s.kl, max_grad_norm=self.s.grad_norm, token_budget=self.s.token_budget)
+
+    def train(self, one_step):
+        """Call `one_step(step) -> (reward parts, statistics)` for every step; a line on the terminal and on disk each."""
+        bar = tqdm(range(1, self.steps + 1), desc=self.title, ncols=100, leave=False)
+        for step in bar:
+            begun = time.perf_counter()
+            parts, statistics = one_step(step)
+            record = parts | {k: v if v == v else None for k, v in statistics.items()} | {"seconds": time.perf_counter() - begun}
+            self.run.log(kind="step", iteration=self.iteration, phase=self.role, step=step, **record)
+            bar.write(step_line(f"{self.title} {step}/{self.steps}", record))
+        self.trio.weights[self.role] = self.trio.policy.state()
+
+    def report_data(self, counts: dict, drafts: list[Draft], begun: float):
+        """What became of the fresh proposals, on the terminal and on disk."""
+        drawn = [d for d in drafts if d.easy_answers]
+        self.run.log(kind="data", iteration=self.iteration, phase=self.role, seconds=time.perf_counter() - begun, **counts,
+                     hard_consistency=[rewards.vote(d.hard_answers)[1] for d in drawn],
+                     easy_consistency=[rewards.vote(d.easy_answers)[1] for d in drawn],
+                     agreement_with_easy_answer=mean(d.judged.solvability for d in drawn))
+        print(f"{self.title} data  " + " > ".join(f"{number} {name}" for name, number in counts.items()))
+        if not counts["kept"]:
+            print(f"{self.title}: nothing passed the filter, so there is nothing to train on; the {self.role} stays as it is")
+
+    def batches(self, items: list, size: int):
+        """Endless batches of `size` (or all there are), going through the items in a new order each time."""
+        rng, queue = random.Random(self.seed("order")), []
+        while True:
+            batch = []
+            while len(batch) < min(size, len(items)):
+                queue = queue or rng.sample(items, len(items))
+                batch.append(queue.pop())
+            yield batch
+
+
+def step_line(title: str, r: dict) -> str:
+    """The figures of one step that one wants to see at once; all of them are in metrics.jsonl.
+
+    >>> print(step_line("iteration 1 solver 3/12", dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)))
+    iteration 1 solver 3/12      reward  0.500  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    """
+    parts = [f"{name} {r[key]:.2f}" for name, key in (("valid", "valid"), ("render", "rendered"), ("solvable", "solvability"),
+             ("difficulty", "difficulty"), ("types", "type_entropy"), ("accuracy", "accuracy"), ("format", "format")) if key in r]
+    if r["updates"]:
+        parts += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
+    else:
+        parts += ["no update: " + ("gradient not finite" if r.get("skipped") else "every group's rewards are equal")]
+    return f"{title:<27}  reward {r['reward']:6.3f}  " + "  ".join(parts) + f"  {r['seconds']:.1f} s"
+
+
+def train_proposer(trio: Trio, run: Run, iteration: int):
+    """Phase P: proposals are good if the frozen Coder can draw them and the frozen Solver finds them neither easy nor hopeless."""
+    s = trio.s
+    phase = Phase(trio, run, iteration, "proposer", s.proposer_steps)
+    topics = itertools.cycle(TOPICS)
+
+    def one_step(step):
+        asked = [next(topics) for _ in range(s.proposer_prompts)]
+        prompts = [trio.proposer_prompt(topic) for topic in asked]
+        replies = phase.sample(prompts, s.proposer_rollouts, step, 1.0, 0.99, s.proposal_tokens)
+        proposals = [rewards.parse_proposal(reply.text) for group in replies for reply in group]
+        valid = [p for p in proposals if p is not None]
+        drafts = trio.draw(trio.weights["coder"], valid, s.codes, phase.seed(step, "codes"), top_k=40)
+        trio.judge(trio.weights["solver"], list(itertools.chain(*drafts)), s.answers, phase.seed(step, "answers"))
+        ready = iter(drafts)
+        judged = [[] if p is None else [d.judged for d in next(ready)] for p in proposals]
+        rows = rewards.proposer_rewards(proposals, judged)
+        scores = [[row["reward"] for row in rows[i:i + s.proposer_rollouts]] for i in range(0, len(rows), s.proposer_rollouts)]
+        statistics = phase.learn(prompts, replies, scores, s.proposer_update, temperature=1.0)
+        flat = [(topic, reply.text) for topic, group in zip(asked, replies) for reply in group]
+        phase.data += [({"step": step, "topic": topic, "reply": text} | row, None) for (topic, text), row in zip(flat, rows)]
+        good = [row for row in rows if row["valid"]]
+        parts = {"reward": mean(r["reward"] for r in rows), "valid": mean(r["valid"] for r in rows)}
+        parts |= {k: mean(r[k] for r in good) for k in ("rendered", "solvability", "difficulty", "easy_hard", "type", "diversity")}
+        return parts | {"type_entropy": rewards.type_entropy([r["content_type"] for r in good])}, statistics
+
+    phase.train(one_step)
+    run.save_data(iteration, "proposer", phase.data)
+
+
+def train_coder(trio: Trio, run: Run, iteration: int):
+    """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept (3.4)."""
+    s, begun = trio.s, time.perf_counter()
+    phase = Phase(trio, run, iteration, "coder", s.coder_steps)
+    fresh = trio.propose(trio.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
+    valid = [p for _, _, p in fresh if p is not None]
+    drafts = trio.draw(trio.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
+    rates = [mean(d.image is not None for d in group) for group in drafts]
+    kept = [(p, group[0].language) for p, group, rate in zip(valid, drafts, rates) if rewards.keep_for_coder(rate)]
+    phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": sum(rate > 0 for rate in rates), "kept": len(kept)},
+                      [], begun)
+    run.save_data(iteration, "coder", [({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0])
+                                       for group, rate in zip(drafts, rates)])
+    if not kept:
+        return
+    batches = phase.batches(kept, s.coder_prompts)
+
+    def one_step(step):
+        batch = next(batches)
+        prompts = [trio.coder_prompt(proposal, language) for proposal, language in batch]
+        replies = phase.sample(prompts, s.coder_rollouts, step, 0.7, 0.95, s.code_tokens)
+        drafts = [[Draft(p, language, reply.text) for reply in group] for (p, language), group in zip(batch, replies)]
+        flat = list(itertools.chain(*drafts))
+        trio.render(flat)
+        trio.judge(trio.weights["solver"], flat, s.answers, phase.seed(step, "answers"))
+        rows = [[rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group] for group in drafts]
+        statistics = phase.learn(prompts, replies, [[r["reward"] for r in group] for group in rows], s.coder_update, temperature=0.7)
+        rows = list(itertools.chain(*rows))
+        drawn = [r for r in rows if r["rendered"]]
+        return {"reward": mean(r["reward"] for r in rows), "rendered": mean(r["rendered"] for r in rows),
+                "solvability": mean(r["solvability"] for r in drawn), "difficulty": mean(r["difficulty"] for r in drawn)}, statistics
+
+    phase.train(one_step)
+
+
+def train_solver(trio: Trio, run: Run, iteration: int):
+    """Phase S: test-time RL. The majority of ten answers is the label of an open question; fixed before training starts."""
+    s, begun = trio.s, time.perf_counter()
+    phase = Phase(trio, run, iteration, "solver", s.solver_steps)
+    fresh = trio.propose(trio.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
+    valid = [p for _, _, p in fresh if p is not None]
+    drafts = [group[0] for group in trio.draw(trio.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
+    trio.judge(trio.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
+    drawn = [d for d in drafts if d.image is not None]
+    open_ = lambda d: rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])
+    kept = [(d, rewards.vote(d.hard_answers)[0]) for d in drawn if open_(d)]
+    phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": len(drawn), "evaluated": len(drawn), "kept": len(kept)},
+                      drawn, begun)
+    run.save_data(iteration, "solver", [({"label": label}, d) for d, label in kept])
+    if not kept:
+        return
+    batches = phase.batches(kept, s.solver_prompts)
+
+    def one_step(step):
+        batch = next(batches)
+        prompts = [trio.solver_prompt(d.image, d.proposal.hard_question) for d, _ in batch]
+        replies = phase.sample(prompts, s.solver_rollouts, step, 1.0, 0.99, s.answer_tokens)
+        rows = [[rewards.solver_reward(reply.text, label) for reply in group] for (_, label), group in zip(batch, replies)]
+        statistics = phase.learn(prompts, replies, [[r["reward"] for r in group] for group in rows], s.solver_update, temperature=1.0)
+        rows = list(itertools.chain(*rows))
+        return {k: mean(r[k] for r in rows) for k in ("reward", "accuracy", "format")}, statistics
+
+    phase.train(one_step)
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+def measure(trio: Trio, run: Run, iteration: int, test: dict):
+    """The row of this iteration in the table: the Solver on held-out questions, and a probe of the three roles together."""
+    s, begun = trio.s, time.perf_counter()
+    trio.actor.load_state(trio.weights["solver"])
+    record = {}
+    if test:
+        record = evaluate(trio.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=True)
+        record |= {"easy": evaluate(trio.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens)["sampled"]}
+        del record["per_question"]
+    if s.probe:
+        fresh = trio.propose(trio.weights["proposer"], s.probe, subseed(s.seed, iteration, "probe", "proposals"))
+        valid = [p for _, _, p in fresh if p is not None]
+        drafts = [g[0] for g in trio.draw(trio.weights["coder"], valid, 1, subseed(s.seed, iteration, "probe", "codes"))]
+        trio.judge(trio.weights["solver"], drafts, s.answers, subseed(s.seed, iteration, "probe", "answers"))
+        ready = iter(drafts)
+        run.save_data(iteration, "probe", [({"topic": topic, "reply": reply}, next(ready) if p else None) for topic, reply, p in fresh])
+        types = [rewards.type_of(p) for p in valid]
+        drawn = [d for d in drafts if d.image is not None]
+        record |= {"valid": len(valid) / len(fresh), "render": len(drawn) / max(len(valid), 1),
+                   "solvability": mean(d.judged.solvability for d in drawn),
+                   "difficulty": mean(rewards.difficulty(d.judged.consistency) for d in drawn),
+                   "type_entropy": rewards.type_entropy(types), "types": {t: types.count(t) for t in sorted(set(types))},
+                   "code_tokens": mean(d.tokens for d in drafts), "hard_consistency": [d.judged.consistency for d in drawn],
+                   "easy_hard_gap": mean(rewards.vote(d.easy_answers)[1] - rewards.vote(d.hard_answers)[1] for d in drawn)}
+    run.log(kind="eval", iteration=iteration, **record | {"seconds": time.perf_counter() - begun})
+
+
+# ------------------------------------------------------------------------------------------------- the loop
+
+def self_evolve(settings: Settings) -> Run:
+    """The whole of MM-Zero: K iterations of P, C, S. Continues where an earlier call with the same settings stopped."""
+    check(settings)
+    if not settings.out:
+        settings = replace(settings, out=f"runs/{Path(settings.model).name}-{settings.language}-seed{settings.seed}")
+    begun = time.perf_counter()
+    run = Run(settings)
+    where = {}                                                  # role -> its newest checkpoint
+    for role in ROLES:
+        trained = [i for i in range(1, settings.iterations + 1) if run.is_done(i, role)]
+        where[role] = str(run.folder / f"iter{trained[-1]}" / role) if trained else settings.model
+    if run.done != (0, ""):
+        print(f"going on with {run.folder}, after iteration {run.done[0]}, {run.done[1]}")
+    trio = Trio(settings, where)
+    print(f"{settings.model}: {sum(p.numel() for p in trio.policy.model.parameters()) / 1e6:.1f} M parameters on "
+          f"{trio.actor.device}, language {settings.language}; run folder {run.folder}")
+    phases = dict(zip(ROLES, (train_proposer, train_coder, train_solver)))
+    with trio.renderer:
+        test = {kind: charts(settings.questions, kind=kind)[0] for kind in ("hard", "easy")} if settings.questions else {}
+        for iteration in range(settings.iterations + 1):        # iteration 0 is the base: measured, not trained
+            for role in ROLES if iteration else ():
+                if run.is_done(iteration, role):
+                    continue
+                phases[role](trio, run, iteration)
+                trio.policy.load_state(trio.weights[role])
+                trio.policy.save(run.folder / f"iter{iteration}" / role)
+                run.finish(iteration, role)
+            if not run.is_done(iteration, "eval"):
+                measure(trio, run, iteration, test)
+                run.finish(iteration, "eval")
+                print(table(run.evaluations()[-1:]))
+                report(run.folder)
+    print(f"\n{table(run.evaluations())}\n\nreport: {report(run.folder)}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
+    return run
+
+
+def parse(arguments=None) -> Settings:
+    """The command line is the settings' fields; what is not given is the paper's, or TINY's for the embedded base."""
+    parser = argparse.ArgumentParser(description="MM-Zero: three roles of one vision-language model evolve without data.",
+                                     allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for f in dataclasses.fields(Settings):
+        kind = {"int": int, "float": float, "str": str, "bool": bool}[getattr(f.type, "__name__", f.type)]
+        options = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
+    parser.add_argument("--preset", choices=("tiny", "paper"), default=argparse.SUPPRESS,
+                        help="where the other settings come from; default: tiny for --model tiny, else paper")
+    given = vars(parser.parse_args(arguments))
+    preset = given.pop("preset", "tiny" if given.get("model", "tiny") == "tiny" else "paper")
+    return replace({"tiny": TINY, "paper": PAPER}[preset], **given)
+
+
+def main(arguments=None):
+    settings = parse(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit("mmzero.py: this version runs in one process; start it without torchrun")
+    try:
+        self_evolve(settings)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"mmzero.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("mmzero.py: stopped; the same command goes on from the last phase that was finished")
+
+
+if __name__ == "__main__":
+    main()

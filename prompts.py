@@ -1,0 +1,145 @@
+r"""The three role prompts for real models, and the topics: all the text that enters a run from outside.
+
+A checkpoint folder may bring its own prompts.json, built like PROMPTS (the tiny base does). Placeholders:
+{topic} for the Proposer; {caption}, {easy_question}, {easy_answer}, {hard_question}, {hard_answer} for the
+Coder; {question} for the Solver. What the prompts ask for is what rewards.py parses and pays and render.py
+allows: change them together.
+"""
+
+import re
+
+TOPICS = (
+    "chart and graph understanding",
+    "statistical and trend analysis",
+    "mathematical and quantitative reasoning",
+    "spatial and geometric reasoning",
+    "logical and abstract reasoning",
+    "diagram and structural comprehension",
+    "visual text recognition and OCR",
+    "basic shape and object perception",
+)
+
+
+def fill(template, **fields):
+    r"""Put the fields in. One pass: what comes in is never searched for placeholders, other braces stay.
+
+    >>> fill(r"{question} Answer in \boxed{}.", question="How many {bars}?")
+    'How many {bars}? Answer in \\boxed{}.'
+    """
+    return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), template)
+
+
+PROPOSER = """\
+You invent visual reasoning problems. Another model will draw your picture by writing code, and a third model
+will see only that picture and your questions. Topic: {topic}.
+
+Plan one picture and two questions about it.
+
+The picture
+- Choose the content type that suits the idea best, not the one that comes to mind first. The types are:
+  data_chart (bars, lines, pies, scatter plots, heatmaps), diagram (flowcharts, networks, circuits, trees),
+  geometry (figures with lengths, angles, coordinates), timeline (events, schedules, Gantt charts),
+  map (regions, routes, floor plans), table (grids of numbers, words or symbols), other (anything else).
+- Describe it so completely that two people would draw the same: every element with its label, exact value,
+  colour, position and connections, the axes with their units, the legend. Use plain shapes, lines and text.
+- Make it rich: roughly 5 to 15 elements, related in at least two ways (say, groups and an order, or lengths
+  and angles). All numbers must agree with each other.
+- Be different. Do not reach for the stock example of the topic: no monthly sales, no fruit, no city
+  weather, no right triangle with sides 3, 4, 5. Vary subject, layout, number of elements, names and values
+  freely, and word caption and questions in a way that nobody else would.
+
+The questions
+- Both must be impossible to answer without looking at the picture: never state in a question a value that
+  has to be read off it, and ask nothing that general knowledge answers.
+- Easy question: its answer is one label, number or colour that can be read straight off the picture.
+- Hard question: it needs at least three steps, such as reading several values, comparing or filtering them,
+  then calculating, counting or following connections. Its answer must not be written anywhere in the
+  picture, and must be neither obvious nor a guess: a good solver should be right about half of the time.
+- Each question has exactly one correct answer, short and easy to grade: one number (with its unit if it has
+  one), one word or one label. No sentences, no lists, no estimates; if a number must be rounded, the
+  question says how.
+- Work the hard answer out yourself, step by step, before you write it down.
+
+Reply with exactly these six blocks, in this order, and nothing after them:
+<content_type>one of: data_chart, diagram, geometry, timeline, map, table, other</content_type>
+<caption>the full description of the picture</caption>
+<easy_question>the easy question</easy_question>
+<easy_answer>its answer</easy_answer>
+<hard_question>the hard question</hard_question>
+<hard_answer>its answer</hard_answer>
+"""
+
+CODER = """\
+Write {language} code that draws the picture described here. A model that sees nothing but the picture will be
+asked both questions.
+
+Picture: {caption}
+
+Easy question: {easy_question}
+Answer: {easy_answer}
+
+Hard question: {hard_question}
+Answer: {hard_answer}
+
+The picture
+- Draw every element of the description, with its exact values, labels and colours, and nothing that
+  contradicts it.
+- Whoever looks carefully must be able to read the easy answer off the picture.
+- Everything that the hard question needs must be visible, but its answer must not be written in the
+  picture. Do not write the questions, the reasoning or any hint into the picture either.
+- Readable at a glance: text of 14 pixels or more, dark on light, nothing overlapping or cut off at the
+  edges, margins on all sides, a legend where colours carry meaning.
+"""
+
+SVG_GUIDE = """
+The code
+- One complete SVG document: an <svg> element with xmlns="http://www.w3.org/2000/svg", width, height and a
+  viewBox of that size. Neither side may be larger than 1024; about 800 by 600 is good. First a white
+  rectangle over all of it.
+- Plain elements only: rect, circle, ellipse, line, polyline, polygon, path, text, tspan, g, and defs with
+  simple gradients or markers. Set fill, stroke and font-size as attributes, font-family="sans-serif",
+  colours by name or #rrggbb.
+- No scripts, no animation, no foreignObject, no style sheets, no filters, no pictures inside the picture,
+  no links, fonts or files from elsewhere: nothing is loaded.
+- Work out all coordinates before you write. In text, write &lt; for < and &amp; for &.
+
+Reply with the code in one fenced block:
+```svg
+<svg ...> ... </svg>
+```
+"""
+
+PYTHON_GUIDE = """
+The code
+- One complete Python script, run once from an empty folder. It may use Pillow, numpy, matplotlib and
+  modules of the standard library that only compute, such as math and random. Nothing else is installed.
+- No network, no reading of files, no other processes or threads, no input, no arguments: all of these are
+  refused. It has about five seconds and little memory.
+- What counts as the picture: the last one saved with Pillow's Image.save; if none was, a Pillow image in a
+  variable named img or image; if there is none, the open matplotlib figure. Make exactly one.
+- Neither side may be larger than 2048 pixels; about 800 by 600 is good. White background. For a figure use
+  figsize=(8, 6), dpi=100 and tight_layout.
+- Write all values into the code, so that every run draws the same picture. Use the fonts that come with
+  matplotlib, or Pillow's ImageFont.load_default(size).
+
+Reply with the code in one fenced block:
+```python
+...
+```
+"""
+
+SOLVER = r"""{question}
+
+Look closely at the picture: everything you need is in it. First think step by step inside <think> </think>:
+say what you read off the picture, then calculate and check. Then give the final answer, as short as possible
+(a number, a word or a label), inside \boxed{}, and write nothing after it. The whole reply has this form:
+<think> your reasoning </think>
+\boxed{your answer}
+"""
+
+PROMPTS = {
+    "proposer": PROPOSER,
+    "coder": {"svg": fill(CODER, language="SVG") + SVG_GUIDE,
+              "python": fill(CODER, language="Python") + PYTHON_GUIDE},
+    "solver": SOLVER,
+}

@@ -1,0 +1,204 @@
+"""The loop itself on the embedded base: two steps per phase, resume, refusals, and what happens when nothing is learnt."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import mmzero
+import rewards
+from mmzero import TINY, Run, Settings, check, parse, self_evolve
+from vlm import TINY as TINY_MODEL
+from vlm import VLM
+
+ROOT = Path(mmzero.__file__).parent
+SMALL = replace(TINY, iterations=1, proposer_steps=2, proposer_prompts=8, coder_steps=2, coder_proposals=24, coder_prompts=8,
+                solver_steps=2, solver_proposals=48, solver_prompts=8, questions=14, probe=16, workers=1)
+
+
+def metrics(folder, *without):
+    """metrics.jsonl without the clock."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return self_evolve(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run")))
+
+
+def test_two_steps_of_every_phase(run):
+    lines = metrics(run.folder)
+    steps = [(line["phase"], line["step"]) for line in lines if line["kind"] == "step"]
+    assert steps == [(role, step) for role in ("proposer", "coder", "solver") for step in (1, 2)]
+    assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
+    for line in lines:
+        if line["kind"] == "step" and line["updates"]:
+            assert line["logp_gap"] < 1e-3                      # what is scored is what was sampled
+            assert 0 < line["grad_norm"] < float("inf")
+    funnel = {line["phase"]: line for line in lines if line["kind"] == "data"}
+    assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
+    for line in funnel.values():
+        assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
+    evaluation = lines[-1]
+    assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
+    assert 0 < evaluation["greedy"] <= 1 and 0 < evaluation["valid"] <= 1 and 0 < evaluation["render"] <= 1
+
+
+def test_every_role_was_trained_and_loads_in_plain_transformers(run):
+    base = transformers.Qwen2VLForConditionalGeneration.from_pretrained(TINY_MODEL).state_dict()
+    for role in mmzero.ROLES:
+        folder = run.folder / "iter1" / role
+        weights = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
+        assert weights.keys() == base.keys()
+        assert any(not torch.equal(weights[name], base[name]) for name in base), role
+        assert all(torch.isfinite(w).all() for w in weights.values())
+        transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_the_data_of_every_role_is_on_disk(run):
+    rows = {name: [json.loads(line) for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()]
+            for name in (*mmzero.ROLES, "probe")}
+    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(rows["proposer"][0])
+    assert len(rows["probe"]) == 16
+    kept = next(line["kept"] for line in metrics(run.folder) if line["kind"] == "data" and line["phase"] == "solver")
+    assert len(rows["solver"]) == kept > 0
+    for row in rows["solver"]:
+        assert (run.folder / row["picture"]).is_file()
+        assert rewards.vote(row["hard_answers"])[0] == row["label"]         # the label is the majority's, fixed before training
+        assert len(row["easy_answers"]) == len(row["hard_answers"]) == SMALL.labels
+        assert 0.25 <= row["consistency"] <= 0.75
+    for row in rows["coder"]:
+        assert row["kept"] == (0.25 <= row["render_rate"] <= 0.75)
+    assert (run.folder / "report.html").stat().st_size > 5000
+
+
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkeypatch):
+    settings = replace(SMALL, out=str(tmp_path / "run"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:                        # stopped in phase S, after two steps were logged
+        patch.setattr(mmzero.Run, "save_data", lambda self, i, name, rows: stop() if name == "solver" else save(self, i, name, rows))
+        with pytest.raises(KeyboardInterrupt):
+            self_evolve(settings)
+    again = self_evolve(settings)
+    assert metrics(again.folder) == metrics(run.folder)
+    for role in mmzero.ROLES:
+        a, b = (r.folder / "iter1" / role / "model.safetensors" for r in (run, again))
+        assert a.read_bytes() == b.read_bytes(), role
+
+
+save = Run.save_data
+
+
+def test_a_finished_run_is_only_shown_again(run, capsys):
+    before = (run.folder / "metrics.jsonl").read_text()
+    self_evolve(replace(SMALL, out=str(run.folder)))
+    assert (run.folder / "metrics.jsonl").read_text() == before
+    assert "it 1" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(run):
+    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="another configuration.*lr"):
+        self_evolve(replace(SMALL, out=str(run.folder), lr=2e-4))
+    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
+
+
+def random_model(folder, seed=0):
+    """The tiny base with random weights: it plays no role at all."""
+    vlm = VLM.load("tiny", device="cpu")
+    torch.manual_seed(seed)
+    for weight in vlm.model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    vlm.save(folder)
+    return str(folder)
+
+
+def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys):
+    settings = replace(SMALL, model=random_model(tmp_path / "noise"), out=str(tmp_path / "run"), questions=7, coder_proposals=8,
+                       solver_proposals=8, probe=8, proposal_tokens=16)
+    run = self_evolve(settings)
+    out = capsys.readouterr().out
+    assert out.count("no update: every group's rewards are equal") == 2        # both steps of P: no valid proposal at all
+    assert out.count("nothing passed the filter") == 2                         # C and S
+    for role in mmzero.ROLES:                                                  # and the roles are what they were
+        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(run.folder / "iter1" / role).state_dict()
+        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(settings.model).state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
+    """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and Coder i make its data."""
+    seen = []
+    speak = mmzero.Trio.speak
+
+    def spy(self, weights, prompts, n, progress=False, **sampling):
+        name = next((role for role, w in self.weights.items() if w is weights), "policy")
+        changed = {role for role in mmzero.ROLES if any(not torch.equal(a, b) for a, b in zip(self.weights[role].values(), base.values()))}
+        seen.append((name, frozenset(changed)))
+        return speak(self, weights, prompts, n, progress, **sampling)
+
+    base = VLM.load("tiny", device="cpu", dtype="float32").state()
+    monkeypatch.setattr(mmzero.Trio, "speak", spy)
+    load = mmzero.Trio.__init__
+
+    def separate(self, *arguments):                             # three copies, so that roles can be told apart from the start
+        load(self, *arguments)
+        self.weights = {role: dict(w) for role, w in self.weights.items()}
+
+    monkeypatch.setattr(mmzero.Trio, "__init__", separate)
+    self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, proposer_steps=1, coder_steps=1, solver_steps=1))
+    P, C = frozenset({"proposer"}), frozenset({"proposer", "coder"})
+    assert seen == [("policy", frozenset()), ("coder", frozenset()), ("solver", frozenset()),            # phase P, one step
+                    ("proposer", P), ("coder", P), ("policy", P), ("solver", P),                          # phase C
+                    ("proposer", C), ("coder", C), ("solver", C), ("policy", C)]                          # phase S
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--model", "Qwen9-VL"], "no folder and no known model"),
+    (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["--language", "latex"], "svg, python or mixed"),
+    (["--solver-rollouts", "1"], "2 or more"),
+    (["--lr", "-1"], "0 or more"),
+    (["--lr", "nan"], "0 or more"),
+    (["--codes", "0"], "1 or more"),
+    (["--clip-dual", "0.5"], "above 1"),
+    (["--out", "/proc/nothing"], "cannot be written"),
+])
+def test_bad_input_is_one_line_and_an_exit_code(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        mmzero.main(flags)
+    assert message in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("flags", [["--learning-rate", "1"], ["--steps", "three"], ["--prob", "3"], ["--seed", "x"]])
+def test_unknown_flags_and_words_for_numbers_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(flags)
+    assert stop.value.code == 2
+
+
+def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    finished = subprocess.run([sys.executable, ROOT / "mmzero.py", "--model", tmp_path, "--out", tmp_path / "run"],
+                              capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr.count("\n") == 1 and "'llama'" in finished.stderr and "Qwen2-VL" in finished.stderr
+
+
+def test_paper_and_tiny_differ_in_scale_only():
+    """Nothing of section 3 or of the loss is changed for the tiny base."""
+    for name in ("codes", "answers", "labels", "proposer_rollouts", "coder_rollouts", "solver_rollouts", "kl", "clip_low",
+                 "clip_high", "clip_dual", "grad_norm", "weight_decay"):
+        assert getattr(TINY, name) == getattr(Settings(), name), name
+    assert parse(["--model", "Qwen2-VL-2B"]) == Settings(model="Qwen2-VL-2B") and parse([]) == TINY
+    check(Settings()), check(TINY)

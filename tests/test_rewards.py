@@ -1,0 +1,608 @@
+"""Parsing, comparing, voting and the three rewards: numbers worked out by hand, and slow obvious twins."""
+
+import math
+import random
+import re
+import time
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+
+import rewards
+from rewards import (Judged, Proposal, answers_match, bleu_matrix, canonical, cluster_shares, coder_reward,
+                     difficulty, extract_answer, extract_code, keep_for_coder, keep_for_solver,
+                     parse_proposal, proposer_rewards, solvability, solver_reward, type_entropy, type_of,
+                     vote)
+
+approx = pytest.approx
+
+
+def seconds(function, *arguments):
+    """Processor time, best of three, so that a busy machine does not fail the test."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        function(*arguments)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+# ------------------------------------------------------------------------------------------------ proposals
+
+BLOCKS = {"content_type": "map", "caption": "A plan\nof rooms", "easy_question": "Which room is red?",
+          "easy_answer": "Hall", "hard_question": "How many doors?", "hard_answer": "7"}
+
+
+def reply(**changed):
+    blocks = (BLOCKS | changed).items()
+    return "\n".join(f"<{name}> {text} </{name}>" for name, text in blocks if text is not None)
+
+
+def test_proposal_is_read_and_stripped():
+    assert parse_proposal("Sure!\n" + reply() + "\nDone.") == Proposal(*BLOCKS.values())
+    assert parse_proposal(reply().replace("caption>", "CAPTION>")) == Proposal(*BLOCKS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "content_type"])
+def test_proposal_needs_every_block_but_the_type(name):
+    assert parse_proposal(reply(**{name: None})) is None
+    assert parse_proposal(reply(**{name: "  "})) is None                 # an empty block is a missing one
+    assert parse_proposal(reply().replace(f"</{name}>", "")) is None
+    assert parse_proposal(reply(content_type=None)).content_type == ""
+
+
+def test_a_block_cut_short_does_not_swallow_the_next():
+    text = reply().replace("Hall </easy_answer>", "Hall") + "</easy_answer>"
+    assert parse_proposal(text) is None
+    assert parse_proposal(reply().replace("</caption>", "</easy_answer>")) is None
+
+
+def test_reasoning_is_skipped_and_the_first_of_two_counts():
+    assert parse_proposal("<think>" + reply(easy_answer="draft") + "</think>" + reply()).easy_answer == "Hall"
+    assert parse_proposal("<think>" + reply() + "</think> done") is None
+    assert parse_proposal(reply() + reply(easy_answer="second")).easy_answer == "Hall"
+
+
+@pytest.mark.parametrize("content_type, caption, expected", [
+    ("geometry", "a bar chart", "geometry"),                # the block decides if it names a type,
+    (" Data-Chart ", "", "data_chart"), ("DATA  CHART", "", "data_chart"),
+    ("other", "A Bar Chart of rain", "data_chart"),         # else the caption,
+    ("", "a heatmap of noise", "data_chart"),               # in which "heatmap" must not count as a map,
+    ("graph", "a bar chart in a flowchart", "diagram"),     # nor a later hint win over an earlier one
+    ("", "a triangle", "geometry"), ("", "Gantt", "timeline"), ("", "a grid", "table"),
+    ("", "a country", "map"),
+    ("", "two cats", "other"), ("other", "two cats", "other"), ("pie", "", "other"),
+])
+def test_type_of(content_type, caption, expected):
+    assert type_of(Proposal(content_type, caption, "q", "a", "q", "a")) == expected
+
+
+# ----------------------------------------------------------------------------------------------------- code
+
+@pytest.mark.parametrize("text, language, expected", [
+    ("```svg\n<svg>1</svg>\n```\n```svg\n<svg>2</svg>\n```", "svg", "<svg>2</svg>"),    # the last,
+    ("```svg\n<svg>1</svg>\n```\n```svg\n<svg>2", "svg", "<svg>1</svg>"),               # if closed
+    ("```python\na = 1\n```\nprints\n```text\n1\n```", "python", "a = 1"),      # output is no code
+    ("```python\na = 1\n```\nprints\n```\n1\n```", "python", "a = 1"),
+    ("```py\na = 1\n```", "python", "a = 1"), ("```\na = 1\n```", "python", "a = 1"),
+    ("```\na = 1\n```\nprints\n```text\n1\n```", "python", "a = 1"),
+    ("```SVG\n<svg/>\n```\n```\n<svg>2</svg>\n```", "svg", "<svg/>"),
+    ("```xml\n<svg/>\n```", "svg", "<svg/>"), ("```\n<svg/>\n```", "svg", "<svg/>"),
+    ("```svg <svg/>```", "svg", "<svg/>"),
+    ("```<svg/>```", "svg", "<svg/>"),
+    # the wrong language, and bare markup, are seen as well
+    ("```python\na = 1\n```", "svg", "a = 1"), ("```svg\n<svg/>\n```", "python", "<svg/>"),
+    ("```\n<svg/>\n```\n```\na = 1\n```", "svg", "<svg/>"),
+    ("here: <svg><svg></svg></svg> done", "svg", "<svg><svg></svg></svg>"),
+    ("<svg> <rect/>", "svg", None), ("</svg><svg>", "svg", None), ("```python\na = 1", "python", None),
+    ("a = 1", "python", None), ("", "svg", None), ("``````", "svg", None), ("```svg\n\n```", "svg", None),
+])
+def test_extract_code(text, language, expected):
+    assert extract_code(text, language) == expected
+
+
+def test_unknown_language_is_refused():
+    for call in (lambda: extract_code("x", "tikz"), lambda: coder_reward(None, None, "tikz")):
+        with pytest.raises(ValueError, match="tikz.*svg, python"):
+            call()
+
+
+# -------------------------------------------------------------------------------------------------- answers
+
+@pytest.mark.parametrize("text, expected", [
+    (r"\boxed{7}", "7"), (r"\boxed{1} then \boxed{ 2 }.", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{a\}b}", r"a\}b"),
+    (r"\boxed{\text{a{b}c}}", r"\text{a{b}c}"),
+    (r"\boxed{1} so \boxed{2", None), (r"\boxed{}", None), (r"\boxed{  }", None), ("7", None), ("", None),
+    ("\\boxed{" + "a" * rewards.MAX_ANSWER + "}", "a" * rewards.MAX_ANSWER),
+    ("\\boxed{" + "a" * 10000 + "}", None),
+])
+def test_extract_answer(text, expected):
+    assert extract_answer(text) == expected
+
+
+SAME = [
+    ("42", "42.0"), ("42", "42."), ("42", " 42 "), ("42", "$42$"), ("42", r"\(42\)"), ("42", "$$42$$"),
+    ("42", "+42"),
+    ("1,000", "1000"), ("1{,}000", "1000"), (r"1\,000", "1000"), ("1,234,567.50", "1234567.5"), (".5", "0.5"),
+    ("0", "-0"),
+    (r"\frac{1}{2}", "0.5"), (r"\dfrac{1}{2}", "1/2"), (r"\frac12", "2/4"), (r"-\frac{1}{2}", "-0.5"),
+    ("3/4", "0.75"),
+    (r"1\frac{1}{2}", "1.5"), ("1 1/2", "3/2"), ("1½", "1.5"), (r"\frac{x+1}{2}", "(x+1)/2"),
+    (r"25\%", "25%"), ("25 %", "25 percent"), ("25%", "25"), ("−7", "-7"), ("–7", "- 7"),
+    ("5 cm", "5"), ("5cm", "5 cm"), (r"5\text{ cm}", "5 cm"), (r"5\,\mathrm{cm}", "5 centimeters"),
+    ("5 hours", "5 h"),
+    ("5 cm²", r"5\text{ cm}^2"), ("5 square cm", "5 cm^{2}"), ("5 cm2", "5 cm^2"), ("12 square units", "12"), ("30 km/h", "30"),
+    ("7 apples", "7 apple"), ("7 apples", "7"), ("45°", "45"), (r"45^\circ", "45 degrees"),
+    (r"45^{\circ}", "45°"),
+    ("$5", "5"), (r"\$5", "5 dollars"), ("€5", "5 €"), ("-$5", "-5"), ("$1,234.50", "1234.5"), ("5 am", "5"),
+    ("5 million", "5,000,000"), ("5k", "5000"), ("2 million people", "2000000"), ("2e3", "2000"),
+    (r"2 \times 10^{3}", "2000"), ("10^3", "1000"), ("10^{-1}", "0.1"), ("x = 5", "5"), ("x=-5", "x = −5"),
+    ("Q1", "q1"), ("(B)", "b"), ("B.", "B"), ("Yes", "yes."), (r"\text{Red}", "red"),
+    (r"\textbf{\text{Red}}", "red"),
+    ('"Paris"', "paris"), ("**Paris**", "“Paris”"), ("New  York", "new york"), ("(3, 4)", "(3,4)"),
+    ("A, B", "a ,b"),
+    (r"\left(3, 4\right)", "( 3,4 )"), ("10 : 30", "10:30"), (r"2\pi", "2π"), (r"y = 2x + 1", "y=2x+1"),
+    ("STRASSE", "straße"),
+]
+DIFFERENT = [
+    ("10", "1"), ("-7", "7"), ("1.5", "15"), ("0.1", "1"), ("12,34", "1234"), ("100, 200", "100200"),
+    ("1/3", "0.33"),
+    ("5 cm", "5 m"), ("5 m", "5 ms"), ("5 cm", "5 cm^2"), ("5 apples", "5 pears"), ("10 am", "10 pm"),
+    ("$5", "€5"),
+    ("25%", "0.25"), ("25%", "25 cm"), ("x = 5", "y = 5"), ("5 million", "5"), ("5k", "5"), ("2 dozen", "2"),
+    ("3 halves", "3"),
+    ("3x", "3"), ("2ab", "2"), ("2 ab", "2"), ("2abc", "2"), ("2 m2", "2 m^3"), (r"2\pi", "2"), ("2 sin", "2"), ("5²", "52"), ("10³", "103"), ("5!", "5"),
+    ("1st", "1"),
+    ("1 of 3", "1"), ("5 or 6", "5"), ("3:4", "3/4"), ("1/0", "1"), ("1/0", "2/0"), ("(7", "7"),
+    ("5 ft 3 in", "5 ft"),
+    (r"\frac{ab}{c}", r"\frac{a}{bc}"), ("9**9**9", "9"), ("10^1000000000", "10"), ("1e1000000000", "1"),
+    ("Q1", "Q2"),
+    ("no", "yes"), ("no bars", "no circles"), ("no bars", "no"), ("(3,4)", "(4,3)"),
+    ("None of these", "none"),
+]
+NEVER = [None, "", "  ", "...", "none", "None.", "NONE", "n/a", "N / A", "unknown", "Unknown.",
+         r"\text{None}", "$none$",
+         '"none"', "null", "NaN", "$$", r"\text{}", "9" * (rewards.MAX_ANSWER + 1), 5, 5.0, b"5", ["5"]]
+
+
+@pytest.mark.parametrize("a, b", SAME)
+def test_same_answers(a, b):
+    assert answers_match(a, b) is True and answers_match(b, a) is True
+
+
+@pytest.mark.parametrize("a, b", DIFFERENT)
+def test_different_answers(a, b):
+    assert answers_match(a, b) is False and answers_match(b, a) is False
+
+
+@pytest.mark.parametrize("answer", NEVER, ids=range(len(NEVER)))
+def test_never_answers(answer):
+    assert canonical(answer) is None and answers_match(answer, answer) is False
+
+
+def test_values_are_exact():
+    assert canonical("0.1") == (Fraction(1, 10), "") and canonical("-1 1/3 cm") == (Fraction(-4, 3), "cm")
+    assert canonical("123456789012345678901234567890") != canonical("123456789012345678901234567891")
+
+
+HOSTILE = ["9**9**9", "10^1000000000", "1e999999999", "9" * 100_000, "{" * 100_000, "\\frac{" * 20_000,
+           "a" * 100_000] + [
+    (piece * rewards.MAX_ANSWER)[:rewards.MAX_ANSWER] for piece in (
+        "9", "1,", "1,111", "9/", "1 ", "1/1 ", ".", "1.1", "{", "}", "(", "[", "^{", "_{a}", "$", "\\$",
+        "\\", "\\text{",
+        "\\text{a}", "\\frac{1}{", "\\frac{1}{2}", "\\frac1", "\\boxed{", "\0", "\ud800", "\udfff", "x=", "=",
+        "-", "−", "--",
+        "1×10^", "1e999", "°", "%", '"', "'*", "square ", "a ", "a,", " , ", "ﬃ", "İ", "٣", "½", "²", "1½",
+        "km/", "k", "~", "\t")]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_fast_and_do_no_harm(text):
+    for variant in (text, "5" + text[1:], text[:-1] + "!"):
+        assert seconds(answers_match, variant, text) < 5e-3        # two answers, 1e-3 on a quiet machine
+        assert not answers_match(variant, "5") or canonical(variant)[0] == 5
+        key = canonical(variant)
+        assert answers_match(variant, variant) is (key is not None)
+
+
+def test_random_answers_never_raise_and_matching_is_symmetric_and_reflexive():
+    rng = random.Random(0)
+    pieces = list("0123456789" * 3 + ".,-−+/\\{}()[]$%°^_=× xXkmeEπ½²\"'*~:;!\n\t\0") + [
+        "\ud800", "\\frac{", "\\text{", "}{", "}", "10^", " cm", " m", "%", "million", "none", "n/a",
+        "\\boxed{", "e5", "١", "é", "𝟙", "１", "\\%", "\\,"]
+    texts = ["".join(rng.choices(pieces, k=rng.randrange(1, 9))) for _ in range(2000)]
+    texts += ["".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(1, 9))) for _ in range(500)]
+    numbers = 0
+    for a, b in zip(texts, texts[1:] + texts[:1]):
+        key = canonical(a)
+        numbers += key is not None and isinstance(key[0], Fraction)
+        assert answers_match(a, a) is (key is not None)
+        assert answers_match(a, b) is answers_match(b, a)
+        assert canonical(f" {a} ") == key                              # outer spaces never matter
+    assert numbers > 100                                    # the sample does reach the number branch
+
+
+def test_random_numbers_match_exactly_when_equal():
+    rng = random.Random(1)
+    for _ in range(2000):
+        a, b = (Fraction(rng.randrange(-30, 31), rng.choice((1, 2, 4, 5, 10))) for _ in "ab")
+        styles = [str, lambda x: str(float(x)), lambda x: f"{float(x):,.3f}", lambda x: f"${x}$ cm",
+                  lambda x: f"x = {x}",
+                  lambda x: ("-" if x < 0 else "") + rf"\frac{{{abs(x.numerator)}}}{{{x.denominator}}}"]
+        assert answers_match(rng.choice(styles[:3])(a), rng.choice(styles)(b)) is (a == b)
+
+
+# ----------------------------------------------------------------------------------------------------- vote
+
+@pytest.mark.parametrize("answers, winner, consistency", [
+    (["7", "7.0", "5"], "7", 2 / 3),
+    ([None, "7", None, None, None], "7", 1 / 5),                # unread answers stay in the denominator
+    (["none"] * 5, None, 0.0), ([None, None], None, 0.0), ([], None, 0.0),
+    (["b", "a", "a", "b"], "b", 1 / 2), (["a", "b"], "a", 1 / 2),   # ties: the first seen
+    (["c", "b", "a", "a"], "a", 1 / 2),
+    (["5", "5 cm", "5 m"], "5 cm", 2 / 3),                          # a bare number joins one unit
+    (["5 m", "5", "5 cm"], "5 m", 2 / 3),
+    (["5", "5 m", "5 cm", "5 cm"], "5 cm", 3 / 4), (["5 cm", "5 m"], "5 cm", 1 / 2),
+    (["5 m", "7", "7", "5 cm", "5 cm"], "7", 2 / 5),                # and tied camps keep their order
+    (["no bars", "no", "no circles"], "no bars", 1 / 3), (["1,000", "1000", "10"], "1,000", 2 / 3),
+])
+def test_vote(answers, winner, consistency):
+    assert vote(answers) == (winner, approx(consistency))
+
+
+def test_consistency_is_the_share_that_matches_the_winner_and_no_answer_beats_it_within_its_unit():
+    rng = random.Random(2)
+    pool = ["5", "5.0", "5 cm", "5cm", "5 m", "7", "7 m", "-7", None, "none", "b", "(B)", "25%", "25", "0.25"]
+    for _ in range(600):
+        answers = rng.choices(pool, k=rng.randrange(1, 11))
+        winner, c = vote(answers)
+        assert c == sum(answers_match(answer, winner) for answer in answers) / len(answers)
+        assert winner is None or winner in answers
+        exact = Counter(canonical(answer) for answer in answers if canonical(answer))
+        assert c >= max(exact.values(), default=0) / len(answers)
+        unread = [None] * 3
+        assert vote(answers + unread) == (winner, approx(c * len(answers) / (len(answers) + 3)))
+
+
+# -------------------------------------------------------------------------------------- s, c, d and filters
+
+def test_solvability_and_difficulty():
+    assert solvability(["4", "4 cm", None, "none", "5"], "4") == approx(2 / 5)
+    assert solvability(["none"] * 5, "none") == 0 and solvability([], "4") == 0
+    assert [difficulty(c) for c in (0, 0.2, 0.5, 0.6, 1)] == approx([0, 0.2, 0.5, 0.4, 0])
+
+
+def test_filters_include_their_ends():
+    assert [keep_for_coder(k / 4) for k in range(5)] == [False, True, True, True, False]
+    assert [keep_for_solver(1.0, k / 8) for k in range(9)] == [False, False] + [True] * 5 + [False, False]
+    assert [keep_for_solver(k / 10, 0.5) for k in range(11)] == [False] * 5 + [True] * 6
+    assert not keep_for_coder(0.2499) and not keep_for_coder(0.7501)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.1, 1.1])
+def test_what_is_no_share_is_refused(bad):
+    for call in (lambda: difficulty(bad), lambda: keep_for_coder(bad), lambda: keep_for_solver(bad, 0.5),
+                 lambda: keep_for_solver(0.5, bad), lambda: Judged(bad, 0.5), lambda: Judged(0.5, bad)):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            call()
+    if not math.isfinite(bad):
+        with pytest.raises(ValueError, match="finite"):
+            proposer_rewards([], [], ["a"], bad)
+
+
+# -------------------------------------------------------------------------------------- BLEU and clustering
+
+def slow_bleu(hypothesis, reference):
+    """Sentence BLEU-4 as the definition reads, one pair at a time."""
+    h, r = hypothesis.split(), reference.split()
+    logs = 0.0
+    for order in (1, 2, 3, 4):
+        counts = [Counter(tuple(w[i:i + order]) for i in range(len(w) - order + 1)) for w in (h, r)]
+        match = sum((counts[0] & counts[1]).values())
+        if order == 1 and match == 0:
+            return 0.0
+        logs += math.log((match or 0.1) / max(sum(counts[0].values()), 1)) / 4
+    return math.exp(logs) * (1 if len(h) > len(r) else math.exp(1 - len(r) / len(h)))
+
+
+def slow_shares(texts):
+    """Average linkage as the definition reads: merge the two clusters of least mean distance below 0.25."""
+    clusters = [[i] for i in range(len(texts))]
+
+    def distance(a, b):
+        pairs = [(min(i, j), max(i, j)) for i in a for j in b]
+        return sum(1 - slow_bleu(texts[i], texts[j]) for i, j in pairs) / len(pairs)
+    while len(clusters) > 1:
+        pairs = [(x, y) for y in range(len(clusters)) for x in range(y)]
+        least, x, y = min((distance(clusters[x], clusters[y]), x, y) for x, y in pairs)
+        if least >= 0.25:
+            break
+        clusters[x] += clusters.pop(y)
+    return [next(len(c) for c in clusters if i in c) / len(texts) for i in range(len(texts))]
+
+
+def random_texts(rng, n, words, length=24):
+    """Few originals, each copied with up to two words changed: clusters of every size, and near misses."""
+    originals = [[f"w{rng.randrange(words)}" for _ in range(rng.choice((0, 1, 3, 4, length, length, length)))]
+                 for _ in range(max(n // 4, 1))]
+    texts = []
+    for _ in range(n):
+        text = list(rng.choice(originals))
+        for _ in range(rng.choice((0, 0, 1, 2)) if text else 0):
+            text[rng.randrange(len(text))] = f"w{rng.randrange(words)}"
+        texts.append(" ".join(text[:rng.choice((len(text), len(text), len(text) - 1))]))
+    return texts
+
+
+def test_bleu_by_hand():
+    bleu = bleu_matrix(["a b c d", "a b c e", "a b c d e", "x", "a a"])
+    assert bleu[0, 1] == approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1 / 1) ** 0.25)      # no common 4-gram: 0.1 of 1
+    assert bleu[0, 2] == approx(math.exp(1 - 5 / 4))                             # all right but too short
+    assert bleu[2, 0] == approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)         # longer: no brevity penalty
+    assert bleu[0, 3] == 0 and bleu[0, 0] == 1
+    assert bleu[4, 0] == approx((1 / 2 * 0.1 / 1 * 0.1 * 0.1) ** 0.25 * math.exp(1 - 4 / 2)) # "a" once
+    assert bleu[3, 3] == approx((1 * 0.1 * 0.1 * 0.1) ** 0.25)     # one word is below 1 even to itself
+
+
+def test_bleu_and_clusters_equal_their_slow_twins():
+    rng = random.Random(3)
+    merged = 0
+    for _ in range(40):
+        texts = random_texts(rng, rng.randrange(1, 16), rng.choice((3, 10, 40)))
+        expected = [[slow_bleu(h, r) for r in texts] for h in texts]
+        assert bleu_matrix(texts).tolist() == [approx(row) for row in expected]
+        shares = slow_shares(texts)
+        assert cluster_shares(texts) == approx(shares)
+        merged += sum(share > 1 / len(texts) + 1e-9 for share in shares)
+    assert merged > 50
+
+
+def test_bleu_and_clusters_equal_the_usual_libraries():
+    translate = pytest.importorskip("nltk.translate.bleu_score")
+    cluster = pytest.importorskip("sklearn.cluster")
+    np = rewards.np
+    rng = random.Random(4)
+    for _ in range(6):
+        texts = random_texts(rng, 30, 20)
+        settings = dict(smoothing_function=translate.SmoothingFunction(epsilon=0.1).method1)
+        theirs = np.array([[translate.sentence_bleu([r.split()], h.split(), **settings) if h else 0
+                            for r in texts] for h in texts])
+        assert abs(bleu_matrix(texts) - theirs).max() < 1e-12
+        upper = np.triu(theirs, 1)
+        distance = 1 - upper - upper.T
+        np.fill_diagonal(distance, 0)
+        labels = cluster.AgglomerativeClustering(n_clusters=None, metric="precomputed", linkage="average",
+                                                 distance_threshold=0.25).fit(distance).labels_
+        assert cluster_shares(texts) == approx([(labels == label).mean() for label in labels])
+
+
+def test_cluster_edges():
+    assert cluster_shares([]) == [] and cluster_shares(["a b c d"]) == [1.0]
+    assert cluster_shares(["", ""]) == [0.5, 0.5]
+    assert cluster_shares(["a b", "a b"]) == [0.5, 0.5]                 # two words: equal, but BLEU is 0.32
+    assert cluster_shares(["a b c d"] * 3) == [1.0] * 3
+    # BLEU is one-sided: the short text as hypothesis gets e^(1 - 5/4) = 0.78, the long one 0.2^(1/4) = 0.67.
+    assert cluster_shares(["a b c d", "a b c d e"]) == [1.0, 1.0]
+    assert cluster_shares(["a b c d e", "a b c d"]) == [0.5, 0.5]
+
+
+def test_a_batch_of_128_is_fast():
+    rng = random.Random(5)
+    texts = [" ".join(f"w{int(rng.expovariate(0.02))}" for _ in range(50)) for _ in range(100)]
+    texts += rng.choices(texts, k=28)
+    assert seconds(cluster_shares, texts) < 0.3
+    assert seconds(cluster_shares, ["the same text of eight words every time"] * 500) < 1.0
+
+
+def test_type_entropy():
+    assert type_entropy([]) == 0 and type_entropy(["map"] * 9) == 0
+    assert type_entropy(["map", "table"]) == approx(math.log(2) / math.log(7))
+    nats = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    assert type_entropy(["map"] * 3 + ["table"]) == approx(nats / math.log(7))
+    assert type_entropy(rewards.CONTENT_TYPES * 2) == approx(1)
+
+
+# ------------------------------------------------------------------------------------------------- Proposer
+
+def make(k, content_type="map", caption=None, easy=None, hard=None):
+    """A proposal that shares no word with make(other k), unless told to."""
+    return Proposal(content_type, caption or f"c{k} d{k} e{k} f{k}", easy or f"g{k} h{k} i{k} j{k}", "1",
+                    hard or f"k{k} l{k} m{k} n{k}", "2")
+
+
+def test_proposer_gain_is_capped_and_divided_by_the_codes_asked_for():
+    pictures = [Judged(1.0, 0.6), Judged(0.2, 0.4), None, None]
+    row, = proposer_rewards([make(0)], [pictures])
+    #  1/4 [ min(1, .5) + .4  +  .2 + .4 ] = 0.375; one type: T = 0.15; n = 1: V = 0
+    assert row == dict(reward=approx(0.375 - 0.15), valid=1.0, rendered=0.5, solvability=approx(0.6),
+                       difficulty=approx(0.4),
+                       easy_hard=0.0, type=approx(0.15), diversity=0.0, memory=0.0, content_type="map")
+
+
+@pytest.mark.parametrize("consistencies, penalty", [
+    ([1.0, 1.0], 0.3), ([0.0], 0.3), ([0.8, 0.8], 0.0), ([1.0, 0.6], 0.0), ([1.0, 1.0, 0.8], 0.3), ([], 0.0),
+    ([0.8, 0.8, 0.8, 1.0], 0.0),         # exactly 0.15, which 1 - 0.8 < 0.2 in floating point must not spoil
+    ([0.2, 0.2, 0.2, 0.0], 0.0), ([0.86], 0.3), ([0.84], 0.0),
+])
+def test_easy_hard_penalty_is_for_a_mean_below_015_over_rendered_pictures(consistencies, penalty):
+    pictures = [Judged(0.5, c) for c in consistencies] + [None] * (4 - len(consistencies))
+    row, = proposer_rewards([make(0)], [pictures])
+    assert row["easy_hard"] == penalty
+    gain = sum(0.5 + min(c, 1 - c) for c in consistencies) / 4
+    assert row["reward"] == approx(gain - penalty - 0.15)
+
+
+@pytest.mark.parametrize("types, penalties", [
+    (["map"] * 4, [0.15] * 4),                                          # collapse is punished
+    (["map", "map", "map", "table"], [0.075] * 3 + [0]),                # f = 0.75
+    (["map", "map", "table", "table"], [0] * 4), (["map", "table", "other", "geometry"], [0] * 4),
+])
+def test_type_penalty(types, penalties):
+    rows = proposer_rewards([make(k, name) for k, name in enumerate(types)], [[None]] * 4)
+    assert [row["type"] for row in rows] == approx(penalties)
+    assert [row["content_type"] for row in rows] == types
+    assert [row["reward"] for row in rows] == approx([-penalty for penalty in penalties])
+
+
+@pytest.mark.parametrize("shared, expected", [
+    (dict(caption="one two three four"), 0.5 * 4 * 0.45 / 4),           # share 2/4 against 1/4
+    (dict(easy="one two three four"), 0.5 * 4 * 0.20 / 4),
+    (dict(hard="one two three four"), 0.5 * 4 * 0.35 / 4),
+    (dict(caption="one two three four", hard="five six seven eight"), 0.5 * 4 * 0.80 / 4),
+])
+def test_diversity_penalty_by_field(shared, expected):
+    types = ["map", "table", "geometry", "diagram"]
+    batch = [make(0, types[0], **shared), make(1, types[1], **shared), make(2, types[2]), make(3, types[3])]
+    rows = proposer_rewards(batch, [[None]] * 4)
+    assert [row["diversity"] for row in rows] == approx([expected, expected, 0, 0])
+    assert [row["reward"] for row in rows] == approx([-expected, -expected, 0, 0])
+
+
+def test_total_collapse_costs_the_most_and_no_more():
+    rows = proposer_rewards([make(0)] * 6, [[Judged(0.5, 0.5)]] * 6)
+    #  gain 1; T = .15; V = clip(.5 * 6 * (1 - 1/6), -.5, .5) = clip(2.5) = .5
+    assert [row["reward"] for row in rows] == approx([1 - 0.15 - 0.5] * 6)
+
+
+def test_invalid_proposals_get_minus_one_and_count_nowhere():
+    batch, judged = [make(0), make(1, "table")], [[Judged(0.4, 0.4)]] * 2
+    alone = proposer_rewards(batch, judged)
+    mixed = proposer_rewards([None, batch[0], None, None, batch[1]],
+                             [[None], judged[0], [], [None], judged[1]])
+    assert [mixed[1], mixed[4]] == alone
+    for row in (mixed[0], mixed[2], mixed[3]):
+        assert row["reward"] == -1 and row["valid"] == 0 and row["content_type"] is None
+        assert row.keys() == alone[0].keys()
+    assert [row["reward"] for row in proposer_rewards([None, None], [[None], [None]])] == [-1, -1]
+    assert proposer_rewards([], []) == []
+
+
+def test_memory_term_is_off_by_default_and_takes_the_highest_bleu():
+    batch, judged = [make(0, "map"), make(1, "table")], [[Judged(0.5, 0.5)]] * 2
+    memory = [batch[0].caption, "c1 d1 e1 other words here"]
+    plain = proposer_rewards(batch, judged, memory)
+    assert plain == proposer_rewards(batch, judged) and plain[0]["memory"] == 0
+    rows = proposer_rewards(batch, judged, memory, 0.2)
+    assert [row["memory"] for row in rows] == approx([0.2, 0.2 * slow_bleu(batch[1].caption, memory[1])])
+    assert [row["reward"] for row in rows] == approx([1 - row["memory"] for row in rows])
+    assert proposer_rewards([None], [[None]], memory, 0.2)[0]["reward"] == -1
+
+
+def test_whole_batch_against_a_plain_transcription():
+    rng = random.Random(6)
+    for _ in range(30):
+        n, total = rng.randrange(1, 9), rng.randrange(1, 5)
+        captions = random_texts(rng, n, 10)
+        types = rng.choices(rewards.CONTENT_TYPES, k=n)
+        batch = [Proposal(name, c, c + " y", "1", c + " z", "2") for name, c in zip(types, captions)]
+        batch = [rng.choice((None, proposal)) for proposal in batch]
+        picture = [None] + [Judged(s / 5, c / 5) for s in range(6) for c in range(6)] + [None] * 11
+        judged = [rng.choices(picture, k=total) for _ in batch]
+        valid = [p for p in batch if p]
+        for proposal, pictures, row in zip(batch, judged, proposer_rewards(batch, judged)):
+            if proposal is None:
+                assert row["reward"] == -1
+                continue
+            k = next(i for i, p in enumerate(valid) if p is proposal)
+            drawn = [p for p in pictures if p]
+            d = [min(p.consistency, 1 - p.consistency) for p in drawn]
+            E = 0.3 if drawn and round(sum(d) / len(d), 9) < 0.15 else 0
+            T = 0.15 * max(0, sum(type_of(p) == type_of(proposal) for p in valid) / len(valid) - 0.5) / 0.5
+            V = 0
+            for weight, name in ((0.45, "caption"), (0.20, "easy_question"), (0.35, "hard_question")):
+                V += weight * (slow_shares([getattr(p, name) for p in valid])[k] - 1 / len(valid))
+            V = min(max(0.5 * len(valid) * V, -0.5), 0.5)
+            R = sum(min(p.solvability, 0.5) for p in drawn) / total + sum(d) / total - E - T - V
+            assert row["reward"] == approx(R) and row["rendered"] == len(drawn) / total
+
+
+def test_proposer_rewards_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="not one each"):
+        proposer_rewards([make(0)], [])
+    with pytest.raises(ValueError, match="one entry per code"):
+        proposer_rewards([make(0)], [[]])
+
+
+# ---------------------------------------------------------------------------------------- Coder and Solver
+
+@pytest.mark.parametrize("text, language, picture, reward", [
+    ("```svg\n<svg/>\n```", "svg", Judged(1.0, 0.6), 1 + 1.0 + 0.4),            # s is not capped here
+    ("```svg\n<svg/>\n```", "svg", Judged(0.0, 1.0), 1.0),
+    ("```python\na = 1\n```", "python", Judged(0.2, 0.5), 1.7),
+    ("<svg></svg>", "svg", Judged(0.2, 0.5), 1.7 - 0.05),                       # drawn, but not fenced
+    ("```python\na = 1\n```", "svg", Judged(0.2, 0.5), 1.7 - 0.5),
+    ("```svg\n<svg/>\n```", "svg", None, -0.1), ("```python\na = 1\n```", "python", None, -0.1),
+    ("no code", "svg", None, -0.15), ("```svg\n<svg", "svg", None, -0.15), ("", "svg", None, -0.15),
+    ("<svg></svg>", "svg", None, -0.15),
+    # the floor: not -0.6
+    ("```python\na = 1\n```", "svg", None, -0.5), ("```svg\n<svg/>\n```", "python", None, -0.5),
+    ("```html\n<html></html>\n```", "svg", None, -0.5), ("<svg></svg>", "python", None, -0.5),
+])
+def test_coder_reward(text, language, picture, reward):
+    code = extract_code(text, language)
+    row = coder_reward(code, picture, language, text)
+    assert row["reward"] == approx(reward) and row["rendered"] == float(picture is not None)
+    assert row["solvability"] == (picture.solvability if picture else 0)
+    assert row["difficulty"] == approx(difficulty(picture.consistency) if picture else 0)
+
+
+def test_coder_reward_without_a_reply_judges_the_code_alone():
+    assert coder_reward(None, None)["reward"] == approx(-0.15)
+    assert coder_reward("<svg/>", None)["reward"] == approx(-0.1)
+    assert coder_reward("a = 1", None)["reward"] == -0.5
+    with pytest.raises(ValueError, match="no code"):
+        coder_reward(None, Judged(0.5, 0.5))
+
+
+@pytest.mark.parametrize("text, accuracy, form", [
+    (r"<think>3 + 4</think>\boxed{7}", 1, 1), ("  <think>\n3\n</think>\n\n\\boxed{7.0}\n", 1, 1),
+    (r"<think></think> \boxed{7}", 1, 1),
+    (r"<think>3 + 4</think> \boxed{8}", 0, 1), (r"<think>\boxed{8}</think> \boxed{7}", 1, 1),
+    (r"<think>a</think> \boxed{\frac{14}{2}}", 1, 1),
+    (r"\boxed{7}", 1, 0), (r"<think>3 + 4 \boxed{7}", 1, 0), (r"<think>\boxed{7}</think>", 1, 0),
+    (r"<think>a</think> \boxed{7}.", 1, 0), (r"<think>a</think> It is \boxed{7}", 1, 0),
+    (r"So <think>a</think> \boxed{7}", 1, 0),
+    (r"<think>a</think> \boxed{8} \boxed{7}", 1, 0), (r"<think>a</think> \boxed{}", 0, 0),
+    (r"<think>a</think> \boxed{7", 0, 0),
+    (r"<think>a</think> 7", 0, 0), ("", 0, 0), ("</think>", 0, 0),
+])
+def test_solver_reward(text, accuracy, form):
+    row = solver_reward(text, "7")
+    assert row == dict(reward=approx(0.9 * accuracy + 0.1 * form), accuracy=accuracy, format=form)
+
+
+def test_a_none_label_pays_nothing():
+    assert solver_reward(r"<think>a</think> \boxed{none}", "none")["reward"] == approx(0.1)
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize("piece", [
+    "```", "```a", "```svg\n", "``` ", "`", "<svg", "<svg>", "</svg>", "<svg></svg>", "```<svg></svg>```",
+    "<caption>", "</caption>", "<caption></caption>", "<", "<think>", "</think>", "\\boxed{", "\\boxed{5}",
+    "\\boxed{{", "{", "}", "\\", " ", "\n", "a", "\0", "\ud800"])
+def test_long_hostile_replies_take_linear_time(piece):
+    for text in ((piece * LONG)[:LONG], "```" + (piece * LONG)[:LONG],
+                 "<think>\\boxed{" + (piece * LONG)[:LONG]):
+        for function in (parse_proposal, extract_code, extract_answer, lambda t: solver_reward(t, "5"),
+                         lambda t: coder_reward(None, None, "svg", t)):
+            assert seconds(function, text) < 0.2                        # quadratic: seconds to minutes
+        assert seconds(extract_answer, text) < 5e-3
+
+
+def test_random_replies_never_raise():
+    rng = random.Random(7)
+    pieces = ["```", "svg", "python", "<svg", "</svg>", "\\boxed{", "}", "{", "<think>", "</think>", "\n",
+              "5", "\0", "\ud800", "é"]
+    pieces += [f"<{name}>" for name in rewards.BLOCKS] + [f"</{name}>" for name in rewards.BLOCKS]
+    for _ in range(3000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(25)))
+        for language in ("svg", "python"):
+            code = extract_code(text, language)
+            assert code is None or (code and code in text)
+            assert -0.5 <= coder_reward(code, None, language, text)["reward"] <= -0.1
+        assert parse_proposal(text) is None or re.search("<caption>.+</caption>", text, re.DOTALL)
+        assert solver_reward(text, "5")["reward"] in (0, approx(0.1), approx(0.9), 1)
