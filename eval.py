@@ -1,8 +1,8 @@
 """Held-out accuracy, comparison of two checkpoints, and the door to a run's report.
 
     python eval.py --model M [--bench charts|FILE.jsonl] [-n 8]  # how often is M right?
-    python eval.py --model M --compare OTHER                 # is M better than OTHER on the same questions?
-    python eval.py --report RUN                              # draw RUN/report.html (report.py does it)
+    python eval.py --model M --compare OTHER                     # is it better, on the same questions?
+    python eval.py --report RUN                                  # draw RUN/report.html (report.py does it)
 
 The Solver is asked exactly as in training: its own prompt with the picture, temperature 1, no nucleus and no
 top-k. Three figures come out of the same questions, and they do not move together in self-play:
@@ -105,8 +105,8 @@ def ask(vlm, questions, n=8, temperature=1.0, seed=0, max_new_tokens=512, progre
 def score(sampled, greedy, truths, seed=0):
     """Figures from answers alone. sampled [Q][n], greedy [Q], truths [Q] -> the dict `evaluate` returns."""
     correct = {  # each [Q], in [0, 1]; None (unreadable) matches nothing, so it is wrong
-        "sampled": np.array([np.mean([answers_match(a, t) for a in many]) for many, t in zip(sampled, truths)]),
-        "majority": np.array([float(answers_match(vote(many)[0], t)) for many, t in zip(sampled, truths)]),
+        "sampled": np.array([np.mean([answers_match(a, t) for a in g]) for g, t in zip(sampled, truths)]),
+        "majority": np.array([float(answers_match(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
         "greedy": np.array([float(answers_match(a, t)) for a, t in zip(greedy, truths)]),
     }
     low, high = bootstrap(correct["sampled"], seed)

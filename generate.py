@@ -42,22 +42,24 @@ class Completion:
 
 
 def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperature=1.0, top_p=1.0, top_k=0, seed=0,
-             progress=False, slots=256, prefill_tokens=8192) -> list[list[Completion]]:
+             progress=False, slots=None, prefill_tokens=8192) -> list[list[Completion]]:
     """n completions of each prompt: a list per prompt, in order.
 
     temperature 0 takes the most probable token (logps are then 0, full_logps those of temperature 1). top_k 0 and top_p 1 mean
-    off; top-k comes first, then the nucleus of what it left. `slots`: rows decoded at once; `prefill_tokens`: prompt tokens
-    (padding included) prefilled at once. Neither changes what is sampled: token number t of completion c of prompt p is drawn
+    off; top-k comes first, then the nucleus of what it left. `slots`: rows decoded at once (512 on CPU and 128 on CUDA
+    unless told); `prefill_tokens`: prompt tokens (padding included) prefilled at once. Neither changes what is sampled: token number t of completion c of prompt p is drawn
     with a random number that depends on (seed, p, c, t) alone. What remains is rounding: the last bits of a logit depend on
     the shape of the batch it was computed in.
     """
     for bad, rule in ((n < 1, "n must be 1 or more"), (max_new_tokens < 1, "max_new_tokens must be 1 or more"),
                       (temperature < 0, "temperature must be 0 (greedy) or more"), (not 0 < top_p <= 1, "top_p must be in (0, 1]"),
-                      (top_k < 0, "top_k must be 0 (off) or more"), (slots < 1, "slots must be 1 or more")):
+                      (top_k < 0, "top_k must be 0 (off) or more"),
+                      (slots is not None and slots < 1, "slots must be 1 or more")):
         if bad:
             raise ValueError(rule)
     if not prompts:
         return []
+    slots = slots or (128 if vlm.device.type == "cuda" else 512)
     with torch.inference_mode():
         engine = Engine(vlm, prompts, n, max_new_tokens, temperature, top_p, top_k, seed, slots, prefill_tokens)
         return engine.run(progress)
@@ -72,10 +74,10 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-def stream(seed: int, prompt: int, completion: int) -> Tensor:
-    """The key of a completion's own sequence of random numbers."""
+def streams(seed: int, prompts: int, n: int) -> Tensor:
+    """[prompts, n]: for each completion the key of a sequence of random numbers of its own."""
     key = mix(torch.tensor(seed & (1 << 63) - 1) + 1)
-    return mix(mix(key + prompt + 1) + completion + 1)
+    return mix(mix(key + torch.arange(1, prompts + 1))[:, None] + torch.arange(1, n + 1))
 
 
 def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def sample(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: i
     """
     logits = logits.float()
     if temperature == 0:
-        full, token = logits.log_softmax(-1).max(-1)
+        full, token = logits.log_softmax(-1).max(-1)                            # [m]
         return token, torch.zeros_like(full), full
     full = (logits / temperature).log_softmax(-1)                               # [m, V]
     probs = full.exp()
@@ -104,6 +106,8 @@ def sample(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: i
         probs = probs.masked_fill(probs < least_kept(probs, top_p, top_k), 0)
     cdf = probs.cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1:].contiguous()
+    if not bool(total.isfinite().all()):
+        raise RuntimeError("the network's logits are not finite numbers: its weights have diverged")
     # The first index whose cumulative probability exceeds u; never one past the last that has any probability at all.
     token = torch.minimum(torch.searchsorted(cdf, u[:, None] * total, right=True), torch.searchsorted(cdf, total))
     full = full.gather(-1, token)[:, 0]
@@ -178,7 +182,7 @@ class Engine:
         self.hidden = torch.zeros(slots, self.text.config.hidden_size, dtype=vlm.dtype, **new)
         self.out_tokens = torch.zeros(slots, max_new_tokens, dtype=torch.long, **new)
         self.out_logps, self.out_full = (torch.zeros(slots, max_new_tokens, **new) for _ in range(2))
-        self.seed = seed
+        self.streams = streams(seed, len(prompts), n).to(vlm.device)
         self.eos = torch.tensor(vlm.eos_ids, **new)
 
     def run(self, progress):
@@ -220,7 +224,7 @@ class Engine:
             self.hidden[rows] = hidden
             self.length[rows], self.position[rows], self.step[rows] = length, next_position(prompt), 0
             self.owner[rows] = waiting[:count]
-            self.stream[rows] = torch.stack([stream(self.seed, *owner) for owner in waiting[:count]]).to(self.stream.device)
+            self.stream[rows] = self.streams[tuple(zip(*waiting[:count]))]
             self.m += count
             del waiting[:count]
             if not waiting:
@@ -255,12 +259,13 @@ class Engine:
         left = self.m - len(gone)
         holes = [row for row in gone if row < left]
         movers = sorted(set(range(left, self.m)) - set(gone))
+        for hole, mover in zip(holes, movers):
+            self.owner[hole] = self.owner[mover]
         if holes:
+            holes, movers = torch.tensor(holes, device=tokens.device), torch.tensor(movers, device=tokens.device)
             for state in (*self.keys, *self.values, self.length, self.position, self.step, self.stream, self.out_tokens,
                           self.out_logps, self.out_full, tokens):
                 state[holes] = state[movers]
-            for hole, mover in zip(holes, movers):
-                self.owner[hole] = self.owner[mover]
         self.m = left
         return tokens[:left]
 

@@ -21,13 +21,15 @@ Coder's weights); one process instead of services; the optimiser starts fresh in
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import os
 import random
+import re
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,16 +37,11 @@ from tqdm import tqdm
 
 import rewards
 from eval import charts, evaluate
-from generate import generate
 from grpo import Rollout, group_advantages, make_optimizer, train_step
-from prompts import TOPICS, fill
-from render import Renderer
+from prompts import TOPICS
 from report import report, table
-from vlm import VLM
-
-ROLES = ("proposer", "coder", "solver")             # in the order in which an iteration trains them
-LANGUAGES = {"svg": ("svg",), "python": ("python",), "mixed": ("svg", "python")}
-
+from roles import LANGUAGES, ROLES, Draft, Roles
+from vlm import check_family, find_checkpoint
 
 # ------------------------------------------------------------------------------------------------ settings
 
@@ -217,112 +214,6 @@ class Run:
         self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
 
 
-# ------------------------------------------------------------------------------------------- the three roles
-
-@dataclass(eq=False)
-class Draft:
-    """One code for one proposal, and what became of it."""
-    proposal: rewards.Proposal
-    language: str
-    reply: str = ""
-    code: str | None = None
-    tokens: int = 0                                             # length of the reply
-    image: object = None                                        # PIL.Image, if the code rendered
-    error: str | None = None                                    # why it did not
-    easy_answers: list = field(default_factory=list)            # of the Solver; None where nothing could be read
-    hard_answers: list = field(default_factory=list)
-
-    @property
-    def judged(self) -> rewards.Judged | None:
-        if self.image is None:
-            return None
-        return rewards.Judged(rewards.solvability(self.easy_answers, self.proposal.easy_answer), rewards.vote(self.hard_answers)[1])
-
-    def record(self) -> dict:
-        judged = self.judged
-        return {**dataclasses.asdict(self.proposal), "content_type": rewards.type_of(self.proposal), "code": self.code,
-                "language": self.language, "error": self.error, "picture": None, "easy_answers": self.easy_answers,
-                "hard_answers": self.hard_answers, "solvability": judged and judged.solvability,
-                "consistency": judged and judged.consistency}
-
-
-class Trio:
-    """The three roles: one `actor` that samples and scores, one `policy` that is trained, three sets of weights.
-
-    A role is a set of weights in host memory, copied into the actor when the role is to speak; no more than two
-    networks are ever on the device. The policy holds float32 masters, the actor the compute type (bf16 on a GPU).
-    """
-
-    def __init__(self, settings: Settings, weights_of: dict[str, str]):
-        """weights_of: role -> model name or folder to start from."""
-        self.s = settings
-        self.actor = VLM.load(settings.model)
-        self.policy = VLM.load(settings.model, dtype="float32")
-        if settings.checkpointing:
-            self.policy.model.gradient_checkpointing_enable()
-            self.policy.model.train()                           # without this it does nothing; these models have no dropout
-        for vlm in (self.actor, self.policy):
-            vlm.min_pixels, vlm.max_pixels = settings.min_pixels or vlm.min_pixels, settings.max_pixels or vlm.max_pixels
-        base = self.policy.state()
-        self.weights = {role: base if name == settings.model else VLM.load(name, device="cpu", dtype="float32").state()
-                        for role, name in weights_of.items()}
-        self.prompts = self.actor.prompts
-        self.renderer = Renderer(workers=settings.workers or None, timeout=settings.render_seconds)
-
-    def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
-        """Sample n replies to each prompt with these weights. -> list per prompt of Completion"""
-        self.actor.load_state(weights)
-        return generate(self.actor, prompts, n=n, slots=self.s.slots, progress=progress, **sampling)
-
-    # ---------------------------------------------------------------- what each role is asked
-    def proposer_prompt(self, topic: str):
-        return self.actor.encode(fill(self.prompts["proposer"], topic=topic))
-
-    def coder_prompt(self, proposal: rewards.Proposal, language: str):
-        return self.actor.encode(fill(self.prompts["coder"][language], **dataclasses.asdict(proposal)))
-
-    def solver_prompt(self, image, question: str):
-        return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
-
-    # ---------------------------------------------------------------- what the frozen roles do (section 2)
-    def propose(self, weights, count: int, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
-        """`count` fresh proposals, topics in turn -> (topic, reply, proposal or None)"""
-        topics = [TOPICS[i % len(TOPICS)] for i in range(count)]
-        prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
-        replies = self.speak(weights, [prompts[topic] for topic in topics], 1, progress, seed=seed, temperature=1.0, top_p=0.95,
-                             max_new_tokens=self.s.proposal_tokens)
-        return [(topic, reply.text, rewards.parse_proposal(reply.text)) for topic, (reply,) in zip(topics, replies)]
-
-    def languages(self, count: int) -> list[str]:
-        return [LANGUAGES[self.s.language][i % len(LANGUAGES[self.s.language])] for i in range(count)]
-
-    def draw(self, weights, proposals: list[rewards.Proposal], n: int, seed: int, top_k=0, progress=False) -> list[list[Draft]]:
-        """n codes for each proposal, rendered. -> list per proposal of Draft"""
-        languages = self.languages(len(proposals))
-        prompts = [self.coder_prompt(p, language) for p, language in zip(proposals, languages)]
-        replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=0.7, top_p=0.95, top_k=top_k,
-                             max_new_tokens=self.s.code_tokens)
-        drafts = [[Draft(p, language, reply.text, tokens=len(reply.tokens)) for reply in group]
-                  for p, language, group in zip(proposals, languages, replies)]
-        self.render(list(itertools.chain(*drafts)), progress)
-        return drafts
-
-    def render(self, drafts: list[Draft], progress=False):
-        for draft in drafts:
-            draft.code = rewards.extract_code(draft.reply, draft.language)
-        for draft, result in zip(drafts, self.renderer.render([(d.code, d.language) for d in drafts], progress)):
-            draft.image, draft.error = result.image, result.error
-
-    def judge(self, weights, drafts: list[Draft], n: int, seed: int, top_k=40, progress=False):
-        """The Solver answers both questions about every picture n times; drafts without a picture are left alone."""
-        drawn = [d for d in drafts if d.image is not None]
-        prompts = [self.solver_prompt(d.image, q) for d in drawn for q in (d.proposal.easy_question, d.proposal.hard_question)]
-        replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=1.0, top_k=top_k,
-                             max_new_tokens=self.s.answer_tokens)
-        for i, draft in enumerate(drawn):
-            draft.easy_answers, draft.hard_answers = ([rewards.extract_answer(r.text) for r in replies[2 * i + k]] for k in (0, 1))
-
-
 # ------------------------------------------------------------------------------------------- the three phases
 
 def mean(values) -> float:
@@ -331,13 +222,13 @@ def mean(values) -> float:
 
 
 class Phase:
-    """One role in training, the other two frozen. `trio.weights[role]` is the reference, and changes at the end."""
+    """One role in training, the other two frozen. `roles.weights[role]` is the reference, and changes at the end."""
 
-    def __init__(self, trio: Trio, run: Run, iteration: int, role: str, steps: int):
-        self.trio, self.run, self.s, self.iteration, self.role, self.steps = trio, run, trio.s, iteration, role, steps
-        self.reference = trio.weights[role]
-        trio.policy.load_state(self.reference)
-        self.optimizer = make_optimizer(trio.policy, lr=self.s.lr, weight_decay=self.s.weight_decay)
+    def __init__(self, roles: Roles, run: Run, iteration: int, role: str, steps: int):
+        self.roles, self.run, self.s, self.iteration, self.role, self.steps = roles, run, roles.s, iteration, role, steps
+        self.reference = roles.weights[role]
+        roles.policy.load_state(self.reference)
+        self.optimizer = make_optimizer(roles.policy, lr=self.s.lr, weight_decay=self.s.weight_decay)
         self.title = f"iteration {iteration} {role}"
         self.data = []                                          # rows for iterK/ROLE.jsonl
 
@@ -346,7 +237,7 @@ class Phase:
 
     def sample(self, prompts, n: int, step: int, temperature: float, top_p: float, max_new_tokens: int):
         """Rollouts of the policy as it is now."""
-        return self.trio.speak(self.trio.policy.state(), prompts, n, seed=self.seed(step, "rollouts"), temperature=temperature,
+        return self.roles.speak(dict(self.roles.policy.model.named_parameters()), prompts, n, seed=self.seed(step, "rollouts"), temperature=temperature,
                                top_p=top_p, max_new_tokens=max_new_tokens)
 
     def learn(self, prompts, replies, scores: list[list[float]], groups_per_update: int, temperature: float) -> dict:
@@ -354,8 +245,8 @@ class Phase:
         advantages = group_advantages(scores)
         rollouts = [Rollout(prompt, reply.tokens, reply.full_logps, float(advantages[i, j]), reply.finished, group=i)
                     for i, (prompt, group) in enumerate(zip(prompts, replies)) for j, reply in enumerate(group)]
-        self.trio.actor.load_state(self.reference)              # the actor now plays the reference
-        return train_step(self.trio.policy, self.trio.actor, rollouts, self.optimizer, groups_per_update=groups_per_update,
+        self.roles.actor.load_state(self.reference)              # the actor now plays the reference
+        return train_step(self.roles.policy, self.roles.actor, rollouts, self.optimizer, groups_per_update=groups_per_update,
                           temperature=temperature, clip_low=self.s.clip_low, clip_high=self.s.clip_high, clip_dual=self.s.clip_dual,
                           kl_coef=self.s.kl, max_grad_norm=self.s.grad_norm, token_budget=self.s.token_budget)
 
@@ -368,7 +259,7 @@ class Phase:
             record = parts | {k: v if v == v else None for k, v in statistics.items()} | {"seconds": time.perf_counter() - begun}
             self.run.log(kind="step", iteration=self.iteration, phase=self.role, step=step, **record)
             bar.write(step_line(f"{self.title} {step}/{self.steps}", record))
-        self.trio.weights[self.role] = self.trio.policy.state()
+        self.roles.weights[self.role] = self.roles.policy.state()
 
     def report_data(self, counts: dict, drafts: list[Draft], begun: float):
         """What became of the fresh proposals, on the terminal and on disk."""
@@ -407,20 +298,20 @@ def step_line(title: str, r: dict) -> str:
     return f"{title:<27}  reward {r['reward']:6.3f}  " + "  ".join(parts) + f"  {r['seconds']:.1f} s"
 
 
-def train_proposer(trio: Trio, run: Run, iteration: int):
+def train_proposer(roles: Roles, run: Run, iteration: int):
     """Phase P: proposals are good if the frozen Coder can draw them and the frozen Solver finds them neither easy nor hopeless."""
-    s = trio.s
-    phase = Phase(trio, run, iteration, "proposer", s.proposer_steps)
+    s = roles.s
+    phase = Phase(roles, run, iteration, "proposer", s.proposer_steps)
     topics = itertools.cycle(TOPICS)
 
     def one_step(step):
         asked = [next(topics) for _ in range(s.proposer_prompts)]
-        prompts = [trio.proposer_prompt(topic) for topic in asked]
+        prompts = [roles.proposer_prompt(topic) for topic in asked]
         replies = phase.sample(prompts, s.proposer_rollouts, step, 1.0, 0.99, s.proposal_tokens)
         proposals = [rewards.parse_proposal(reply.text) for group in replies for reply in group]
         valid = [p for p in proposals if p is not None]
-        drafts = trio.draw(trio.weights["coder"], valid, s.codes, phase.seed(step, "codes"), top_k=40)
-        trio.judge(trio.weights["solver"], list(itertools.chain(*drafts)), s.answers, phase.seed(step, "answers"))
+        drafts = roles.draw(roles.weights["coder"], valid, s.codes, phase.seed(step, "codes"), top_k=40)
+        roles.judge(roles.weights["solver"], list(itertools.chain(*drafts)), s.answers, phase.seed(step, "answers"))
         ready = iter(drafts)
         judged = [[] if p is None else [d.judged for d in next(ready)] for p in proposals]
         rows = rewards.proposer_rewards(proposals, judged)
@@ -437,13 +328,13 @@ def train_proposer(trio: Trio, run: Run, iteration: int):
     run.save_data(iteration, "proposer", phase.data)
 
 
-def train_coder(trio: Trio, run: Run, iteration: int):
+def train_coder(roles: Roles, run: Run, iteration: int):
     """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept (3.4)."""
-    s, begun = trio.s, time.perf_counter()
-    phase = Phase(trio, run, iteration, "coder", s.coder_steps)
-    fresh = trio.propose(trio.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
+    s, begun = roles.s, time.perf_counter()
+    phase = Phase(roles, run, iteration, "coder", s.coder_steps)
+    fresh = roles.propose(roles.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
     valid = [p for _, _, p in fresh if p is not None]
-    drafts = trio.draw(trio.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
+    drafts = roles.draw(roles.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
     rates = [mean(d.image is not None for d in group) for group in drafts]
     kept = [(p, group[0].language) for p, group, rate in zip(valid, drafts, rates) if rewards.keep_for_coder(rate)]
     phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": sum(rate > 0 for rate in rates), "kept": len(kept)},
@@ -456,12 +347,12 @@ def train_coder(trio: Trio, run: Run, iteration: int):
 
     def one_step(step):
         batch = next(batches)
-        prompts = [trio.coder_prompt(proposal, language) for proposal, language in batch]
+        prompts = [roles.coder_prompt(proposal, language) for proposal, language in batch]
         replies = phase.sample(prompts, s.coder_rollouts, step, 0.7, 0.95, s.code_tokens)
         drafts = [[Draft(p, language, reply.text) for reply in group] for (p, language), group in zip(batch, replies)]
         flat = list(itertools.chain(*drafts))
-        trio.render(flat)
-        trio.judge(trio.weights["solver"], flat, s.answers, phase.seed(step, "answers"))
+        roles.render(flat)
+        roles.judge(roles.weights["solver"], flat, s.answers, phase.seed(step, "answers"))
         rows = [[rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group] for group in drafts]
         statistics = phase.learn(prompts, replies, [[r["reward"] for r in group] for group in rows], s.coder_update, temperature=0.7)
         rows = list(itertools.chain(*rows))
@@ -472,14 +363,14 @@ def train_coder(trio: Trio, run: Run, iteration: int):
     phase.train(one_step)
 
 
-def train_solver(trio: Trio, run: Run, iteration: int):
+def train_solver(roles: Roles, run: Run, iteration: int):
     """Phase S: test-time RL. The majority of ten answers is the label of an open question; fixed before training starts."""
-    s, begun = trio.s, time.perf_counter()
-    phase = Phase(trio, run, iteration, "solver", s.solver_steps)
-    fresh = trio.propose(trio.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
+    s, begun = roles.s, time.perf_counter()
+    phase = Phase(roles, run, iteration, "solver", s.solver_steps)
+    fresh = roles.propose(roles.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
     valid = [p for _, _, p in fresh if p is not None]
-    drafts = [group[0] for group in trio.draw(trio.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
-    trio.judge(trio.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
+    drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
+    roles.judge(roles.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
     drawn = [d for d in drafts if d.image is not None]
     open_ = lambda d: rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])
     kept = [(d, rewards.vote(d.hard_answers)[0]) for d in drawn if open_(d)]
@@ -492,7 +383,7 @@ def train_solver(trio: Trio, run: Run, iteration: int):
 
     def one_step(step):
         batch = next(batches)
-        prompts = [trio.solver_prompt(d.image, d.proposal.hard_question) for d, _ in batch]
+        prompts = [roles.solver_prompt(d.image, d.proposal.hard_question) for d, _ in batch]
         replies = phase.sample(prompts, s.solver_rollouts, step, 1.0, 0.99, s.answer_tokens)
         rows = [[rewards.solver_reward(reply.text, label) for reply in group] for (_, label), group in zip(batch, replies)]
         statistics = phase.learn(prompts, replies, [[r["reward"] for r in group] for group in rows], s.solver_update, temperature=1.0)
@@ -504,20 +395,20 @@ def train_solver(trio: Trio, run: Run, iteration: int):
 
 # ------------------------------------------------------------------------------------------------ measuring
 
-def measure(trio: Trio, run: Run, iteration: int, test: dict):
+def measure(roles: Roles, run: Run, iteration: int, test: dict):
     """The row of this iteration in the table: the Solver on held-out questions, and a probe of the three roles together."""
-    s, begun = trio.s, time.perf_counter()
-    trio.actor.load_state(trio.weights["solver"])
+    s, begun = roles.s, time.perf_counter()
+    roles.actor.load_state(roles.weights["solver"])
     record = {}
     if test:
-        record = evaluate(trio.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=True)
-        record |= {"easy": evaluate(trio.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens)["sampled"]}
+        record = evaluate(roles.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=True)
+        record |= {"easy": evaluate(roles.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens)["sampled"]}
         del record["per_question"]
     if s.probe:
-        fresh = trio.propose(trio.weights["proposer"], s.probe, subseed(s.seed, iteration, "probe", "proposals"))
+        fresh = roles.propose(roles.weights["proposer"], s.probe, subseed(s.seed, iteration, "probe", "proposals"))
         valid = [p for _, _, p in fresh if p is not None]
-        drafts = [g[0] for g in trio.draw(trio.weights["coder"], valid, 1, subseed(s.seed, iteration, "probe", "codes"))]
-        trio.judge(trio.weights["solver"], drafts, s.answers, subseed(s.seed, iteration, "probe", "answers"))
+        drafts = [g[0] for g in roles.draw(roles.weights["coder"], valid, 1, subseed(s.seed, iteration, "probe", "codes"))]
+        roles.judge(roles.weights["solver"], drafts, s.answers, subseed(s.seed, iteration, "probe", "answers"))
         ready = iter(drafts)
         run.save_data(iteration, "probe", [({"topic": topic, "reply": reply}, next(ready) if p else None) for topic, reply, p in fresh])
         types = [rewards.type_of(p) for p in valid]
@@ -539,6 +430,7 @@ def self_evolve(settings: Settings) -> Run:
     if not settings.out:
         settings = replace(settings, out=f"runs/{Path(settings.model).name}-{settings.language}-seed{settings.seed}")
     begun = time.perf_counter()
+    check_family(find_checkpoint(settings.model))               # before anything is written
     run = Run(settings)
     where = {}                                                  # role -> its newest checkpoint
     for role in ROLES:
@@ -546,22 +438,22 @@ def self_evolve(settings: Settings) -> Run:
         where[role] = str(run.folder / f"iter{trained[-1]}" / role) if trained else settings.model
     if run.done != (0, ""):
         print(f"going on with {run.folder}, after iteration {run.done[0]}, {run.done[1]}")
-    trio = Trio(settings, where)
-    print(f"{settings.model}: {sum(p.numel() for p in trio.policy.model.parameters()) / 1e6:.1f} M parameters on "
-          f"{trio.actor.device}, language {settings.language}; run folder {run.folder}")
+    roles = Roles(settings, where)
+    print(f"{settings.model}: {sum(p.numel() for p in roles.policy.model.parameters()) / 1e6:.1f} M parameters on "
+          f"{roles.actor.device}, language {settings.language}; run folder {run.folder}")
     phases = dict(zip(ROLES, (train_proposer, train_coder, train_solver)))
-    with trio.renderer:
+    with roles.renderer:
         test = {kind: charts(settings.questions, kind=kind)[0] for kind in ("hard", "easy")} if settings.questions else {}
         for iteration in range(settings.iterations + 1):        # iteration 0 is the base: measured, not trained
             for role in ROLES if iteration else ():
                 if run.is_done(iteration, role):
                     continue
-                phases[role](trio, run, iteration)
-                trio.policy.load_state(trio.weights[role])
-                trio.policy.save(run.folder / f"iter{iteration}" / role)
+                phases[role](roles, run, iteration)
+                roles.policy.load_state(roles.weights[role])
+                roles.policy.save(run.folder / f"iter{iteration}" / role)
                 run.finish(iteration, role)
             if not run.is_done(iteration, "eval"):
-                measure(trio, run, iteration, test)
+                measure(roles, run, iteration, test)
                 run.finish(iteration, "eval")
                 print(table(run.evaluations()[-1:]))
                 report(run.folder)
@@ -572,14 +464,22 @@ def self_evolve(settings: Settings) -> Run:
 def parse(arguments=None) -> Settings:
     """The command line is the settings' fields; what is not given is the paper's, or TINY's for the embedded base."""
     parser = argparse.ArgumentParser(description="MM-Zero: three roles of one vision-language model evolve without data.",
-                                     allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     allow_abbrev=False)
+    # The comment behind each field is also its help text.
+    says = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE))
     for f in dataclasses.fields(Settings):
         kind = {"int": int, "float": float, "str": str, "bool": bool}[getattr(f.type, "__name__", f.type)]
         options = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
+        default = [getattr(preset, f.name) for preset in (PAPER, TINY)]
+        options["help"] = f"{says[f.name].replace('%', '%%')} [{default[0]}" + (f"; tiny: {default[1]}]" if default[0] != default[1] else "]")
         parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
+    parser.add_argument("--steps", type=int, metavar="INT", default=argparse.SUPPRESS, help="GRPO steps per iteration of all three roles at once")
     parser.add_argument("--preset", choices=("tiny", "paper"), default=argparse.SUPPRESS,
                         help="where the other settings come from; default: tiny for --model tiny, else paper")
     given = vars(parser.parse_args(arguments))
+    if "steps" in given:
+        steps = given.pop("steps")
+        given = {f"{role}_steps": steps for role in ROLES} | given
     preset = given.pop("preset", "tiny" if given.get("model", "tiny") == "tiny" else "paper")
     return replace({"tiny": TINY, "paper": PAPER}[preset], **given)
 

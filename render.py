@@ -1,26 +1,24 @@
-"""Code to picture: run the SVG or Python that a Coder wrote, hand back what it drew (the renderer of section
-2).
+"""Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew (paper, section 2).
 
     trainer --(exec, pipe)--> helper --(fork, pipe)--> child
 
 - The trainer (whoever holds a `Renderer`) runs no untrusted code, decodes no image format, starts no thread
   and never forks itself (unsafe beside CUDA and threads). It sends source text and receives raw RGB rows.
 - A helper is this file started afresh: single-threaded, imports done, so that its forks are cheap and safe.
-  It runs no untrusted code either. It holds the clock and ends a late child with SIGKILL, as only another
-  process can: cairo has endless loops in C (an ellipse of radius 1e30) in which no signal handler of Python
-  runs.
-- A child draws. SVG is data that CairoSVG interprets: one child draws hundreds. Python: one fork per
-  program.
+  It runs no untrusted code either. It holds the clock and ends a late child with SIGKILL: cairo has endless
+  loops in C (an ellipse of radius 1e30), in which no signal handler of Python would run.
+- A child draws. SVG is data that CairoSVG interprets: one child draws hundreds. Python: one fork a program.
 
 What holds: limits on wall clock, processor time, memory and file size; a child sees neither the environment
 nor the descriptors of the trainer; nothing survives the trainer; no item shifts or harms another; SVG opens
-no file and no connection (it may embed a small `data:` PNG or JPEG); all Linux machines draw text with the
-same fonts. What does not: a Python program may open files, sockets and processes with the rights of the
-user. Keeping it from that takes the kernel's help (Landlock, seccomp), to be added in `confine`; until
-then, run Python only where that is acceptable.
+no file and no connection (it may embed a small `data:` PNG or JPEG); all Linux machines draw text alike.
 
-Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too),
-else a variable `img` or `image`, else the open matplotlib figure. Every mode ends as RGB on white.
+What does not: a Python program may open files, sockets and processes with the rights of the user. Keeping it
+from that takes the kernel's help (Landlock, seccomp), which belongs into `confine`. Until it is there, run
+Python only where that is acceptable.
+
+Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too), else
+a variable `img` or `image`, else the open matplotlib figure. Every mode ends as RGB on white.
 """
 
 import argparse
@@ -61,7 +59,7 @@ DEFAULT_SIDE = 512                        # pixels, for an SVG with neither size
 MEMORY, FILE_SIZE, OPEN_FILES = 1 << 30, 16 << 20, 40  # bytes, bytes, count: limits of a child
 BATCH = 8                                 # items a helper is sent at once, at most
 SVG_LIFE = 500                            # items after which a fresh child takes over: leaks do not add up
-REPLY = struct.Struct("<4sHHIf")          # magic, width, height, bytes to follow, seconds; width 0: error text
+REPLY = struct.Struct("<4sHHIf")          # magic, width, height, bytes that follow, seconds; width 0: error
 MAGIC = b"MMZ0"
 PARENT = os.getppid()                     # in a helper: the trainer
 NO_CAIRO = ("the cairo library is missing; install it with `apt install libcairo2` (Debian, Ubuntu) "
@@ -151,8 +149,8 @@ class Renderer:
         return results
 
     def _hand_out(self, queue, owed):
-        """Give idle helpers a batch each. A helper reads all of it before it answers, and is written to only
-        when it owes nothing, so neither side can block on a full pipe. Batches shrink towards the end, so that
+        """Give idle helpers a batch each. A helper reads all of it before it answers, and is not written to
+        while it owes answers: neither side can block on a full pipe. Batches shrink towards the end, so that
         all helpers finish at about the same time."""
         for helper in [helper for helper in self.helpers if helper not in owed]:
             if helper.process.poll() is not None:  # killed while idle: no item is to blame

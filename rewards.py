@@ -179,7 +179,7 @@ def _fraction(match):
 
 
 REWRITES = [(re.compile(pattern, re.ASCII), replacement) for pattern, replacement in (
-    (r"(?<!\\)\$([^$]*)(?<!\\)\$", r"\1"),      # $...$ is math, a single $ is money
+    (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),  # $...$ is math, a single $ is money
     (r"\\[()\[\],!;:]|\\(?:left|right|displaystyle)(?![a-z])", ""),
     (r"\\ |~|\\quad(?![a-z])", " "),
     (r"\{,\}", ","),

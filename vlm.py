@@ -24,7 +24,10 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
+
+transformers.utils.logging.disable_progress_bar()           # a bar per load and save, in a run that does both all the time
 
 FAMILIES = {                                                # model_type in config.json -> class of transformers
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -133,10 +136,13 @@ class VLM:
             attention = "flash_attention_2" if flash else "sdpa"
         network = getattr(transformers, FAMILIES[family])
         try:
-            model = network.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+            model, report = network.from_pretrained(folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        except OSError as error:                                    # weights or tokenizer missing, or cut off
+        except (OSError, SafetensorError) as error:                 # weights or tokenizer missing, or cut off
             raise FileNotFoundError(f"{name_or_path}: {str(error).splitlines()[0]}") from error
+        if report["missing_keys"]:                                  # the library would go on with random numbers for these
+            raise ValueError(f"{name_or_path}: {len(report['missing_keys'])} weights are missing, "
+                             f"for example {sorted(report['missing_keys'])[0]}")
         return cls(model.to(device).eval(), tokenizer, folder)
 
     def __init__(self, model, tokenizer, folder: Path):

@@ -138,7 +138,7 @@ def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys
 def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
     """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and Coder i make its data."""
     seen = []
-    speak = mmzero.Trio.speak
+    speak = mmzero.Roles.speak
 
     def spy(self, weights, prompts, n, progress=False, **sampling):
         name = next((role for role, w in self.weights.items() if w is weights), "policy")
@@ -147,14 +147,14 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
         return speak(self, weights, prompts, n, progress, **sampling)
 
     base = VLM.load("tiny", device="cpu", dtype="float32").state()
-    monkeypatch.setattr(mmzero.Trio, "speak", spy)
-    load = mmzero.Trio.__init__
+    monkeypatch.setattr(mmzero.Roles, "speak", spy)
+    load = mmzero.Roles.__init__
 
     def separate(self, *arguments):                             # three copies, so that roles can be told apart from the start
         load(self, *arguments)
         self.weights = {role: dict(w) for role, w in self.weights.items()}
 
-    monkeypatch.setattr(mmzero.Trio, "__init__", separate)
+    monkeypatch.setattr(mmzero.Roles, "__init__", separate)
     self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, proposer_steps=1, coder_steps=1, solver_steps=1))
     P, C = frozenset({"proposer"}), frozenset({"proposer", "coder"})
     assert seen == [("policy", frozenset()), ("coder", frozenset()), ("solver", frozenset()),            # phase P, one step

@@ -174,7 +174,7 @@ def check_manifest(renderer, language, names, port=0):
     for name, rendering in zip(names, results, strict=True):
         outcome = "error" if rendering.error and "blank" not in rendering.error else "image"
         assert expected[name] in (outcome, "any"), (name, rendering.error)
-        assert rendering.seconds < renderer.timeout + 1, name
+        assert rendering.seconds < renderer.timeout + 3, name  # (a busy machine is late to kill)
         assert (rendering.image is None) == (rendering.error is not None)
         assert rendering.error is None or rendering.error.isprintable() and len(rendering.error) <= 300, name
         assert SECRET not in str(rendering.error), name
@@ -289,7 +289,7 @@ def test_large_pictures_are_scaled_down(renderer):
 def test_errors_name_the_line_and_stay_one_printable_line(renderer):
     assert refuse(renderer, "x = 1\ny = nothing") == "NameError: name 'nothing' is not defined (line 2)"
     assert refuse(renderer, "x = (\n") == "SyntaxError: '(' was never closed (line 1)"
-    assert refuse(renderer, "raise ValueError('a\\n\\x1b[1mb' + 9999 * 'c')").startswith("ValueError: a [1mbccc")
+    assert refuse(renderer, "raise ValueError('a\\n\\x1b[1mb' + 999 * 'c')").startswith("ValueError: a [1mb")
     assert refuse(renderer, "import sys; sys.exit('bye')") == "the program ended itself: sys.exit('bye')"
     assert "SIGSEGV" in refuse(renderer, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert "before its picture" in refuse(renderer, "import os; os._exit(0)")
@@ -298,12 +298,13 @@ def test_errors_name_the_line_and_stay_one_printable_line(renderer):
 def test_a_child_sees_no_environment_no_descriptor_no_torch(renderer, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", SECRET)
     with Renderer(workers=1) as fresh:
-        code = "import os; raise ValueError(sorted(os.environ))"
-        assert "HOME" in refuse(fresh, code) and "SECRET" not in refuse(fresh, code)
+        code = "import os; raise ValueError([name for name in sorted(os.environ) if name[:4] in ('HOME', 'SECR')])"
+        assert refuse(fresh, code) == "ValueError: ['HOME'] (line 1)"
         code = ("import os\nfound = []\nfor f in range(100):\n"
                 "  try: found.append(os.readlink(f'/proc/self/fd/{f}')[:5])\n  except OSError: pass\n"
                 "raise ValueError(found)")  # null three times; the source and the result
-        assert refuse(fresh, code).startswith("ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:'")
+        draw(fresh, tiny("red"), "svg")  # so that there are descriptors of another child to inherit
+        assert refuse(fresh, code) == "ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:'] (line 5)"
         code = "import sys, threading; raise ValueError(['torch' in sys.modules, threading.active_count()])"
         assert refuse(fresh, code).startswith("ValueError: [False, 1]")
 
@@ -371,13 +372,13 @@ def test_the_clock_is_kept(item):
     with Renderer(workers=1, timeout=0.4) as renderer:
         draw(renderer, pillow((1, 1, 1)))
         (rendering,) = renderer.render([item])
-        assert rendering.error == "took longer than 0.4 s" and 0.4 <= rendering.seconds < 0.9
+        assert rendering.error == "took longer than 0.4 s" and 0.4 <= rendering.seconds < 3
         draw(renderer, tiny("red"), "svg")
 
 
 def test_a_killed_helper_is_replaced():
     with Renderer(workers=2, timeout=5) as renderer:
-        items = [(tiny(f"rgb({i},9,9)"), "svg") for i in range(40)]
+        items = [(tiny(f"rgb({i},9,9)"), "svg") for i in range(20)]
         expected = [r.image.tobytes() for r in renderer.render(items)]
         renderer.helpers[0].process.kill()  # between two calls
         assert [r.image.tobytes() for r in renderer.render(items)] == expected
@@ -385,7 +386,7 @@ def test_a_killed_helper_is_replaced():
         victims = [helper.process.pid for helper in renderer.helpers]  # killed in the middle of an item
         threading.Timer(0.3, lambda: [os.kill(pid, signal.SIGKILL) for pid in victims]).start()
         results = renderer.render([sleeper] * 2 + items)
-        assert [r.error for r in results] == [None] * 42
+        assert [r.error for r in results] == [None] * 22
         assert [r.image.tobytes() for r in results[2:]] == expected
 
 
@@ -445,13 +446,28 @@ def test_a_killed_trainer_leaves_no_process_and_no_scratch():
     assert wait_for(lambda: not any(map(alive, pids)) and not Path(scratch).exists(), 3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PDEATHSIG")
 def test_a_killed_helper_takes_its_children_with_it():
     with Renderer(workers=1) as renderer:
-        draw(renderer, tiny("red"), "svg")
         pid = renderer.helpers[0].process.pid
-        (child,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        renderer.helpers[0].process.kill()
+        sleeper = threading.Thread(target=renderer.render, args=([("import time; time.sleep(4)", "python")],))
+        sleeper.start()
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        assert wait_for(children.read_text)
+        time.sleep(0.2)  # it is forked; let it reach the program
+        (child,) = map(int, children.read_text().split())
+        os.kill(pid, signal.SIGKILL)
         assert wait_for(lambda: not alive(child), 2)
+        sleeper.join()
+
+
+def test_the_item_that_kills_its_helper_is_the_one_blamed():
+    with Renderer(workers=1) as renderer:
+        items = [(pillow((i, 0, 0)), "python") for i in range(5)]
+        items[2] = ("import os; os.kill(os.getppid(), 9)", "python")
+        results = renderer.render(items * 4)
+        assert [i for i, r in enumerate(results) if r.error] == [2, 7, 12, 17]
+        assert [r.image.getpixel((4, 4))[0] for r in results if r.image] == [0, 1, 3, 4] * 4
 
 
 # ---------------------------------------------------------------- missing parts, the command line
@@ -483,7 +499,7 @@ def test_command_line(tmp_path):
     assert run(tmp_path / "b.py", "-o", tmp_path / "out.png")[0] == 0
     assert Image.open(tmp_path / "out.png").getpixel((4, 4)) == (1, 2, 3)
     cases = [("c.py", [], "NameError"), ("none.svg", [], "No such file"), ("a.png", [], "must end in .svg"),
-             ("a.svg", ["--timeout", "0"], "above 0"), ("a.svg", ["-o", tmp_path / "no" / "a"], "No such file")]
+             ("a.svg", ["--timeout", "0"], "above 0"), ("a.svg", ["-o", tmp_path / "no/a"], "No such file")]
     for name, arguments, words in cases:
         arguments = [tmp_path / name, *arguments]
         status, out, err = run(*arguments)
