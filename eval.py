@@ -21,9 +21,13 @@ such replies is always printed.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
+
+# Threads that wait must not spin: on a machine that does anything else, spinning costs ten times the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # read once, when torch is first imported
 
 import numpy as np
 from PIL import Image

@@ -4,15 +4,15 @@ Implements the optimisation of MM-Zero (arXiv 2603.09206) as its authors configu
 advantages, a clipped and dual-clipped surrogate, a k3 KL term to the weights the phase began with, token mean
 over the whole mini-batch. Read it top to bottom: advantages -> loss -> log-probs -> micro-batches -> step.
 
-Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, R rows of
-L tokens (a row: one prompt and one or more of its replies), D hidden size, V vocabulary, n reply tokens.
+Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, R rows
+of L tokens (a row: one prompt and one or more of its replies), D hidden size, V vocabulary, n reply tokens.
 
 Deliberate choices, where an implementer could do otherwise:
-- Old log-probs are the trainer's own, not the sampler's. At a step's first update they equal `logp` and are not
-  computed a second time. Their distance to the sampler's is logged (`logp_gap`): it should be rounding noise.
-- A group whose rewards are all equal has advantage 0, but its tokens stay in the token mean and in the KL term.
-  A mini-batch in which *every* advantage is 0 is skipped and counted (`no_signal`): its gradient would be that
-  of the KL term alone, which AdamW would blow up to a step of full size.
+- Old log-probs are the trainer's own, not the sampler's. At a step's first update they equal `logp` and are
+  not computed again. Their distance to the sampler's is logged (`logp_gap`): it should be rounding noise.
+- A group whose rewards are all equal has advantage 0, but its tokens stay in the token mean and the KL term.
+  A mini-batch in which *every* advantage is 0 is skipped and counted (`no_signal`): its gradient would be
+  that of the KL term alone, which AdamW would blow up to a step of full size.
 - Groups that do not fill the last mini-batch are spread evenly (100 at 64 per update: 50 + 50, not 64 + 36),
   because AdamW gives the update of a small leftover the same size as any other.
 - Replies of one prompt share a row, so prompt and picture go through the network once, not G times.
@@ -37,10 +37,11 @@ def group_advantages(rewards, eps=1e-6):
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards of shape {tuple(rewards.shape)}: it must be [prompts, two or more rollouts]")
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)}; right is [prompts, two or more rollouts]")
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
-    # Equal rewards must give exactly 0: the mean of eight times 0.9 is not 0.9 in floating point.
-    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    # Equal rewards must give exactly 0, and rounding gets in the way: 0.1 + 0.2 is not 0.3, and the mean of
+    # seven times 0.9 is not 0.9.
+    equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-9
     return advantages.masked_fill(equal, 0.0).float()
 
 
@@ -50,10 +51,10 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
                 kl_coef=0.01, denominator=None):
     """The objective on one micro-batch -> (loss, stats). A pure function.
 
-    logp, old_logp, ref_logp: [N, T] under the policy / the policy before the step / the reference (None: no KL
-    term); mask: [N, T], true at reply tokens; advantages: [N] or [N, T]. `denominator`: the token count of the
-    whole mini-batch, by default that of these tensors. Loss and stats are sums divided by it, so that adding them
-    up over micro-batches gives the token means of the mini-batch.
+    logp, old_logp, ref_logp: [N, T] under the policy / the policy before the step / the reference (None: no
+    KL term); mask: [N, T], true at reply tokens; advantages: [N] or [N, T]. `denominator`: the token count of
+    the whole mini-batch, by default that of these tensors. Loss and stats are sums divided by it, so that
+    adding them up over micro-batches gives the token means of the mini-batch.
 
     >>> half = torch.tensor([[math.log(0.5)]])
     >>> loss, stats = policy_loss(half + 0.5, half, half + 0.5, torch.tensor([2.0]), torch.tensor([[True]]))
@@ -71,7 +72,7 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
     ratio = log_ratio.exp()                                                 # rho = pi / pi_old
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)     # min(rho A, clip(rho) A)
-    # For A < 0 this falls without bound as rho grows: one token could own the gradient. Dual clip: max(., c A).
+    # For A < 0 this falls without bound as rho grows: one token could own the gradient. Dual clip: max(., cA)
     surrogate = torch.where(advantages < 0, torch.maximum(surrogate, clip_dual * advantages), surrogate)
 
     if ref_logp is None:
@@ -148,12 +149,12 @@ class Rollout:
 
 
 def token_logps(vlm, rows, temperature=1.0, chunk=2048):
-    """Log-probs of replies -> (logp, entropy, mask), each [N, T], in the order of `rows`, padded on the right.
+    """Log-probs of replies -> (logp, entropy, mask): [N, T] each, in the order of `rows`, right-padded.
 
     rows: list of lists of rollouts; those of one row have the same prompt object and are laid out as
         prompt | reply 1 | reply 2 | ...
-    where each reply sees the prompt and itself, and its positions follow on from the prompt's. So the values are
-    those of separate sequences, but the prompt is computed once, and autograd sums what its replies send back.
+    where each reply sees the prompt and itself, and its positions follow on from the prompt's. So the values
+    are those of separate sequences, but the prompt is computed once, and autograd adds up its gradients.
     """
     sharing = max(map(len, rows)) > 1
     if sharing and not can_share(vlm):
@@ -216,10 +217,10 @@ def row_length(row):
 
 
 def micro_batches(rollouts, token_budget, row_tokens):
-    """Rollouts -> list of micro-batches; a micro-batch is a list of rows, a row a list of rollouts of one prompt.
+    """Rollouts -> micro-batches: lists of rows, which are lists of rollouts of one prompt.
 
-    Replies share a row while it stays within `row_tokens` (attention costs its square; 0: one reply a row). Rows,
-    sorted by length, share a micro-batch while rows * longest, which is what padding makes of them, stays within
+    Replies share a row while it stays within `row_tokens` (attention costs its square; 0: one reply a row).
+    Rows, sorted by length, share a micro-batch while rows * longest, what padding makes of them, stays within
     `token_budget`. A rollout that is longer than a limit stands alone.
     """
     rows, filling = [], {}
@@ -250,10 +251,10 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192, row_tokens=512):
 # ---- the step ---------------------------------------------------------------------------------------------
 
 def make_optimizer(policy, lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01):
-    """AdamW on float32 master weights: in bf16 a step of 1e-6 is below the spacing of most weights and is lost."""
+    """AdamW on float32 master weights: 1e-6 is below the spacing of most bf16 weights: it would be lost."""
     kinds = {str(p.dtype) for p in policy.model.parameters()}
     if kinds != {"torch.float32"}:
-        raise ValueError(f"the policy holds {', '.join(sorted(kinds))}: to train it, load it with dtype=\"float32\"")
+        raise ValueError(f"policy is {', '.join(sorted(kinds))}; to train it, load it with dtype='float32'")
     parameters = policy.model.parameters()
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
@@ -278,13 +279,13 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
                token_budget=8192, row_tokens=512):
     """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
 
-    policy, reference: VLMs; reference may be None if kl_coef is 0. temperature: what the rollouts were sampled at.
+    policy, reference: VLMs; reference may be None if kl_coef is 0. temperature: that of the sampling.
     Returns statistics of the whole step, as numbers:
-    - means over the tokens of the updates made (nan if none was): loss, kl (to the reference), approx_kl (to the
-      policy before the step), entropy, logp_gap_mean, and the shares clip_high, clip_low, clip_dual of tokens whose
-      ratio is cut; logp_gap: the largest |sampler - trainer|; grad_norm: before clipping, mean over updates;
+    - means over the tokens of the updates made (nan if none was): loss, kl (to the reference), approx_kl (to
+      the policy before the step), entropy, logp_gap_mean, and clip_high, clip_low, clip_dual, the shares of
+      tokens whose ratio is cut; logp_gap: the largest |sampler - trainer|; grad_norm: before clipping;
     - zero_variance: share of groups; truncated: share of rollouts;
-    - tokens (trained on), updates, skipped (gradient not finite), no_signal (mini-batches without an advantage).
+    - tokens (trained on), updates, skipped (gradient not finite), no_signal (mini-batches without advantage).
     """
     if not rollouts:
         raise ValueError("no rollouts to train on")
@@ -294,7 +295,7 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         raise ValueError("kl_coef is not 0, so a reference model is needed")
     everything = mini_batches(rollouts, groups_per_update)
     minis = [m for m in everything if any(r.advantage for r in m)]
-    # Old log-probs are those before the step's first update, for which they are `logp` itself: not computed twice.
+    # Old log-probs are those before the first update, for which they are `logp` itself: not computed twice.
     row_tokens = row_tokens if all(can_share(m) for m in (policy, reference) if m) else 0
     later = [r for m in minis[1:] for r in m]
     old = dict(zip(later, score(policy, later, temperature, token_budget, row_tokens)))
@@ -302,7 +303,7 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     sums, tokens, updates, skipped, grad_norms, gap = {}, 0, 0, 0, [], 0.0
     for number, mini in enumerate(minis):
-        denominator, mine = sum(len(r.tokens) for r in mini), {}            # tokens of the update, computed once
+        denominator, mine = sum(len(r.tokens) for r in mini), {}        # tokens of the update, computed once
         optimizer.zero_grad(set_to_none=True)
         for rows in micro_batches(mini, token_budget, row_tokens):
             logp, entropy, mask = token_logps(policy, rows, temperature)
@@ -330,7 +331,7 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         tokens += denominator
         grad_norms.append(norm)
         sums = {name: sums.get(name, 0.0) + value * denominator for name, value in mine.items()}
-    optimizer.zero_grad(set_to_none=True)                                   # no gradients in memory while sampling
+    optimizer.zero_grad(set_to_none=True)                           # no gradients in memory while sampling
 
     names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual", "logp_gap_mean")
     groups = {r.group: False for r in rollouts} | {r.group: True for r in rollouts if r.advantage}

@@ -3,8 +3,8 @@
     python mmzero.py                             the embedded tiny base, on a laptop
     python mmzero.py --model Qwen2-VL-2B         a real one (settings of the paper)
 
-One iteration is three phases (section 2 of the paper summary in the README); in each, one role is trained with GRPO
-and the other two are frozen:
+One iteration is three phases (the paper's method section); in each, one role is trained with GRPO and the other two are
+frozen:
 
     P   topic ──Proposer──> proposal ──Coder──> 4 codes ──render──> pictures ──Solver──> 5 + 5 answers ──> reward of P
     C   fresh proposals, those the Coder draws 1 to 3 times of 4 ──Coder──> code ──render──> picture ──Solver──> reward of C
@@ -31,6 +31,9 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+# Threads that wait must not spin: on a machine that does anything else, spinning costs ten times the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # read once, when torch is first imported
 
 import torch
 from tqdm import tqdm
@@ -90,7 +93,7 @@ class Settings:
     # Pictures and machine
     min_pixels: int = 262144            # smaller pictures are scaled up to this area; 0: as the checkpoint has it
     max_pixels: int = 1638400           # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
-    slots: int = 64                     # completions decoded side by side
+    slots: int = 0                      # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
     workers: int = 0                    # processes that render; 0: one per core
     render_seconds: float = 5.0         # a program that draws for longer is stopped
     # Measuring, before the first and after every iteration
@@ -102,9 +105,9 @@ PAPER = Settings()
 # The embedded base has 1.3 M parameters where the paper's have 2 to 8 billion: a larger step size, smaller batches
 # and short texts, so that three iterations take a few minutes on two cores. Rewards and filters are the same.
 TINY = replace(
-    PAPER, proposer_steps=8, proposer_prompts=24, proposer_update=24, coder_steps=8, coder_proposals=256, coder_prompts=64,
-    coder_update=64, solver_steps=12, solver_proposals=640, solver_prompts=96, solver_update=96, lr=1e-4, checkpointing=False,
-    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, slots=384, token_budget=8192)
+    PAPER, proposer_steps=6, proposer_prompts=24, proposer_update=24, coder_steps=6, coder_proposals=256, coder_prompts=64,
+    coder_update=64, solver_steps=16, solver_proposals=1024, solver_prompts=96, solver_update=96, lr=1e-4, checkpointing=False,
+    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096)
 
 
 def check(s: Settings) -> None:
@@ -115,7 +118,7 @@ def check(s: Settings) -> None:
 
     need("language", s.language in LANGUAGES, "svg, python or mixed")
     for f in dataclasses.fields(s):
-        if f.type in (int, "int") and f.name not in ("seed", "iterations", "min_pixels", "max_pixels", "workers", "questions", "probe"):
+        if f.type in (int, "int") and f.name not in ("seed", "iterations", "min_pixels", "max_pixels", "slots", "workers", "questions", "probe"):
             need(f.name, getattr(s, f.name) >= 1, "a whole number, 1 or more")
         elif f.type in (int, float, "int", "float"):
             need(f.name, getattr(s, f.name) >= 0, "0 or more")
@@ -329,7 +332,7 @@ def train_proposer(roles: Roles, run: Run, iteration: int):
 
 
 def train_coder(roles: Roles, run: Run, iteration: int):
-    """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept (3.4)."""
+    """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept."""
     s, begun = roles.s, time.perf_counter()
     phase = Phase(roles, run, iteration, "coder", s.coder_steps)
     fresh = roles.propose(roles.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)

@@ -4,8 +4,8 @@
     Coder      proposal                     -> code -> picture (Draft.image)
     Solver     picture + question           -> answers (Draft.easy_answers, Draft.hard_answers)
 
-Whoever is in training is handled by mmzero.py; here is what the frozen ones do (section 2 and the sampling settings of
-section 4 of the paper summary in the README).
+Whoever is in training is handled by mmzero.py; here is what the frozen ones do, with the sampling settings that the
+paper's implementation details give for them.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class Roles:
     def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
         """Sample n replies to each prompt with these weights. -> list per prompt of Completion"""
         self.actor.load_state(weights)
-        return generate(self.actor, prompts, n=n, slots=self.s.slots, progress=progress, **sampling)
+        return generate(self.actor, prompts, n=n, slots=self.s.slots or None, progress=progress, **sampling)
 
     # ---------------------------------------------------------------- what each role is asked
     def proposer_prompt(self, topic: str):
@@ -87,7 +87,7 @@ class Roles:
     def solver_prompt(self, image, question: str):
         return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
 
-    # ---------------------------------------------------------------- what the frozen roles do (section 2)
+    # ---------------------------------------------------------------- what the frozen roles do
     def propose(self, weights, count: int, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
         """`count` fresh proposals, topics in turn -> (topic, reply, proposal or None)"""
         topics = [TOPICS[i % len(TOPICS)] for i in range(count)]

@@ -1,14 +1,15 @@
 """A vision-language model: load it, turn text and pictures into its inputs, save it.
 
-transformers gives the network and its weights, nothing else. What goes into the network is made here: the chat text, the image
-tokens, the patches of a picture and the M-RoPE positions, so that torchvision is not needed and every number that enters the
-network can be read on this page. The tests compare each of them with the library's own.
+transformers gives the network and its weights, nothing else. What goes into the network is made here: chat
+text, image tokens, the patches of a picture, M-RoPE positions. So torchvision is not needed, and every number
+that enters the network can be followed on this page. The tests compare each with the library's own.
 
 Families: Qwen2-VL, Qwen2.5-VL (MiMo-VL is one of these) and Qwen3-VL.
 
 Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
-    input_ids, attention_mask [B, L]     position_ids [3, B, L]: time, height, width
-    pixel_values [patches, channels * temporal_patch * patch * patch]     image_grid_thw [pictures, 3], in patches
+    input_ids, attention_mask [B, L]      position_ids [3, B, L]: time, height, width
+    pixel_values [patches, channels * temporal_patch * patch * patch]
+    image_grid_thw [pictures, 3]: time, height, width in patches
 """
 import copy
 import itertools
@@ -27,9 +28,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-transformers.utils.logging.disable_progress_bar()           # a bar per load and save, in a run that does both all the time
+transformers.utils.logging.disable_progress_bar()       # a run loads and saves all the time
 
-FAMILIES = {                                                # model_type in config.json -> class of transformers
+FAMILIES = {                                            # model_type in config.json -> class of transformers
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -41,8 +42,9 @@ SHORT_NAMES = {
     "MiMo-VL-7B": "XiaomiMiMo/MiMo-VL-7B-SFT",
 }
 TINY = Path(__file__).parent / "tiny" / "model"
-# Small files of a checkpoint that we read or that other programs want. They are kept as they were found and saved again.
-SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
+# Small files of a checkpoint which we read or other programs want: kept as they were found, and saved again.
+SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+              "chat_template.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +52,22 @@ class Prompt:
     """One user turn, ready for the assistant's reply. Made by `VLM.encode`."""
     tokens: list[int]           # chat-formatted ids, one image token per merged patch
     positions: Tensor           # [3, L] int64
-    pixels: Tensor | None       # [patches, channels * temporal_patch * patch * patch] float32, None without pictures
-    grids: Tensor | None        # [pictures, 3] int64
+    pixels: Tensor | None       # [patches, channels * temporal_patch * patch * patch] float32, if any
+    grids: Tensor | None        # [pictures, 3] int64, if any
 
 
-# ---------------------------------------------------------------------------------------------- pictures and positions
+# ------------------------------------------------------------------------------------ pictures and positions
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width to resize to: multiples of `factor`, area within the limits, aspect ratio kept as well as it can be.
+def smart_resize(height, width, factor, min_pixels, max_pixels) -> tuple[int, int]:
+    """Height and width to resize to: multiples of `factor`, area within the limits, aspect ratio nearly kept.
 
     >>> smart_resize(100, 150, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
     (112, 140)
-    >>> smart_resize(10, 30, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)        # too small: scaled up
+    >>> smart_resize(10, 30, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)      # too small: grows
     (56, 112)
     """
     if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a picture of {width} x {height} pixels is too narrow: the longer side may be 200 times the shorter one")
+        raise ValueError(f"a picture of {width} x {height} pixels is too narrow: 200 to 1 is the limit")
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -77,49 +79,54 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return rows, columns
 
 
-def mrope_positions(tokens: list[int], image_token: int, grids: list[tuple[int, int, int]], merge: int) -> Tensor:
-    """[3, L] positions (time, height, width) of a prompt.
+def mrope_positions(tokens: list[int], image_token: int, grids, merge: int) -> Tensor:
+    """[3, L] positions (time, height, width) of a prompt. `grids`: (t, h, w) of each picture, in patches.
 
-    Text counts on along the three axes at once. A picture that begins at position p puts its merged patch (t, i, j) at
-    (p + t, p + i, p + j), and the text behind it goes on at p + max(rows, columns): past its longer side, not past its last patch.
+    Text counts on along the three axes at once. A picture that begins at position p puts its merged patch
+    (t, i, j) at (p + t, p + i, p + j), and the text behind it goes on at p + max(rows, columns): just past
+    its longer side, not past its number of patches.
 
     >>> mrope_positions([5, 9, 9, 9, 9, 9, 9, 6], image_token=9, grids=[(1, 4, 6)], merge=2).tolist()
     [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
     """
-    columns, start, grids = [], 0, iter(grids)
-    # Two pictures never touch: <|vision_end|><|vision_start|> stands between them, so one run of image tokens is one picture.
+    spans, start, grids = [], 0, iter(grids)
+    # A run of image tokens is one picture: <|vision_end|><|vision_start|> stands between two of them.
     for is_picture, run in itertools.groupby(tokens, key=lambda token: token == image_token):
         if is_picture:
-            time, rows, cols = next(grids)
-            rows, cols = rows // merge, cols // merge
-            grid = torch.meshgrid(torch.arange(time), torch.arange(rows), torch.arange(cols), indexing="ij")
-            columns.append(torch.stack(grid).reshape(3, -1) + start)
-            start += max(rows, cols)
+            time, rows, columns = next(grids)
+            axes = torch.arange(time), torch.arange(rows // merge), torch.arange(columns // merge)
+            spans.append(torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1) + start)
+            start += max(rows, columns) // merge
         else:
             length = len(list(run))
-            columns.append((torch.arange(length) + start).expand(3, -1))
+            spans.append((torch.arange(length) + start).expand(3, -1))
             start += length
-    return torch.cat(columns, dim=1)
+    return torch.cat(spans, dim=1)
 
 
-# ---------------------------------------------------------------------------------------------- the model
+def next_position(prompt: Prompt) -> int:
+    """Where the reply begins, on all three axes at once. After a picture: less than the number of tokens."""
+    return int(prompt.positions.max()) + 1
+
+
+# ------------------------------------------------------------------------------------ the model
 
 class VLM:
     """A network with its tokenizer, picture settings and role prompts.
 
-    model       transformers' ...ForConditionalGeneration          family      "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl"
-    prompts     the three role prompts (see prompts.py)            eos_ids     every token that ends a reply
-    min_pixels, max_pixels   limits of a picture's area; set them to trade detail against tokens
+    model       transformers' ...ForConditionalGeneration       family      one of FAMILIES
+    prompts     the role prompts (see prompts.py)               eos_ids     every token that ends a reply
+    min_pixels, max_pixels   limits of a picture's area: set them to trade detail against image tokens
     """
 
-    # ------------------------------------------------------------------ loading
+    # -------------------------------------------------------------------- loading
     @classmethod
     def load(cls, name_or_path, device="auto", dtype="auto", attention="auto") -> "VLM":
         """`tiny`, a short name such as `Qwen2-VL-2B`, a folder, or a hub id.
 
-        device "auto" is CUDA where there is one; dtype "auto" is bfloat16 on CUDA and float32 on CPU (where bfloat16 is slow);
-        attention "auto" is flash_attention_2 on CUDA where that package is installed and PyTorch's own otherwise.
-        Raises FileNotFoundError for a name that leads nowhere, ValueError for a model that is not one of the families.
+        "auto": device is CUDA where there is one; dtype is bfloat16 on CUDA and float32 on CPU; attention is
+        flash_attention_2 on CUDA where that package is installed, PyTorch's own ("sdpa") otherwise.
+        Raises FileNotFoundError for a name that leads nowhere, ValueError for a model outside the families.
         """
         folder = find_checkpoint(str(name_or_path))
         family = check_family(folder)
@@ -131,50 +138,47 @@ class VLM:
         elif isinstance(dtype, str):
             dtype = getattr(torch, dtype)
         if attention == "auto":
-            half = dtype in (torch.bfloat16, torch.float16)         # the flash-attn package knows no float32
+            half = dtype in (torch.bfloat16, torch.float16)             # flash-attn knows no float32
             flash = device.type == "cuda" and half and transformers.utils.is_flash_attn_2_available()
             attention = "flash_attention_2" if flash else "sdpa"
-        network = getattr(transformers, FAMILIES[family])
         try:
-            model, report = network.from_pretrained(folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+            model, report = getattr(transformers, FAMILIES[family]).from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, SafetensorError) as error:                 # weights or tokenizer missing, or cut off
             raise FileNotFoundError(f"{name_or_path}: {str(error).splitlines()[0]}") from error
-        if report["missing_keys"]:                                  # the library would go on with random numbers for these
-            raise ValueError(f"{name_or_path}: {len(report['missing_keys'])} weights are missing, "
-                             f"for example {sorted(report['missing_keys'])[0]}")
+        if missing := sorted(report["missing_keys"]):       # the library would make these up at random
+            raise ValueError(f"{name_or_path}: {len(missing)} weights are missing, for example {missing[0]}")
         return cls(model.to(device).eval(), tokenizer, folder)
 
     def __init__(self, model, tokenizer, folder: Path):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.family = model.config.model_type
-        self.side_files = {name: (folder / name).read_text() for name in SIDE_FILES if (folder / name).exists()}
-        self.prompts = self._read_prompts(folder)
-        # Every token that ends a reply: Qwen's generation config lists <|im_end|> and <|endoftext|>, and both occur.
+        files = [folder / name for name in SIDE_FILES if (folder / name).exists()]
+        self.side_files = {file.name: file.read_text() for file in files}
+        if (folder / "prompts.json").exists():
+            self.prompts = json.loads((folder / "prompts.json").read_text())
+        else:
+            from prompts import PROMPTS
+            self.prompts = PROMPTS
+        # Qwen's generation config names <|im_end|> and <|endoftext|>, and replies end with either.
         eos = model.generation_config.eos_token_id
-        eos = eos if isinstance(eos, list) else [eos]
-        self.eos_ids = tuple(sorted({i for i in [*eos, tokenizer.eos_token_id] if i is not None}))
-        if not self.eos_ids:
+        eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+        if not eos:
             raise ValueError(f"{folder}: neither generation_config.json nor the tokenizer names an end token")
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self.eos_ids = tuple(sorted(eos))
+        self.pad_id = self.eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._read_picture_settings(folder)
         self._prepare_chat(folder)
-
-    @staticmethod
-    def _read_prompts(folder):
-        if (folder / "prompts.json").exists():
-            return json.loads((folder / "prompts.json").read_text())
-        from prompts import PROMPTS
-        return PROMPTS
 
     def _read_picture_settings(self, folder):
         if "preprocessor_config.json" in self.side_files:
             settings = json.loads(self.side_files["preprocessor_config.json"])
-        elif "processor_config.json" in self.side_files:            # where newer versions of transformers put it
+        elif "processor_config.json" in self.side_files:            # where newer versions put it
             settings = json.loads(self.side_files["processor_config.json"])["image_processor"]
         else:
-            raise FileNotFoundError(f"{folder}: no preprocessor_config.json, which says how pictures are cut into patches")
-        # Two spellings are in use: min_pixels / max_pixels, and size: {shortest_edge, longest_edge}. Both mean areas.
+            raise FileNotFoundError(f"{folder}: no preprocessor_config.json, which says how pictures are cut")
+        # Two spellings: min_pixels / max_pixels, and size: {shortest_edge, longest_edge}. Both mean areas.
         size = settings.get("size") or {}
         self.min_pixels = settings.get("min_pixels") or size.get("shortest_edge") or size["min_pixels"]
         self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or size["max_pixels"]
@@ -189,10 +193,11 @@ class VLM:
             self.tokenizer.chat_template = json.loads(self.side_files["chat_template.json"])["chat_template"]
         if not self.tokenizer.chat_template:
             raise ValueError(f"{folder}: the tokenizer has no chat template (chat_template.jinja)")
-        self._templates = {}                                        # order of pictures and texts -> rendered template
-        special = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        self._special = re.compile("(" + "|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) + ")")
-        # The same tokenizer, except that it never reads a special token out of a text (other added tokens it does).
+        self._templates = {}                                        # order of the parts -> rendered template
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        special.sort(key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")")
+        # The same tokenizer, except that it sees no special token (though other added tokens) in a text.
         self._plain = copy.deepcopy(self.tokenizer.backend_tokenizer)
         self._plain.encode_special_tokens = True
 
@@ -204,84 +209,88 @@ class VLM:
     def dtype(self) -> torch.dtype:
         return self.head.dtype
 
-    # ------------------------------------------------------------------ text and pictures -> Prompt
+    # -------------------------------------------------------------------- text and pictures -> Prompt
     def encode(self, text, images=()) -> Prompt:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins to write.
 
-        `encode(question, [a, b])` puts the pictures first. For another order give a list: `encode(["left:", a, "right:", b])`.
-        Nothing in a text is ever read as a special token: what one role wrote is another role's prompt, and a proposal that
-        says <|im_end|> must not be able to end the turn it is quoted in.
+        `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an order.
+        Nothing in a text is ever read as a special token: what one role wrote is quoted in another's prompt,
+        and a proposal that says <|im_end|> must not be able to end that turn.
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
-        pictures = [part for part in parts if not isinstance(part, str)]
         texts = [part for part in parts if isinstance(part, str)]
-        patches = [self._patches(picture) for picture in pictures]
-        grids = [grid for _, grid in patches]
-        image_token, merged = self.config.image_token_id, iter(t * h * w // self.merge ** 2 for t, h, w in grids)
+        patches, grids = [], []
+        for picture in (part for part in parts if not isinstance(part, str)):
+            pixels, grid = self._patches(picture)
+            patches.append(pixels)
+            grids.append(grid)
+        image_token = self.config.image_token_id
+        merged = iter([rows * columns // self.merge**2 for _, rows, columns in grids])
         tokens = []
-        for piece in self._template(tuple("text" if isinstance(part, str) else "image" for part in parts)):
+        for piece in self._template(tuple(isinstance(part, str) for part in parts)):
             if isinstance(piece, int):                              # a special token of the template
                 tokens += [piece] * (next(merged) if piece == image_token else 1)
             else:                                                   # ordinary text, with the user's filled in
                 tokens += self._plain.encode(fill_slots(piece, texts), add_special_tokens=False).ids
-        return Prompt(
-            tokens=tokens,
-            positions=mrope_positions(tokens, image_token, grids, self.merge),
-            pixels=torch.cat([p for p, _ in patches]) if patches else None,
-            grids=torch.tensor(grids) if patches else None,
-        )
+        return Prompt(tokens, mrope_positions(tokens, image_token, grids, self.merge),
+                      torch.cat(patches) if patches else None, torch.tensor(grids) if patches else None)
 
-    def _template(self, order: tuple[str, ...]) -> list:
-        """The rendered chat template for parts in this order: ids of its special tokens, and the strings between them.
+    def _template(self, is_text: tuple[bool, ...]) -> list:
+        """The rendered chat template for texts and pictures in this order: special ids, strings between them.
 
-        The texts themselves are left out (slots U+E000 0 U+E001, ...): special tokens are recognised before anything a user wrote
-        is in the string. The strings between are tokenized with the user's text in place, so merges across that seam (a text
-        that begins with a new line, say) come out as the model was trained on.
+        A slot stands for each text: special tokens are found before anything a user wrote is in the string.
+        The strings are tokenized with the text in place: merges across the seam ("user\\n" and a text that
+        begins with a new line) come out as in training.
         """
-        if order not in self._templates:
-            count = itertools.count()
-            content = [{"type": "image"} if kind == "image" else {"type": "text", "text": slot(next(count))} for kind in order]
+        if is_text not in self._templates:
+            number = itertools.count()
+            content = [{"type": "text", "text": slot(next(number))} if text else {"type": "image"}
+                       for text in is_text]
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
             pieces = [piece for piece in self._special.split(rendered) if piece]
-            pieces = [self.tokenizer.convert_tokens_to_ids(p) if self._special.fullmatch(p) else p for p in pieces]
-            if pieces.count(self.config.image_token_id) != order.count("image"):
+            ids = self.tokenizer.convert_tokens_to_ids
+            pieces = [ids(piece) if self._special.fullmatch(piece) else piece for piece in pieces]
+            if pieces.count(self.config.image_token_id) != is_text.count(False):
                 raise ValueError("the checkpoint's chat template does not give each picture its image token")
-            self._templates[order] = pieces
-        return self._templates[order]
+            self._templates[is_text] = pieces
+        return self._templates[is_text]
 
     def _patches(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int, int]]:
-        """A picture as [patches, channels * temporal_patch * patch * patch] float32, and its grid (time, rows, columns)."""
-        picture = picture.convert("RGB")
+        """[patches, channels * temporal_patch * patch * patch] float32, and the grid (1, rows, columns)."""
         p, m = self.patch, self.merge
+        if picture.has_transparency_data:                       # it lies on white paper
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("RGB")
         height, width = smart_resize(picture.height, picture.width, p * m, self.min_pixels, self.max_pixels)
         if (width, height) != picture.size:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = (np.asarray(picture, dtype=np.float32) / 255 - self.mean) / self.std                # [H, W, C]
+        pixels = (np.asarray(picture, dtype=np.float32) / 255 - self.mean) / self.std    # [height, width, 3]
         rows, columns = height // p, width // p
-        # Patches are listed merge block by merge block, so that the m * m patches which become one token lie side by side.
+        # Patches are listed block by block: the m * m of them which become one token lie side by side.
         pixels = pixels.reshape(rows // m, m, p, columns // m, m, p, 3)
-        pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)                          # [R/m, C/m, m, m, channel, p, p]
-        # A still picture is a film whose frames are all the same: repeated to fill one temporal patch.
+        pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)          # [rows / m, columns / m, m, m, channel, p, p]
+        # A still picture is a film of equal frames: as many as one temporal patch takes.
         pixels = np.repeat(pixels[:, :, :, :, :, None], self.temporal_patch, axis=5)
         return torch.from_numpy(pixels.reshape(rows * columns, -1)), (1, rows, columns)
 
-    # ------------------------------------------------------------------ Prompts -> a batch -> hidden states
+    # -------------------------------------------------------------------- Prompts -> a batch -> hidden states
     def collate(self, prompts, replies=None, side="left") -> dict:
-        """[prompt + reply] padded to one batch on the model's device, under the names of transformers' forward.
+        """[prompt + reply] padded to one batch on the model's device, named as in transformers' forward.
 
-        `replies`: a list of token lists. Their positions go on behind the prompt's highest one. `side`: where the padding goes.
-        Padding has mask 0 and position 0.
+        `replies`: lists of tokens, whose positions go on behind the prompt's highest one. `side`: where the
+        padding goes; it has mask 0 and position 0.
         """
         replies = replies or [[]] * len(prompts)
-        lengths = [len(p.tokens) + len(r) for p, r in zip(prompts, replies, strict=True)]
+        lengths = [len(prompt.tokens) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
         size = (len(prompts), max(lengths))
         ids, mask = torch.full(size, self.pad_id), torch.zeros(size, dtype=torch.long)
         positions = torch.zeros(3, *size, dtype=torch.long)
         for row, (prompt, reply, length) in enumerate(zip(prompts, replies, lengths)):
             start = size[1] - length if side == "left" else 0
             middle, end = start + len(prompt.tokens), start + length
-            ids[row, start:end] = torch.tensor(prompt.tokens + list(reply))
+            ids[row, start:end] = torch.tensor([*prompt.tokens, *reply])
             mask[row, start:end] = 1
             positions[:, row, start:middle] = prompt.positions
             positions[:, row, middle:end] = next_position(prompt) + torch.arange(len(reply))
@@ -293,10 +302,10 @@ class VLM:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def hidden(self, batch, past=None) -> Tensor:
-        """[B, L, D] hidden states after the final norm, which the head reads. `past`: a cache of transformers to fill or extend.
+        """[B, L, D] hidden states after the final norm. `past`: a cache of transformers to fill.
 
-        Positions come with the batch, always. The library would otherwise make them from an offset it remembers on the module
-        from the call before.
+        Positions come with the batch, always: left to itself the library derives them from an offset which it
+        remembers on the module from the call before.
         """
         return self.model.model(**batch, past_key_values=past, use_cache=past is not None).last_hidden_state
 
@@ -305,32 +314,32 @@ class VLM:
         """[V, D]: logits = hidden @ head.T. The very embedding matrix where the checkpoint ties the two."""
         return self.model.lm_head.weight
 
-    # ------------------------------------------------------------------ weights in and out
+    # -------------------------------------------------------------------- weights in and out
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights in host memory. Tied weights appear once."""
         return {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.named_parameters()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy weights into the network, in place: optimisers and captured graphs that point at them stay valid."""
+        """Copy weights into the network, in place: what points at them (an optimiser, say) stays valid."""
         weights = dict(self.model.named_parameters())
-        if weights.keys() != state.keys():
-            raise ValueError(f"weights of another model: {sorted(weights.keys() ^ state.keys())[:3]} ...")
+        if differing := weights.keys() ^ state.keys():
+            raise ValueError(f"these are the weights of another model: {sorted(differing)[0]} is not in both")
         for name, weight in weights.items():
             weight.copy_(state[name])
 
     def save(self, folder) -> None:
         """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
 
-        Weights are written in the dtype they are held in. The folder appears under its name only when it is whole: everything
-        goes to a temporary name beside it first. A checkpoint that was there before is replaced.
+        Weights keep the dtype they are held in. All is written under a temporary name first, so the folder
+        appears only when it is whole; one that was there before is replaced.
         """
         folder = Path(folder).absolute()
         new, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("new", "old"))
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        self.model.save_pretrained(new)                             # config.json, generation_config.json, model.safetensors
-        self.tokenizer.save_pretrained(new)                         # tokenizer.json, tokenizer_config.json, chat_template.jinja
+        self.model.save_pretrained(new)             # config.json, generation_config.json, model.safetensors
+        self.tokenizer.save_pretrained(new)         # tokenizer.json and _config.json, chat_template.jinja
         for name, text in self.side_files.items():
             (new / name).write_text(text)
         (new / "prompts.json").write_text(json.dumps(self.prompts, indent=2) + "\n")
@@ -340,54 +349,51 @@ class VLM:
         shutil.rmtree(old, ignore_errors=True)
 
 
-# ---------------------------------------------------------------------------------------------- small helpers
-
-def next_position(prompt: Prompt) -> int:
-    """Where the reply begins, on all three axes at once. Behind a picture this is less than the number of tokens."""
-    return int(prompt.positions.max()) + 1
-
+# ------------------------------------------------------------------------------------ small helpers
 
 def slot(index: int) -> str:
+    """Stands for a text in a rendered template. No template has these characters: they are private."""
     return f"\ue000{index}\ue001"
 
 
 def fill_slots(piece: str, texts: list[str]) -> str:
-    """Put the texts into their slots, in one pass: a slot that a text itself contains stays what it is.
+    """Put the texts into their slots. One pass: a slot written inside a text stays what it is.
 
-    >>> fill_slots("user: " + slot(0) + " and " + slot(1), ["one " + slot(1), "two"]) == "user: one " + slot(1) + " and two"
+    >>> fill_slots("see " + slot(0) + "; " + slot(1), ["a " + slot(1), "b"]) == "see a " + slot(1) + "; b"
     True
     """
     return re.sub("\ue000(\\d+)\ue001", lambda match: texts[int(match[1])], piece)
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: `tiny`, a folder, or what the hub (or its local cache) has under a short name or an id."""
+    """The folder of `tiny`, of a folder's name, or of what the hub (or its cache) has under this name."""
     if name == "tiny":
         if not (TINY / "config.json").exists():
-            raise FileNotFoundError(f"the tiny base is missing from {TINY}; make it with: python tiny/build.py")
+            raise FileNotFoundError(f"the tiny base is not in {TINY}; make it with: python tiny/build.py")
         return TINY
     if Path(name).is_dir():
         return Path(name)
     hub_id = SHORT_NAMES.get(name, name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or hub_id.startswith((".", "/")):
-        raise FileNotFoundError(f"{name!r} is no folder and no known model; known: tiny, {', '.join(SHORT_NAMES)}, "
-                                f"or a hub id such as Qwen/Qwen2-VL-2B-Instruct")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", hub_id):
+        raise FileNotFoundError(f"{name!r} is neither a folder nor a known model; known: tiny, "
+                                f"{', '.join(SHORT_NAMES)}, or a hub id such as Qwen/Qwen2-VL-2B-Instruct")
     from huggingface_hub import snapshot_download
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
-    except Exception as error:          # no network, no such repository, a gated one: many classes, all with the same way out
-        raise FileNotFoundError(f"{name!r} is no folder here and could not be fetched from the Hugging Face hub "
-                                f"({type(error).__name__}); with a network, try: hf download {hub_id}") from error
+    except Exception as error:      # no network, no such repository, a gated one: many classes, one way out
+        raise FileNotFoundError(
+            f"{name!r} is no folder here and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}); with a network, try: hf download {hub_id}") from error
 
 
 def check_family(folder: Path) -> str:
-    supported = "Qwen2-VL, Qwen2.5-VL (with MiMo-VL), Qwen3-VL"
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     try:
         family = json.loads((folder / "config.json").read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder}/config.json is not a JSON object: {error}") from error
+        raise ValueError(f"{folder}/config.json is no JSON object: {error}") from error
     if family not in FAMILIES:
-        raise ValueError(f"{folder} holds a model of type {family!r}, which is not supported; supported: {supported}")
+        raise ValueError(f"{folder} holds a model of type {family!r}; supported are the vision-language "
+                         f"families Qwen2-VL, Qwen2.5-VL (with MiMo-VL) and Qwen3-VL ({', '.join(FAMILIES)})")
     return family

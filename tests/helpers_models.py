@@ -6,14 +6,16 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+           "<|image_pad|>", "<|video_pad|>"]
 ADDED = ["<think>", "</think>", "\\boxed{", "<caption>", "</caption>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message.role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -23,7 +25,8 @@ def make_tokenizer(vocabulary=300):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = ["user\n", "assistant\n", "system\nYou help.", "how many bars are red? ", "the largest value is 7\n\n", "draw a circle"]
+    corpus = ["user\n", "assistant\n", "system\nYou help.", "how many bars are red? ",
+              "the largest value is 7\n\n", "draw a circle"]
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(ADDED), special_tokens=SPECIAL,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
@@ -36,34 +39,34 @@ def make_tokenizer(vocabulary=300):
 
 
 def make_checkpoint(folder, family="qwen2_vl", seed=0, std=0.3, hidden=32, layers=2, tie=True, prompts=True):
-    """Write a random checkpoint of `family` and return its folder. `std` is large, so that the logits differ clearly."""
+    """Write a random checkpoint and return its folder. `std` is large, so that logits differ clearly."""
     folder, tokenizer = Path(folder), make_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    text = dict(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=std,
-                bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=None,
-                rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [hidden // 32, hidden // 32 * 2,
-                                                                                           hidden // 32]})
-    patch = dict(patch_size=8, temporal_patch_size=2, spatial_merge_size=2, in_channels=3, initializer_range=std)
+    section = [hidden // 32, hidden // 32 * 2, hidden // 32]     # sums to half of a head
+    text = dict(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden,
+                num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, initializer_range=std,
+                max_position_embeddings=4096, bos_token_id=None, eos_token_id=ids["<|im_end|>"],
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": section})
+    patch = dict(patch_size=8, temporal_patch_size=2, spatial_merge_size=2, initializer_range=std)
     if family == "qwen2_vl":
         vision = dict(depth=2, embed_dim=32, num_heads=2, hidden_size=hidden, mlp_ratio=2, **patch)
         config, network = transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration
     elif family == "qwen2_5_vl":
-        # Windows of 32 pixels, 2 x 2 tokens: smaller than the test pictures, so that window attention is really at work.
-        vision = dict(depth=3, hidden_size=32, num_heads=2, out_hidden_size=hidden, intermediate_size=64, window_size=32,
-                      fullatt_block_indexes=[1], **patch)
+        # Windows of 32 pixels, 2 x 2 tokens: smaller than the test pictures, so that windows matter.
+        vision = dict(depth=3, hidden_size=32, num_heads=2, out_hidden_size=hidden, intermediate_size=64,
+                      window_size=32, fullatt_block_indexes=[1], **patch)
         config, network = transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration
     else:
         vision = dict(depth=3, hidden_size=32, num_heads=2, out_hidden_size=hidden, intermediate_size=64,
                       num_position_embeddings=64, deepstack_visual_indexes=[0, 1], **patch)
         text["head_dim"] = hidden // 4
         config, network = transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration
-    config = config(text_config=text, vision_config=vision, tie_word_embeddings=tie, image_token_id=ids["<|image_pad|>"],
-                    video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
-                    vision_end_token_id=ids["<|vision_end|>"])
+    config = config(text_config=text, vision_config=vision, tie_word_embeddings=tie,
+                    image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+                    vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"])
     torch.manual_seed(seed)
     model = network(config)
-    for name, weight in model.named_parameters():       # biases and norms start at 0 and 1, which would hide a forgotten one
+    for weight in model.parameters():       # biases are 0 and norms 1, which would hide a forgotten one
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn_like(weight)
     model.generation_config = transformers.GenerationConfig(
@@ -71,10 +74,12 @@ def make_checkpoint(folder, family="qwen2_vl", seed=0, std=0.3, hidden=32, layer
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 8, "temporal_patch_size": 2, "merge_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 8, "temporal_patch_size": 2, "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
         "size": {"shortest_edge": 256, "longest_edge": 16384}}))
     if prompts:
         (folder / "prompts.json").write_text(json.dumps({
-            "proposer": "propose {topic}", "solver": "{question}", "coder": {"svg": "draw {caption}", "python": "plot {caption}"}}))
+            "proposer": "propose {topic}", "solver": "{question}",
+            "coder": {"svg": "draw {caption}", "python": "plot {caption}"}}))
     return folder

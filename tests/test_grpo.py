@@ -17,7 +17,7 @@ FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Random checkpoints, one of each family; weights are restored by `policy_of`."""
+    """Random checkpoints, one of each family."""
     folder = tmp_path_factory.mktemp("models")
     return {f: VLM.load(make_checkpoint(folder / f, f, std=0.15), device="cpu") for f in FAMILIES}
 
@@ -63,12 +63,14 @@ def test_advantages_by_hand():
     expected = [(x - 3) / (std + 1e-6) for x in (1, 2, 3, 6)]
     assert group_advantages([[1.0, 2.0, 3.0, 6.0]])[0].tolist() == pytest.approx(expected, abs=1e-6)
     assert group_advantages([[0.0, 1e-6]])[0, 1].item() == pytest.approx(0.5e-6 / (1e-6 / math.sqrt(2) + 1e-6))
+    assert group_advantages([[1.0, 1 + 1e-7]])[0, 1].item() == pytest.approx(0.5e-7 / (1e-7 / math.sqrt(2) + 1e-6), rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 0.9, -1.0, 1 / 3])
 def test_equal_rewards_have_exactly_no_advantage(value):
     assert group_advantages(torch.full((2, 7), value)).eq(0).all()
     assert group_advantages([[value] * 7]).eq(0).all()
+    assert group_advantages([[0.1 + 0.2, 0.3, 0.3]]).eq(0).all()
 
 
 def test_a_group_of_one_is_refused():
@@ -91,7 +93,7 @@ def slow_loss(logp, old, ref, advantage, clip_low, clip_high, clip_dual, kl_coef
 
 
 CASES = [(log_ratio, difference, advantage)
-         for log_ratio in (-25.0, -19.9, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0, 1.2, 19.9, 25.0)   # log 3 = 1.0986
+         for log_ratio in (-25, -19.9, -0.5, -0.3, -0.1, 0.0, 0.1, 0.24, 0.5, 1.0, 1.2, 19.9, 25)   # log 3 = 1.0986
          for difference in (-30.0, -3.0, 0.0, 0.4, 2.7, 30.0)                               # k3 passes 10 at 2.61
          for advantage in (-1.5, 0.0, 0.8)]
 
@@ -232,9 +234,11 @@ def test_score_keeps_the_order_and_needs_no_shared_rows(vlm):
 
 def test_other_attention_does_not_share_rows(vlm):
     rollouts = make_rollouts(vlm, groups=1, size=2)
-    expected = score(vlm, rollouts)
+    expected, other = score(vlm, rollouts), copy.deepcopy(vlm)
     vlm.model.set_attn_implementation("eager")
     torch.testing.assert_close(score(vlm, rollouts), expected, atol=1e-5, rtol=1e-5)
+    for policy, reference in ((vlm, other), (other, vlm)):                  # it is enough that one of them cannot
+        assert train_step(policy, reference, rollouts, Recorder(policy))["logp_gap"] < 1e-4
     with pytest.raises(ValueError, match="sdpa"):
         token_logps(vlm, [rollouts])
 
@@ -277,7 +281,7 @@ def other_reference(vlm):
     reference = copy.deepcopy(vlm)
     with torch.no_grad():
         for p in reference.model.parameters():
-            p += 0.02 * torch.randn_like(p, generator=None)
+            p += 0.02 * torch.randn_like(p)
     return reference
 
 
@@ -317,7 +321,8 @@ def test_later_updates_use_the_log_probs_from_before_the_step(vlm):
     fresh = [r for r in rollouts if r.group >= 2]
     count = sum(len(r.tokens) for r in fresh)
     state = copy.deepcopy(vlm.state())
-    vlm.load_state({n: w + 0.05 * clipped for (n, w), clipped in zip(state.items(), split_like(state, clip(optimizer.seen[1])))})
+    last = split_like(state, clip(optimizer.seen[1]))
+    vlm.load_state({name: weight + 0.05 * step for (name, weight), step in zip(state.items(), last)})
     vlm.model.zero_grad()
     for r in fresh:
         logp = slow_logps(vlm, r)[0][None]
@@ -399,6 +404,15 @@ def test_gap_between_sampler_and_trainer(vlm):
     stats = train_step(vlm, vlm, rollouts, Recorder(vlm), row_tokens=0)
     assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-4)
     assert stats["logp_gap_mean"] == pytest.approx(0.25 / stats["tokens"], abs=1e-4)
+
+
+def test_everything_is_scored_at_the_sampling_temperature(vlm):
+    rollouts = make_rollouts(vlm, groups=2, size=2)
+    for r, logp in zip(rollouts, score(vlm, rollouts, temperature=0.6)):
+        r.full_logps = logp.tolist()
+    stats = train_step(vlm, vlm, rollouts, Recorder(vlm), temperature=0.6, groups_per_update=1)
+    assert stats["updates"] == 2 and stats["logp_gap"] < 1e-4
+    assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_bad_input_is_named(vlm):

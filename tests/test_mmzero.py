@@ -135,6 +135,21 @@ def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(tmp_path, monkeypatch, capsys):
+    def no_picture(self, drafts, progress=False):
+        for draft in drafts:
+            draft.error = "not today"
+
+    monkeypatch.setattr(mmzero.Roles, "render", no_picture)
+    run = self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, coder_proposals=8, solver_proposals=8, probe=8))
+    lines = metrics(run.folder)
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert {line["phase"] for line in steps} == {"proposer"} and all(line["rendered"] == 0 for line in steps)
+    assert any(line["updates"] for line in steps)              # valid against invalid is a signal of its own
+    assert capsys.readouterr().out.count("nothing passed the filter") == 2
+    assert lines[-1]["render"] == 0 and lines[-1]["difficulty"] == 0
+
+
 def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
     """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and Coder i make its data."""
     seen = []

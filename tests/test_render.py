@@ -1,4 +1,4 @@
-"""render.py: what is drawn, what is refused in which words, and how hangs, crashes and kills end."""
+"""render.py and sandbox.py: what is drawn, what is refused in which words, how hangs, crashes, kills end."""
 
 import base64
 import io
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import render
+import sandbox
 from render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +133,14 @@ def test_svg_text_is_the_same_whatever_font_it_asks_for(renderer):
     assert text("Arial") == text("No Such Font") == text("sans-serif") == text("DejaVu Sans")
     assert text("serif") != text("sans-serif") != text("monospace")
     assert text("Arial", "abc") != text("Arial", "xyz")  # glyphs, not boxes
+
+
+def test_svg_whose_font_breaks_does_not_harm_the_next_one(renderer):
+    """cairo puts a font that failed into its cache: in the same process, all later text would fail too."""
+    breaks, text = (HOSTILE / "svg/font_size_1e6.svg").read_text(), svg("<text y='15'>abc</text>")
+    with Renderer(workers=1) as fresh:
+        failed, after = fresh.render([(breaks, "svg"), (text, "svg")])
+        assert failed.error and after.image.tobytes() == draw(renderer, text, "svg").tobytes()
 
 
 def test_svg_may_embed_a_small_picture_and_nothing_else(renderer):
@@ -266,8 +275,9 @@ def test_what_a_program_leaves_is_deleted(tmp_path):
     (tmp_path / "closed" / "inner" / "file").write_text("x")
     (tmp_path / "link").symlink_to(ROOT)
     (tmp_path / "closed" / "inner").chmod(0o300), (tmp_path / "closed").chmod(0o300)
-    render.empty(tmp_path)
+    sandbox.empty(tmp_path)
     assert list(tmp_path.iterdir()) == [] and (ROOT / "render.py").exists()
+    sandbox.empty(tmp_path / "gone")  # with the whole scratch folder: the trainer was faster
 
 
 def test_python_runs_as_a_main_program_with_seeds(renderer):
@@ -298,13 +308,13 @@ def test_errors_name_the_line_and_stay_one_printable_line(renderer):
 def test_a_child_sees_no_environment_no_descriptor_no_torch(renderer, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", SECRET)
     with Renderer(workers=1) as fresh:
-        code = "import os; raise ValueError([name for name in sorted(os.environ) if name[:4] in ('HOME', 'SECR')])"
+        code = "import os; raise ValueError([n for n in sorted(os.environ) if n[:4] in ('HOME', 'SECR')])"
         assert refuse(fresh, code) == "ValueError: ['HOME'] (line 1)"
         code = ("import os\nfound = []\nfor f in range(100):\n"
                 "  try: found.append(os.readlink(f'/proc/self/fd/{f}')[:5])\n  except OSError: pass\n"
                 "raise ValueError(found)")  # null three times; the source and the result
         draw(fresh, tiny("red"), "svg")  # so that there are descriptors of another child to inherit
-        assert refuse(fresh, code) == "ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:'] (line 5)"
+        assert refuse(fresh, code) == "ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:'] (line 6)"
         code = "import sys, threading; raise ValueError(['torch' in sys.modules, threading.active_count()])"
         assert refuse(fresh, code).startswith("ValueError: [False, 1]")
 
@@ -316,9 +326,9 @@ def test_limits_are_set_in_the_child(renderer):
         f"ValueError: [0, {16 << 20}, 40, 21, {1 << 30}, 0]")
 
 
-@pytest.mark.parametrize("forged", ["b'XXXX' + bytes(12)", "struct.pack('<4sHHIf', b'MMZ0', 9, 9, 99, 0)",
-                                    "struct.pack('<4sHHIf', b'MMZ0', 9000, 1, 27000, 0)",
-                                    "struct.pack('<4sHHIf', b'MMZ0', 0, 0, 1 << 31, 0)"])
+@pytest.mark.parametrize("forged", ["b'XXXX' + bytes(12)", "struct.pack('<HHIf', 9, 9, 99, 0)",
+                                    "struct.pack('<HHIf', 9000, 1, 27000, 0)",
+                                    "struct.pack('<HHIf', 0, 0, 1 << 31, 0)"])
 def test_a_forged_result_is_refused(renderer, forged):
     code = f"import os, struct\nfor f in range(3, 40):\n  try: os.write(f, {forged})\n  except OSError: 0\n"
     assert refuse(renderer, code) == "the program tampered with its result"
@@ -394,7 +404,7 @@ def test_an_interrupted_call_leaves_no_answers_for_the_next(monkeypatch):
     with Renderer(workers=1) as renderer:
         draw(renderer, tiny("red"), "svg")
         with monkeypatch.context() as patch:
-            patch.setattr(renderer, "_ready", lambda owed: 1 / 0)
+            patch.setattr("sandbox.Helper.receive", lambda self: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 renderer.render([(tiny("red"), "svg")] * 5)
         assert draw(renderer, tiny("blue"), "svg").getpixel((5, 5)) == (0, 0, 255)
@@ -431,9 +441,30 @@ def test_what_a_program_starts_ends_with_it(renderer):
         assert wait_for(lambda: not alive(int(rendering.error.split()[1])), 1)
 
 
+TRAINER = "import sys; sys.path.insert(0, sys.argv[1])\nfrom render import Renderer\n"
+
+
+@pytest.mark.parametrize("end, code", [
+    ("sys.exit(0)", "img = 1"), ("import os; os._exit(0)", "img = 1"),  # right after rendering, not closed
+    ("pass", "import time; time.sleep(50)")])  # or in the middle of it
+def test_a_trainer_that_leaves_or_is_interrupted_leaves_no_words_of_helpers(end, code):
+    """Ctrl-C goes to all of the terminal's foreground group. The only traceback may be the trainer's own."""
+    code = TRAINER + (f"r = Renderer(workers=3, timeout=60)\nitems = [({code!r}, 'python')] * 6\n"
+                      f"print(r.scratch, flush=True)\nr.render(items)\n{end}")
+    trainer = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    scratch = Path(trainer.stdout.readline().strip())
+    if end == "pass":
+        assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3)
+        os.killpg(trainer.pid, signal.SIGINT)
+    _, words = trainer.communicate(timeout=20)  # returns when helpers, who share stderr, are gone too
+    assert words.count("Traceback") == words.count("KeyboardInterrupt\n") == (end == "pass"), words
+    assert bool(words) == (end == "pass") and not scratch.exists()
+
+
 def test_a_killed_trainer_leaves_no_process_and_no_scratch():
-    code = ("import sys, threading, time; sys.path.insert(0, sys.argv[1])\nfrom render import Renderer\n"
-            "r = Renderer(workers=1, timeout=60)\nprint(r.scratch, r.helpers[0].process.pid, flush=True)\n"
+    code = (TRAINER + "r = Renderer(workers=1, timeout=60)\n"
+            "print(r.scratch, r.helpers[0].process.pid, flush=True)\n"
             "r.render([('import time; time.sleep(50)', 'python')])")
     trainer = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     scratch, helper = trainer.stdout.readline().split()

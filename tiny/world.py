@@ -16,8 +16,8 @@ A scene is a handful of coloured shapes on a 10 x 10 grid, origin top left, draw
     chain      diagram        chain: red > blue > green             who points to whom
 
 Every question is a list of `reads` (what to look at, with the true values) and a rule `solve` from the values to
-the answer, so that `build.py` can also write the reasoning of somebody who misread a value, with the answer that
-follows from the misreading: that is how the base gets its room for improvement.
+intermediate results and the answer, so that `build.py` can write down the reasoning, and also that of somebody who
+misread a value, with the answer that follows: that is how the base gets its room for improvement.
 """
 
 import random
@@ -37,11 +37,11 @@ HOLD_OUT = 8
 class Question:
     text: str
     reads: tuple[tuple[str, int | str], ...]        # ("red", 3): what is looked at, and what is there
-    solve: Callable[..., int | str]                 # the values, in order, -> the answer
+    solve: Callable[..., tuple]                     # the values, in order, -> intermediate results, the answer last
 
     @property
     def answer(self) -> str:
-        return str(self.solve(*(value for _, value in self.reads)))
+        return str(self.solve(*(value for _, value in self.reads))[-1])
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,31 @@ class Scene:
     hard: tuple[Question, ...]                      # answered by several looks and a step of reasoning
 
 
-def first(*values):
-    return values[0]
+# Rules. A network of four layers answers in one step what takes one step: sums, counts and comparisons over a list
+# are worked out along it, one partial result per value.
+
+def look(value):
+    return (value,)
 
 
 def add(*values):
-    return sum(values)
+    """
+    >>> add(8, 7, 5)
+    (15, 20)
+    """
+    return tuple(sum(values[:i]) for i in range(2, len(values) + 1))
+
+
+def less(x, y):
+    return (abs(x - y),)
+
+
+def tally(counts: Callable[[object], bool]):
+    """
+    >>> tally(lambda v: v > 3)(8, 2, 5)
+    (1, 1, 2)
+    """
+    return lambda *values: tuple(sum(map(counts, values[:i])) for i in range(1, len(values) + 1))
 
 
 def pairs(rng: random.Random, items: Sequence) -> tuple:
@@ -76,12 +95,12 @@ def levels(rng, kind: str) -> Scene:
     read = lambda *names: tuple((c, height[c]) for c in names)
     top, bottom = ("tallest", "shortest") if kind == "bars" else ("highest", "lowest")
 
-    def extreme(sign):                              # ties: the leftmost wins, and build.py asks only where there is none
-        return lambda *values: colours[max(range(len(values)), key=lambda i: (sign * values[i], -i))]
+    def extreme(sign):                              # the best so far; of equal ones the left
+        return lambda *values: tuple(colours[max(range(n), key=lambda i: (sign * values[i], -i))] for n in range(2, len(values) + 1))
 
-    easy = [Question(f"How {'tall' if kind == 'bars' else 'high'} is {c}?", read(c), first) for c in colours]
+    easy = [Question(f"How {'tall' if kind == 'bars' else 'high'} is {c}?", read(c), look) for c in colours]
     hard = [Question(f"What do {a} and {b} add up to?", read(a, b), add),
-            Question(f"How much {'taller' if kind == 'bars' else 'higher'} is {high} than {low}?", read(high, low), lambda x, y: x - y),
+            Question(f"How much {'taller' if kind == 'bars' else 'higher'} is {high} than {low}?", read(high, low), less),
             Question(f"What do the first three {kind} add up to?", everything[:3], add)]
     ordered = sorted(height.values())
     if ordered[-1] > ordered[-2]:
@@ -89,9 +108,9 @@ def levels(rng, kind: str) -> Scene:
     if ordered[0] < ordered[1]:
         hard.append(Question(f"Which of the {kind} is {bottom}?", everything, extreme(-1)))
     limit = rng.randint(2, 7)
-    hard.append(Question(f"How many {kind} are above {limit}?", everything, lambda *v: sum(x > limit for x in v)))
+    hard.append(Question(f"How many {kind} are above {limit}?", everything, tally(lambda v: v > limit)))
     if (height[a] + height[b]) % 2 == 0:
-        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: (x + y) // 2))
+        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: (x + y, (x + y) // 2)))
     shapes = [("rect", 1 + 2 * i, 10 - v, 2, v, c) if kind == "bars" else ("circle", 2 + 2 * i, 10 - v, 1, c)
               for i, (c, v) in enumerate(everything)]
     return Scene(kind, "data_chart", f"{kind}: " + ", ".join(f"{c} {v}" for c, v in everything),
@@ -104,14 +123,14 @@ def rectangles(rng) -> Scene:
     size = {c: (rng.randint(2, 5), rng.randint(2, 9)) for c in colours}
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} wide", size[c][0]), (f"{c} high", size[c][1]))
-    easy = [Question(f"How wide is {a}?", both(a)[:1], first), Question(f"How high is {a}?", both(a)[1:], first),
-            Question(f"How high is {b}?", both(b)[1:], first)]
-    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: w * h),
-            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: 2 * (w + h)),
+    easy = [Question(f"How wide is {a}?", both(a)[:1], look), Question(f"How high is {a}?", both(a)[1:], look),
+            Question(f"How high is {b}?", both(b)[1:], look)]
+    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: (w * h,)),
+            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: (w + h, 2 * (w + h))),
             Question(f"How wide are {a} and {b} together?", (both(a)[0], both(b)[0]), add),
             Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add),
             Question(f"Which has the larger area, {a} or {b}?", both(a) + both(b),
-                     lambda w, h, v, g: a if w * h >= v * g else b)]
+                     lambda w, h, v, g: (w * h, v * g, a if w * h >= v * g else b))]
     shapes = [("rect", 5 * i, 10 - size[c][1], size[c][0], size[c][1], c) for i, c in enumerate(colours)]
     return Scene("shapes", "geometry", "shapes: " + ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -126,12 +145,12 @@ def plan(rng) -> Scene:
         span[c] = (start, rng.randint(start + 1, 9))
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} from", span[c][0]), (f"{c} to", span[c][1]))
-    easy = [Question(f"When does {a} start?", both(a)[:1], first), Question(f"When does {a} end?", both(a)[1:], first),
-            Question(f"When does {b} start?", both(b)[:1], first)]
-    hard = [Question(f"How long is {a}?", both(a), lambda s, e: e - s),
-            Question(f"How long are {a} and {b} together?", both(a) + both(b), lambda s, e, t, f: e - s + f - t),
-            Question(f"How long do {a} and {b} overlap?", both(a) + both(b), lambda s, e, t, f: max(0, min(e, f) - max(s, t))),
-            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: max(0, f - s))]
+    easy = [Question(f"When does {a} start?", both(a)[:1], look), Question(f"When does {a} end?", both(a)[1:], look),
+            Question(f"When does {b} start?", both(b)[:1], look)]
+    hard = [Question(f"How long is {a}?", both(a), less),
+            Question(f"How long are {a} and {b} together?", both(a) + both(b), lambda s, e, t, f: (e - s, f - t, e - s + f - t)),
+            Question(f"How long do {a} and {b} overlap?", both(a) + both(b), lambda s, e, t, f: (max(s, t), min(e, f), max(0, min(e, f) - max(s, t)))),
+            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: (max(0, f - s),))]
     shapes = [("rect", s, 1 + 3 * i, e - s, 2, c) for i, (c, (s, e)) in enumerate(span.items())]
     return Scene("plan", "timeline", "plan: " + ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -145,12 +164,12 @@ def land(rng) -> Scene:
     place = dict(zip(colours, spots))
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} east", place[c][0]), (f"{c} north", place[c][1]))
-    easy = [Question(f"How far east is {a}?", both(a)[:1], first), Question(f"How far north is {a}?", both(a)[1:], first),
-            Question(f"How far north is {b}?", both(b)[1:], first)]
-    hard = [Question(f"How many steps is it from {a} to {b}?", both(a) + both(b), lambda x, y, u, v: abs(x - u) + abs(y - v)),
+    easy = [Question(f"How far east is {a}?", both(a)[:1], look), Question(f"How far north is {a}?", both(a)[1:], look),
+            Question(f"How far north is {b}?", both(b)[1:], look)]
+    hard = [Question(f"How many steps is it from {a} to {b}?", both(a) + both(b), lambda x, y, u, v: (abs(x - u), abs(y - v), abs(x - u) + abs(y - v))),
             Question(f"How far is {a} from the south west corner?", both(a), add),
-            Question(f"How many steps north or south is {b} from {a}?", (both(a)[1], both(b)[1]), lambda y, v: abs(y - v)),
-            Question(f"Is {a} further north or further east?", both(a), lambda x, y: "east" if x > y else "north" if y > x else "same")]
+            Question(f"How many steps north or south is {b} from {a}?", (both(a)[1], both(b)[1]), less),
+            Question(f"Is {a} further north or further east?", both(a), lambda x, y: ("east" if x > y else "north" if y > x else "same",))]
     shapes = [("rect", 0, 0, 10, 10, "wheat")] + [("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()]
     return Scene("map", "map", "map: " + ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -164,12 +183,13 @@ def table(rng) -> Scene:
     row, column, c = rng.randint(1, 2), rng.randint(1, 3), rng.choice(palette)
     row_2, column_2 = 3 - row, rng.randint(1, 3)
     at = lambda r, k: reads[3 * (r - 1) + k - 1]
-    easy = [Question(f"What is in row {row}, column {column}?", (at(row, column),), first),
-            Question(f"What is in row {row_2}, column {column_2}?", (at(row_2, column_2),), first)]
-    hard = [Question(f"How many cells are {c}?", reads, lambda *v: v.count(c)),
-            Question(f"How many cells of row {row} are {c}?", reads[3 * row - 3:3 * row], lambda *v: v.count(c)),
-            Question("How many colours are in the table?", reads, lambda *v: len(set(v))),
-            Question(f"How many columns have {c} in both rows?", reads, lambda *v: sum(v[i] == c == v[i + 3] for i in range(3)))]
+    easy = [Question(f"What is in row {row}, column {column}?", (at(row, column),), look),
+            Question(f"What is in row {row_2}, column {column_2}?", (at(row_2, column_2),), look)]
+    hard = [Question(f"How many cells are {c}?", reads, tally(lambda v: v == c)),
+            Question(f"How many cells of row {row} are {c}?", reads[3 * row - 3:3 * row], tally(lambda v: v == c)),
+            Question("How many colours are in the table?", reads, lambda *v: tuple(len(set(v[:i])) for i in range(1, 7))),
+            Question(f"How many columns have {c} in both rows?", reads,
+                     lambda *v: add(0, *(int(v[i] == c == v[i + 3]) for i in range(3))))]
     shapes = [("rect", 3 * (i % 3), 5 * (i // 3), 3, 4, c) for i, c in enumerate(cells)]
     return Scene("table", "table", "table: " + " / ".join(" ".join(cells[i:i + 3]) for i in (0, 3)),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -181,17 +201,17 @@ def chain(rng) -> Scene:
     spots = rng.sample([(2, 2), (8, 2), (2, 8), (8, 8)], len(names))
     reads = tuple((str(i + 1), c) for i, c in enumerate(names))
     i = rng.randrange(len(names) - 1)
-    easy = [Question("Which node is first?", reads[:1], first),
-            Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), first)]
+    easy = [Question("Which node is first?", reads[:1], look),
+            Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), look)]
     j, k = sorted(rng.sample(range(len(names)), 2))
-    hard = [Question("Which node is last?", reads, lambda *v: v[-1]),
+    at = lambda v, name: 1 + v.index(name) if name in v else 0               # its number in the chain
+    hard = [Question("Which node is last?", reads, lambda *v: v[-1:]),
             Question(f"How many steps lead from {names[j]} to {names[k]}?", reads,
-                     lambda *v: abs(v.index(names[k]) - v.index(names[j])) if {names[j], names[k]} <= set(v) else 0),
-            Question(f"How many nodes come after {names[j]}?", reads,
-                     lambda *v: len(v) - 1 - v.index(names[j]) if names[j] in v else 0),
-            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: v[2])]
+                     lambda *v: (at(v, names[j]), at(v, names[k]), abs(at(v, names[k]) - at(v, names[j])))),
+            Question(f"How many nodes come after {names[j]}?", reads, lambda *v: (at(v, names[j]), len(v), len(v) - at(v, names[j]))),
+            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: v[2:])]
     shapes = [("line", *spots[n], *spots[n + 1], names[n]) for n in range(len(names) - 1)]
-    shapes += [("circle", *spot, 2, c) for spot, c in zip(spots, names)]
+    shapes += [("circle", *spot, 1, c) for spot, c in zip(spots, names)]
     return Scene("chain", "diagram", "chain: " + " > ".join(names), tuple(shapes), tuple(easy), tuple(hard))
 
 
