@@ -32,11 +32,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # read once, when to
 import numpy as np
 from PIL import Image
 
+from answers import answers_match, extract_answer, vote
 from generate import generate
 from prompts import fill
 from render import Renderer
-from report import markdown, report, table
-from rewards import answers_match, extract_answer, vote
+from report import cells, report
 from tiny import world
 from vlm import VLM
 
@@ -196,7 +196,35 @@ def compare(a, b, seed=0):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Command line
+# Tables
+
+
+def markdown(header, rows):
+    """Aligned Markdown; the first column is text, the others are numbers.
+
+    >>> print(markdown(["model", "greedy"], [["tiny", "93.5"]]))
+    | model | greedy |
+    |:------|-------:|
+    | tiny  |   93.5 |
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+
+    def line(row):
+        padded = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|:" + "-" * (widths[0] + 1) + "|" + "".join("-" * (w + 1) + ":|" for w in widths[1:])
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def table(evals):
+    """A run's eval records (base, iteration 1, ...) -> Markdown that fits a terminal of 100 columns.
+
+    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n,
+    greedy) and on easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability s and
+    difficulty d of the roles' own pictures, entropy of their content types. A dash: not measured.
+    """
+    return markdown(*cells(evals))
 
 
 def overview(results):
@@ -215,9 +243,9 @@ def by_type(results, types):
     rows = []
     for name in sorted(set(types)):
         own = [i for i, kind in enumerate(types) if kind == name]
-        cells = [" / ".join(f"{100 * np.mean([r['per_question'][key][i] for i in own]):.1f}"
-                            for key in ("sampled", "majority", "greedy")) for r in results.values()]
-        rows.append([name, str(len(own)), *cells])
+        figures = [" / ".join(f"{100 * np.mean([r['per_question'][key][i] for i in own]):.1f}"
+                              for key in ("sampled", "majority", "greedy")) for r in results.values()]
+        rows.append([name, str(len(own)), *figures])
     return markdown(["sampled / majority / greedy", "questions", *results], rows)
 
 
@@ -231,6 +259,10 @@ def difference(comparison, names):
         lines.append(f"  {key:9} {100 * gain:+.1f} points: right alone on {wins}, wrong alone on {losses}, "
                      f"McNemar exact p = {p:.2g}")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Command line
 
 
 def parse(arguments):

@@ -39,10 +39,10 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from eval import charts, evaluate
+from eval import charts, evaluate, table
 from grpo import Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS
-from report import report, table
+from report import report
 from roles import LANGUAGES, ROLES, Draft, Roles
 from vlm import check_family, find_checkpoint
 

@@ -375,7 +375,7 @@ def test_report_of_a_whole_run(tmp_path):
     blanks = page.text.count("no picture") + page.text.count("no proposal")
     assert page.tags.count("img") + blanks == 4 * reporting.SHOWN
     assert "not well-formed" in page.text and "could not be parsed" in page.text  # failures are shown
-    shapes = [value for _, name, value in page.attributes if name in ("d", "x", "y", "cx", "cy", "style")]
+    shapes = [value for _, name, value in page.attributes if name in ("d", "y", "cx", "cy", "style")]
     assert len(shapes) > 500 and not re.search("nan|inf|None", " ".join(shapes))
     assert "None" not in page.text
     assert not list(tmp_path.glob("*.tmp"))
@@ -383,7 +383,7 @@ def test_report_of_a_whole_run(tmp_path):
 
 def test_the_curves_are_where_the_figures_are(tmp_path):
     # sampled accuracy of the last iteration: 79.6 on an axis from 0 to 100 at the right edge of the panel
-    source = reporting.curve("t", "", [("s", "c2", [(0, 0.64), (3, 0.796)])], "x", "y", 100, 100)
+    source = reporting.curve("t", "", [("s", "c2", [(0, 0.64), (3, 0.796)])], "y", 100, 100)
     height = reporting.H - reporting.TOP - reporting.BOTTOM
     x, y = map(float, re.search(r'class="line c2" d="M[\d. ]+L([\d.]+) ([\d.]+)"', source).groups())
     assert x == reporting.W - reporting.RIGHT
@@ -396,7 +396,7 @@ def y_axis(share):
 
 
 def test_boxes_show_the_percentiles():
-    source = reporting.boxes("t", "", {0: list(np.linspace(0, 1, 101))}, "x", "y")
+    source = reporting.boxes("t", "", {0: list(np.linspace(0, 1, 101))}, "y")
     found = re.findall(r'class="(line|box)[^"]*" d="([^"]+)"', source)
     whisker, box, median = ([float(v) for v in re.findall(r"[\d.]+", path)] for _, path in found)
     ends = [y_axis(share) for share in (0.05, 0.25, 0.75, 0.95)]
@@ -405,7 +405,7 @@ def test_boxes_show_the_percentiles():
 
 
 def test_stacks_are_shares_on_top_of_each_other():
-    source = reporting.stacks("t", "", {0: {"other": 1, "map": 3, "table": 0}}, "x", "y")
+    source = reporting.stacks("t", "", {0: {"other": 1, "map": 3, "table": 0}}, "y")
     bars = re.findall(r'class="bar (\w+)" d="M[\d.]+ ([\d.]+)H[\d.]+V([\d.]+)', source)
     assert [(style, float(low), float(high)) for style, low, high in bars] == [
         ("c0", y_axis(0), pytest.approx(y_axis(0.75), abs=0.06)),
@@ -429,8 +429,8 @@ def test_steps_stand_within_their_iteration():
 
 
 def test_curve_leaves_out_what_is_missing():
-    assert reporting.curve("t", "", [("s", "c0", [(0, None), (1, float("nan"))])], "x", "y") == ""
-    flat = reporting.curve("t", "", [("s", "c0", [(0, 0.0), (1, 0.0), (2, None)])], "x", "y")
+    assert reporting.curve("t", "", [("s", "c0", [(0, None), (1, float("nan"))])], "y") == ""
+    flat = reporting.curve("t", "", [("s", "c0", [(0, 0.0), (1, 0.0), (2, None)])], "y")
     assert flat.count("<circle") == 2 and "nan" not in flat
 
 

@@ -83,7 +83,7 @@ def test_a_line_is_no_picture(models):
 # ------------------------------------------------------------------------------------ chat text and positions
 
 def conversations():
-    a, b, c = picture(50, 70), picture(64, 64), picture(33, 90)
+    a, b, c = picture(50, 70), picture(64, 64), picture(90, 33)
     yield ["how many bars are red?"]
     yield [a, "how many bars?"]
     yield ["\n\nbefore ", a, "  after\n"]
