@@ -105,8 +105,8 @@ PAPER = Settings()
 # The embedded base has 1.3 M parameters where the paper's have 2 to 8 billion: a larger step size, smaller batches
 # and short texts, so that three iterations take a few minutes on two cores. Rewards and filters are the same.
 TINY = replace(
-    PAPER, proposer_steps=6, proposer_prompts=24, proposer_update=24, coder_steps=6, coder_proposals=256, coder_prompts=64,
-    coder_update=64, solver_steps=16, solver_proposals=1024, solver_prompts=96, solver_update=96, lr=1e-4, checkpointing=False,
+    PAPER, proposer_steps=6, coder_steps=6, coder_proposals=192, coder_prompts=48,
+    coder_update=48, solver_steps=20, solver_proposals=1024, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
     proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096)
 
 
@@ -232,7 +232,7 @@ class Phase:
         self.reference = roles.weights[role]
         roles.policy.load_state(self.reference)
         self.optimizer = make_optimizer(roles.policy, lr=self.s.lr, weight_decay=self.s.weight_decay)
-        self.title = f"iteration {iteration} {role}"
+        self.title = f"it {iteration} {role}"
         self.data = []                                          # rows for iterK/ROLE.jsonl
 
     def seed(self, *parts) -> int:
@@ -271,7 +271,7 @@ class Phase:
                      hard_consistency=[rewards.vote(d.hard_answers)[1] for d in drawn],
                      easy_consistency=[rewards.vote(d.easy_answers)[1] for d in drawn],
                      agreement_with_easy_answer=mean(d.judged.solvability for d in drawn))
-        print(f"{self.title} data  " + " > ".join(f"{number} {name}" for name, number in counts.items()))
+        print(f"{self.title} data".ljust(20) + " > ".join(f"{number} {name}" for name, number in counts.items()))
         if not counts["kept"]:
             print(f"{self.title}: nothing passed the filter, so there is nothing to train on; the {self.role} stays as it is")
 
@@ -287,18 +287,19 @@ class Phase:
 
 
 def step_line(title: str, r: dict) -> str:
-    """The figures of one step that one wants to see at once; all of them are in metrics.jsonl.
+    """The figures of one step that one wants to see at once, in 100 columns; all of them are in metrics.jsonl.
 
-    >>> print(step_line("iteration 1 solver 3/12", dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)))
-    iteration 1 solver 3/12      reward  0.500  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    >>> print(step_line("it 1 solver 3/20", dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)))
+    it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
     """
-    parts = [f"{name} {r[key]:.2f}" for name, key in (("valid", "valid"), ("render", "rendered"), ("solvable", "solvability"),
-             ("difficulty", "difficulty"), ("types", "type_entropy"), ("accuracy", "accuracy"), ("format", "format")) if key in r]
+    shown = (("valid", "valid"), ("render", "rendered"), ("s", "solvability"), ("d", "difficulty"),
+             ("accuracy", "accuracy"), ("format", "format"))
+    parts = [f"{name} {r[key]:.2f}" for name, key in shown if key in r]
     if r["updates"]:
         parts += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
     else:
         parts += ["no update: " + ("gradient not finite" if r.get("skipped") else "every group's rewards are equal")]
-    return f"{title:<27}  reward {r['reward']:6.3f}  " + "  ".join(parts) + f"  {r['seconds']:.1f} s"
+    return f"{title:<18}  reward {r['reward']:5.2f}  " + "  ".join(parts) + f"  {r['seconds']:.1f} s"
 
 
 def train_proposer(roles: Roles, run: Run, iteration: int):

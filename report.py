@@ -112,7 +112,7 @@ def axes(start, end, ys, label):
         svg += (f'<path class="{"grid" if y else "zero"}" d="M{LEFT} {Y(y):.1f}H{W - RIGHT}"/>'
                 f'<text class="end" x="{LEFT - 6}" y="{Y(y) + 3.5:.1f}">{text}</text>')
     for x in range(math.ceil(start), math.floor(end) + 1, math.ceil((end - start) / 10)):
-        svg += f'<text class="middle" x="{X(x):.1f}" y="{H - BOTTOM + 16}">{x or "base"}</text>'
+        svg += f'<text class="middle" x="{X(x):.1f}" y="{H - BOTTOM + 16}">{x}</text>'
     svg += (f'<text class="end" x="{W - RIGHT}" y="{H - 4}">iteration →</text>'
             f'<text x="{LEFT - 34}" y="{TOP - 13}">↑ {esc(label)}</text>')
     return X, Y, svg
@@ -347,7 +347,8 @@ def card(folder, row):
     for kind in ("easy", "hard") if valid else ():
         shown += ballot(kind.title(), *(row.get(f"{kind}_{x}") for x in ("question", "answer", "answers")))
     if source := row.get("code" if valid else "reply"):
-        shown += (f'<details><summary>{esc(row.get("language")) if valid else "reply"}</summary>'
+        name = f"code ({esc(row.get('language'))})" if valid else "reply"
+        shown += (f'<details{" open" * (not valid)}><summary>{name}</summary>'
                   f'<pre>{esc(str(source)[:4000])}</pre></details>')
     return f"<article>{shown}</article>"
 

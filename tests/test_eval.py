@@ -434,6 +434,15 @@ def test_curve_leaves_out_what_is_missing():
     assert flat.count("<circle") == 2 and "nan" not in flat
 
 
+def test_a_lone_iteration_stands_in_the_middle_with_its_value():
+    source = reporting.curve("t", "", [("kept", "c1", [(1, 1217.0)])], "y")
+    middle = reporting.LEFT + (reporting.W - reporting.LEFT - reporting.RIGHT) / 2
+    assert float(re.search(r'cx="([\d.]+)"', source)[1]) == pytest.approx(middle, abs=0.06)
+    assert "</i>kept 1217</span>" in source and ">base<" not in source
+    many = reporting.curve("t", "", [("few", "c0", [(0, 1)]), ("kl", "c1", [(x, 1) for x in range(13)])], "y")
+    assert "<circle" not in many and "</i>few</span>" in many and ">base<" in many
+
+
 def test_report_of_a_run_in_progress(tmp_path):
     make_run(tmp_path, iterations=2)
     whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
