@@ -112,7 +112,7 @@ def axes(start, end, ys, label):
         svg += (f'<path class="{"grid" if y else "zero"}" d="M{LEFT} {Y(y):.1f}H{W - RIGHT}"/>'
                 f'<text class="end" x="{LEFT - 6}" y="{Y(y) + 3.5:.1f}">{text}</text>')
     for x in range(math.ceil(start), math.floor(end) + 1, math.ceil((end - start) / 10)):
-        svg += f'<text class="middle" x="{X(x):.1f}" y="{H - BOTTOM + 16}">{x}</text>'
+        svg += f'<text class="middle" x="{X(x):.1f}" y="{H - BOTTOM + 16}">{x or "base"}</text>'
     svg += (f'<text class="end" x="{W - RIGHT}" y="{H - 4}">iteration →</text>'
             f'<text x="{LEFT - 34}" y="{TOP - 13}">↑ {esc(label)}</text>')
     return X, Y, svg
@@ -211,10 +211,11 @@ def funnel(records):
         numbers = [f"{n:g}{meter(100 * n / max(r['asked'], 1), style)}" if finite(n) else "–"
                    for n in map(r.get, stages)]
         rows += tr(f"{r['phase']} {r['iteration']}", *numbers)
+    body = f'<div class="scroll"><table class="funnel"><thead>{tr("", *stages)}</thead>{rows}</table></div>'
     return rows and figure(
         "From proposals to training data",
-        "What each phase asked of the Proposer, and what part could be parsed, drawn, answered, and kept.", "",
-        table=f'<div class="scroll"><table class="funnel"><thead>{tr("", *stages)}</thead>{rows}</table></div>')
+        "What each phase asked of the Proposer, and how much was parsed, drawn, answered, and kept.", "",
+        table=body)
 
 
 # ------------------------------------------------------------------------------------------------- the panels
