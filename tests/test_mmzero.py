@@ -178,7 +178,7 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--model", "Qwen9-VL"], "no folder and no known model"),
+    (["--model", "Qwen9-VL"], "neither a folder nor a known model"),
     (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     (["--language", "latex"], "svg, python or mixed"),
     (["--solver-rollouts", "1"], "2 or more"),
