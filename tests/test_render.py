@@ -451,8 +451,10 @@ def test_a_trainer_that_leaves_or_is_interrupted_leaves_no_words_of_helpers(end,
     """Ctrl-C goes to all of the terminal's foreground group. The only traceback may be the trainer's own."""
     code = TRAINER + (f"r = Renderer(workers=3, timeout=60)\nitems = [({code!r}, 'python')] * 6\n"
                       f"print(r.scratch, flush=True)\nr.render(items)\n{end}")
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: the trainer must not.
     trainer = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], text=True, start_new_session=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     scratch = Path(trainer.stdout.readline().strip())
     if end == "pass":
         assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3)
