@@ -13,6 +13,7 @@ Answers were written by a model, so: no eval, no computer algebra, a cap on the 
 regular expression that takes quadratic time on a long text.
 """
 
+import functools
 import re
 from collections import Counter
 from fractions import Fraction
@@ -115,8 +116,11 @@ def canonical(answer):
     >>> canonical("1,000"), canonical(r"$\frac{1}{2}$ cm"), canonical(" Q1. "), canonical("n/a")
     ((Fraction(1000, 1), ''), (Fraction(1, 2), 'cm'), ('q1', ''), None)
     """
-    if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
-        return None
+    return _canonical(answer) if isinstance(answer, str) and len(answer) <= MAX_ANSWER else None
+
+
+@functools.lru_cache(maxsize=4096)              # the same few answers are compared over and over
+def _canonical(answer):
     text = " ".join(answer.translate(CHARACTERS).casefold().split())
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)

@@ -1,5 +1,5 @@
-"""Before any test imports torch: threads that wait must not spin (see mmzero.py)."""
+"""Before any test imports torch: threads that wait must not spin for ever (see mmzero.py)."""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -1,58 +1,62 @@
-"""Held-out accuracy, comparison of two checkpoints, and the door to a run's report.
+"""Accuracy of checkpoints and their comparison on the same questions; the door to a run's audit and report.
 
-    python eval.py --model M [--bench charts|FILE.jsonl] [-n 8]  # how often is M right?
-    python eval.py --model M --compare OTHER                     # is it better, on the same questions?
-    python eval.py --report RUN                                  # draw RUN/report.html (report.py does it)
+    python eval.py --model M                                  # the built-in held-out charts
+    python eval.py --model M --bench MMMU ChartQA my.jsonl    # questions from outside (benchmarks.py)
+    python eval.py --model M --compare A B                    # is M better than A, than B?
+    python eval.py --model M ... --rescore [--judge J]        # the same tables from the replies that were kept
+    python eval.py --audit RUN                                # how good are the Solver's labels? (audit.py)
+    python eval.py --report RUN [--png FILE]                  # draw RUN/report.html (report.py)
 
-The Solver is asked exactly as in training: its own prompt with the picture, temperature 1, no nucleus and no
-top-k. Three figures come out of the same questions, and they do not move together in self-play:
+Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on
+from there, and all figures come from there. The Solver is asked with its own prompt: on charts as in training (8
+samples, temperature 1), elsewhere as the authors do (one, temperature 0.6, top-p 0.95). What parts ways in self-play:
 
     sampled    mean over questions and n samples     what the reward of phase S pushes up
     majority   the vote of the n samples             the label maker's quality (the teacher in test-time RL)
     greedy     one reply at temperature 0            what a user would get
 
-Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.
-
-Deviations from the authors' evaluation: they sample once at T 0.6 / top-p 0.95 and have a text model re-grade
-every answer. Here the rule decides alone, and a reply without a readable answer counts as wrong: leaving it
-out of the denominator, as their rule score does, flatters a model that often fails to answer. The share of
-such replies is always printed.
+(Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.) Deviations from the
+authors: their text model re-grades every answer, ours (--judge) only what the rule calls wrong. A reply without a
+readable answer counts as wrong: their rule score leaves it out of the denominator, which flatters a model that often
+fails to answer; `of readable` is that figure.
 """
 import argparse
+import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
-# Threads that wait must not spin: on a machine that does anything else, spinning costs ten times the work itself.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # read once, when torch is first imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # before torch is imported: see mmzero.py
 
 import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
+import benchmarks
 from answers import answers_match, extract_answer, vote
+from audit import audit_run
 from generate import generate
 from prompts import fill
 from render import Renderer
-from report import cells, report
+from report import cells, read_jsonl, report
 from tiny import world
-from vlm import VLM
-
-__all__ = ["evaluate", "charts", "load_jsonl", "compare", "report", "table"]
+from vlm import VLM, find_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Questions: (picture, question, answer) triples, and beside them the content type each is reported under
+# The held-out charts, as a run measures them: (picture, question, answer) triples
 
 
-def charts(count, seed=0, kind="hard"):
+def charts(count, seed=0, kind="hard", of="test"):
     """`count` held-out questions on procedural charts the tiny base never saw -> (questions, content types).
 
     A picture that fails to draw is an error, never a question left out: everybody must answer the same set.
     """
-    drawn = world.heldout(count, seed, kind=kind)
+    drawn = world.heldout(count, seed, kind, of)
     with Renderer() as renderer:
         pictures = renderer.render([(question.svg, "svg") for question in drawn])
     for picture in pictures:
@@ -62,56 +66,12 @@ def charts(count, seed=0, kind="hard"):
     return questions, [q.content_type for q in drawn]
 
 
-def load_jsonl(path):
-    """A file of {"image": path, "question": ..., "answer": ...} lines -> (questions, content types).
-
-    Paths of pictures are relative to the file. An optional "content_type" names the row a question counts in.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no benchmark {path}: give `charts` or a JSONL file")
-    questions, types = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path} line {number} is not JSON") from None
-        found = sorted(row) if isinstance(row, dict) else [type(row).__name__]
-        if not {"image", "question", "answer"} <= set(found):
-            raise ValueError(f"{path} line {number}: wanted image, question, answer; has {', '.join(found)}")
-        try:
-            with Image.open(path.parent / row["image"]) as file:
-                picture = file.convert("RGB")
-        except (OSError, TypeError):
-            raise ValueError(f"{path} line {number}: cannot read the picture {row['image']}") from None
-        questions.append((picture, str(row["question"]), str(row["answer"])))
-        types.append(str(row.get("content_type", "all")))
-    if not questions:
-        raise ValueError(f"{path} holds no questions")
-    return questions, types
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Asking (needs the model) and scoring (does not)
-
-
-def ask(vlm, questions, n=8, temperature=1.0, seed=0, max_new_tokens=512, progress=False):
-    """The answers the Solver gave: one list of n (str | None) per question; None = nothing readable."""
-    template = vlm.prompts["solver"]
-    prompts = [vlm.encode(fill(template, question=question), [picture]) for picture, question, _ in questions]
-    replies = generate(vlm, prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-                       progress=progress)
-    return [[extract_answer(reply.text) for reply in group] for group in replies]
-
-
-def score(sampled, greedy, truths, seed=0):
+def score(sampled, greedy, truths, seed=0, right=answers_match):
     """Figures from answers alone. sampled [Q][n], greedy [Q], truths [Q] -> the dict `evaluate` returns."""
-    correct = {  # each [Q], in [0, 1]; None (unreadable) matches nothing, so it is wrong
-        "sampled": np.array([np.mean([answers_match(a, t) for a in g]) for g, t in zip(sampled, truths)]),
-        "majority": np.array([float(answers_match(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
-        "greedy": np.array([float(answers_match(a, t)) for a, t in zip(greedy, truths)]),
+    correct = {  # each [Q], in [0, 1]; None (unreadable) is never right
+        "sampled": np.array([np.mean([right(a, t) for a in g]) for g, t in zip(sampled, truths)]),
+        "majority": np.array([float(right(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
+        "greedy": np.array([float(right(a, t)) for a, t in zip(greedy, truths)]),
     }
     low, high = bootstrap(correct["sampled"], seed)
     return {
@@ -126,22 +86,120 @@ def score(sampled, greedy, truths, seed=0):
 def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     """Held-out accuracy of `vlm` as a Solver; `questions` is a list of (picture, question, answer).
 
-    Returns shares in [0, 1]: sampled with its 95 % interval (sampled_low, sampled_high), majority, greedy,
-    unread; questions, n, seconds; and per_question = {"sampled" | "majority" | "greedy": [one per question]},
-    which a paired comparison needs and a line of metrics does not.
+    Returns shares in [0, 1]: sampled with its 95 % interval (sampled_low, sampled_high), majority, greedy, unread;
+    questions, n, seconds; and per_question = {"sampled" | "majority" | "greedy": [one per question]}, to compare.
     """
     if not questions or n < 1:
         raise ValueError(f"an evaluation needs questions and samples: got {len(questions)} and n = {n}")
     begun = time.perf_counter()
-    options = dict(seed=seed, max_new_tokens=max_new_tokens, progress=progress)
-    sampled = ask(vlm, questions, n=n, temperature=1.0, **options)
-    greedy = [group[0] for group in ask(vlm, questions, n=1, temperature=0.0, **options)]
-    result = score(sampled, greedy, [truth for _, _, truth in questions], seed)
+    prompts = [vlm.encode(fill(vlm.prompts["solver"], question=text), [picture]) for picture, text, _ in questions]
+    sampled, greedy = (
+        [[extract_answer(reply.text) for reply in group] for group in generate(
+            vlm, prompts, n=m, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)]
+        for m, t in ((n, 1.0), (1, 0.0)))
+    result = score(sampled, [answer for answer, in greedy], [truth for _, _, truth in questions], seed)
     return result | {"seconds": time.perf_counter() - begun}
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Any set: ask once, keep every reply, score from what was kept
+
+
+def fingerprint(name):
+    """A hash of 256 places of a checkpoint's weights: replies of another checkpoint under an old name are noticed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(find_checkpoint(name).glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            for place in np.linspace(0, file.stat().st_size, 256, endpoint=False, dtype=int).tolist():
+                stream.seek(place)
+                digest.update(stream.read(256))
+    return digest.hexdigest()
+
+
+def resume(path, settings):
+    """How many questions `path` has the replies of, in whole chunks. ValueError if other settings made it."""
+    old, *rows = read_jsonl(path) or [settings]
+    changed = [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]
+    if changed:
+        raise ValueError(f"{path} holds replies of another evaluation ({', '.join(changed)}): give another --out")
+    done = len(rows) if len(rows) == settings["questions"] else len(rows) // settings["chunk"] * settings["chunk"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows[:done]]))
+    os.replace(path.with_suffix(".new"), path)
+    return done
+
+
+def collect(path, settings, name, rows, folder, vlm=None):
+    """Ask the questions that `path` lacks and append their replies, chunk by chunk. -> the model, if it was needed"""
+    done, total, chunk = resume(path, settings), settings["questions"], settings["chunk"]
+    bar = tqdm(total=total, initial=done, desc=f"{settings['model']}, {name}", unit=" questions", disable=done == total)
+    for start in range(done, total, chunk):
+        vlm, questions = vlm or VLM.load(settings["model"]), []
+        vlm.max_pixels = min(vlm.max_pixels, 1280 * 1280)                   # as the authors have it
+        for i in range(start, min(start + chunk, total)):
+            try:
+                questions.append(benchmarks.question(rows[i], name, folder))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{settings['bench']}, question {i + 1}: {error}") from None
+        prompts = [vlm.encode(question.parts(vlm.prompts["solver"])) for question in questions]
+        # A seed per chunk: an evaluation that was stopped and resumed gives the replies of one that was not.
+        options = dict(seed=settings["seed"] + 1_000_003 * (start // chunk), max_new_tokens=settings["max_new_tokens"])
+        sampled = generate(vlm, prompts, settings["n"], temperature=settings["temperature"], top_p=settings["top_p"],
+                           **options)
+        greedy = generate(vlm, prompts, 1, temperature=0.0, **options)
+        with open(path, "a", encoding="utf-8") as file:
+            for i, question in enumerate(questions):
+                kept = {key: value for key, value in vars(question).items() if key != "pictures"}
+                kept |= {"replies": [reply.text for reply in sampled[i]], "greedy": greedy[i][0].text}
+                file.write(json.dumps({"index": start + i} | kept) + "\n")
+        bar.update(len(questions))
+    bar.close()
+    return vlm
+
+
+def grade(rows, accepted=frozenset(), seed=0):
+    """Kept rows -> the dict of `evaluate`; `accepted`: what the judge was asked and said yes to."""
+    sampled = [[extract_answer(reply) for reply in row["replies"]] for row in rows]
+    greedy = [extract_answer(row["greedy"]) for row in rows]
+    result = score(sampled, greedy, rows, seed, lambda a, row: benchmarks.right(a, row) or to_judge(a, row) in accepted)
+    return result | {"of_readable": result["sampled"] / max(1e-9, 1 - result["unread"])}
+
+
+JUDGE = """Compare two answers to one question. Do they say the same?
+Question: {text}
+Right answer: {gold}
+Given answer: {given}
+Differences of wording, of form, and of units that go without saying do not count. Reply with one word, yes or no."""
+
+
+def to_judge(given, row):
+    return fill(JUDGE, text=row["text"], gold=" or ".join(row["answers"]), given=str(given))
+
+def judge(name, rows, path):
+    """A text model reads all answers that the rule calls wrong -> (what it says yes to, how many); kept in `path`."""
+    mark, vlm = fingerprint(name), None
+    wrong = {to_judge(a, row) for row in rows for a in map(extract_answer, [*row["replies"], row["greedy"]])
+             if a is not None and not benchmarks.right(a, row)}
+    known = {verdict["asked"]: verdict["reply"] for verdict in read_jsonl(path) if verdict["weights"] == mark}
+    asked = sorted(wrong - set(known))
+    for start in tqdm(range(0, len(asked), 256), desc=f"judge {name}", disable=not asked):
+        batch, vlm = asked[start:start + 256], vlm or VLM.load(name)
+        replies = generate(vlm, [vlm.encode(text) for text in batch], max_new_tokens=8, temperature=0.0)
+        with open(path, "a", encoding="utf-8") as file:
+            for text, (reply,) in zip(batch, replies):
+                known[text] = reply.text
+                file.write(json.dumps({"judge": name, "weights": mark, "asked": text, "reply": reply.text}) + "\n")
+    return {text for text in wrong if re.match(r"\W*yes\b", known[text], re.IGNORECASE)}, len(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # How sure one can be
+
+
+def resample(values, seed=0, draws=2000):
+    """Means of `draws` samples of the questions `values` [Q], drawn again with replacement."""
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
 
 
 def bootstrap(values, seed=0, draws=2000):
@@ -152,13 +210,14 @@ def bootstrap(values, seed=0, draws=2000):
 
     >>> bootstrap([1.0, 1.0, 1.0])
     (1.0, 1.0)
-    >>> low, high = bootstrap([0.0, 1.0] * 50); 0.35 < low < 0.45 and 0.55 < high < 0.65
-    True
     """
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(map(float, np.percentile(resample(values, seed, draws), [2.5, 97.5])))
+
+
+def macro(sets, seed=0):
+    """(mean of the sets' means, low, high): a set counts the same however many questions it has."""
+    means = np.mean([resample(values, [seed, i]) for i, values in enumerate(sets)], axis=0)
+    return (float(np.mean([np.mean(values) for values in sets])), *map(float, np.percentile(means, [2.5, 97.5])))
 
 
 def mcnemar(a, b):
@@ -167,10 +226,8 @@ def mcnemar(a, b):
     Questions on which both agree say nothing about which is better. Of the m others, if the two are equally
     good, the number a wins is Binomial(m, 1/2):   p = min(1, 2 * sum_{k <= min(wins, losses)} C(m, k) / 2^m)
 
-    >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])      # 5 of 5: 2 / 2^5
-    (5, 0, 0.0625)
-    >>> mcnemar([1, 0], [0, 1])
-    (1, 1, 1.0)
+    >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]), mcnemar([1, 0], [0, 1])       # 5 of 5: 2 / 2^5
+    ((5, 0, 0.0625), (1, 1, 1.0))
     """
     wins = sum(x > y for x, y in zip(a, b, strict=True))
     losses = sum(x < y for x, y in zip(a, b, strict=True))
@@ -183,8 +240,7 @@ def compare(a, b, seed=0):
     """Two results of `evaluate` on the same questions -> how much better a is than b.
 
     {"sampled": (difference, low, high), "majority": (difference, wins, losses, p), "greedy": the same}. The
-    bootstrap draws a question with both models' accuracy on it: what makes it hard for both cancels out.
-    """
+    bootstrap draws a question with both models' accuracy on it: what makes it hard for both cancels out."""
     ours, theirs = a["per_question"], b["per_question"]
     if len(ours["sampled"]) != len(theirs["sampled"]):
         raise ValueError(f"not the same questions: {len(ours['sampled'])} and {len(theirs['sampled'])}")
@@ -197,7 +253,6 @@ def compare(a, b, seed=0):
 
 # ------------------------------------------------------------------------------------------------------------
 # Tables
-
 
 def markdown(header, rows):
     """Aligned Markdown; the first column is text, the others are numbers.
@@ -220,22 +275,28 @@ def markdown(header, rows):
 def table(evals):
     """A run's eval records (base, iteration 1, ...) -> Markdown that fits a terminal of 100 columns.
 
-    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n,
-    greedy) and on easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability s and
-    difficulty d of the roles' own pictures, entropy of their content types. A dash: not measured.
+    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n, greedy) and on
+    easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability and difficulty, entropy of types.
     """
     return markdown(*cells(evals))
 
 
 def overview(results):
-    """{model name: result} -> Markdown, one row per model."""
-    n = next(iter(results.values()))["n"]
-    rows = []
-    for name, r in results.items():
-        low, mean, high = (f"{100 * r[key]:.1f}" for key in ("sampled_low", "sampled", "sampled_high"))
-        others = [f"{100 * r[key]:.1f}" for key in ("majority", "greedy", "unread")]
-        rows.append([name, f"{mean} ({low}–{high})", *others, str(r["questions"])])
-    return markdown(["model", "sampled (95 %)", f"majority of {n}", "greedy", "no answer", "questions"], rows)
+    """{(set, model): result} -> Markdown; with several sets also the macro average of every model."""
+    def percent(mean, low, high):
+        return f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+    sets, models = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
+    rows = [[Path(bench).name, model, percent(r["sampled"], r["sampled_low"], r["sampled_high"]),
+             percent(r["greedy"], *bootstrap(r["per_question"]["greedy"])),
+             *(f"{100 * r[key]:.1f}" for key in ("majority", "unread", "of_readable")), str(r["questions"])]
+            for (bench, model), r in results.items()]
+    for model in models if len(sets) > 1 else ():
+        own = [results[bench, model]["per_question"] for bench in sets]
+        rows.append(["macro average", model, *(percent(*macro([r[key] for r in own])) for key in ("sampled", "greedy")),
+                     f"{100 * macro([r['majority'] for r in own])[0]:.1f}", "", "", str(len(sets)) + " sets"])
+    return markdown(["set", "model", "sampled (95 %)", "greedy (95 %)", "majority", "no answer", "of readable",
+                     "questions"], rows)
 
 
 def by_type(results, types):
@@ -264,27 +325,60 @@ def difference(comparison, names):
 # ------------------------------------------------------------------------------------------------------------
 # Command line
 
+# n, temperature, top-p, limit of a reply, questions between two writes: for sets from outside, for our charts
+DEFAULTS = (1, 0.6, 0.95, 4096, 128), (8, 1.0, 1.0, 512, 512)
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False,
-                                     description="Accuracy of a checkpoint, or the report of a run.")
-    parser.add_argument("--model", default="tiny", help="tiny, a folder, Qwen2-VL-2B, or any hub id")
-    parser.add_argument("--bench", default="charts", help="charts, or a JSONL file (image, question, answer)")
-    parser.add_argument("-n", type=int, default=8, help="samples per question")
-    parser.add_argument("--questions", type=int, default=400, help="how many (of a file: the first ones)")
-    parser.add_argument("--seed", type=int, default=0, help="of the charts, the samples and the bootstrap")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="limit of one reply")
-    parser.add_argument("--compare", metavar="OTHER", help="a second model, paired on the same questions")
-    parser.add_argument("--report", metavar="RUN", help="write RUN/report.html and do nothing else")
-    settings = parser.parse_args(arguments)
-    for flag in ("n", "questions", "max_new_tokens"):
-        if getattr(settings, flag) < 1:
-            parser.error(f"{'-n' if flag == 'n' else '--' + flag.replace('_', '-')} must be 1 or more")
-    if settings.compare == settings.model:
-        parser.error("--compare needs another model than --model")
-    if settings.seed < 0:
-        parser.error("--seed must be 0 or more")
-    return settings
+    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Accuracy, label audit, report.")
+    add = parser.add_argument
+    add("--model", default="tiny", help="tiny, a folder, Qwen2-VL-2B, or any hub id")
+    add("--compare", nargs="+", default=[], metavar="OTHER", help="models to compare it with, paired")
+    add("--bench", nargs="+", default=["charts"], metavar="SET", help="charts, FILE.jsonl, FILE.parquet, a dataset's "
+        "folder or hub id, a name such as MMMU, or paper: the twelve sets of the authors")
+    add("-n", type=int, help="samples per question [8 on charts, else 1]")
+    add("--temperature", type=float, help="of the samples [1 on charts, else 0.6]")
+    add("--top-p", type=float, help="of the samples [1 on charts, else 0.95]")
+    add("--questions", type=int, help="how many: the first ones [400 charts, else all]")
+    add("--seed", type=int, default=0, help="of the charts and the samples")
+    add("--max-new-tokens", type=int, help="limit of one reply [512 on charts, else 4096]")
+    add("--out", default="runs/eval", help="folder of the replies and the tables")
+    add("--rescore", action="store_true", help="ask nobody: score the replies that are there")
+    add("--judge", metavar="MODEL", help="a model that decides where the rule says no")
+    add("--audit", metavar="RUN", help="audit the labels of a run, and do nothing else")
+    add("--report", metavar="RUN", help="write RUN/report.html, and do nothing else")
+    add("--png", metavar="FILE", help="with --report: the main curves as a figure, too")
+    s = parser.parse_args(arguments)
+    for flag, low, high in (("n", 1, math.inf), ("questions", 1, math.inf), ("max_new_tokens", 1, math.inf),
+                            ("seed", 0, math.inf), ("temperature", 1e-3, math.inf), ("top_p", 1e-3, 1)):
+        if not low <= (low if getattr(s, flag) is None else getattr(s, flag)) <= high:
+            parser.error(f"{'-n' if flag == 'n' else '--' + flag.replace('_', '-')} must be {low} to {high}")
+    if len({s.model, *s.compare}) < 1 + len(s.compare) or s.png and not s.report:
+        parser.error("--compare needs other models than --model, each once; --png goes with --report")
+    s.bench = [b for name in dict.fromkeys(s.bench) for b in (benchmarks.SETS if name == "paper" else [name])]
+    return s
+
+
+def gather(s):
+    """{(set, model): rows of replies}, after asking for what is not there yet."""
+    found, sets, plain = {}, {}, lambda text: re.sub(r"[^\w.-]+", "-", text)
+    names = "image", "question", "answer", "content_type"
+    for bench in () if s.rescore else s.bench:
+        sets[bench] = benchmarks.load(bench, s.questions) if bench != "charts" else (
+            bench, [dict(zip(names, (*q, kind))) for q, kind in zip(*charts(s.questions or 400, s.seed))], Path())
+    for model in (s.model, *s.compare):
+        vlm = None                                  # one model at a time: a GPU need not hold two
+        for bench in s.bench:
+            path = Path(s.out) / plain(model) / f"{plain(bench)}.jsonl"
+            n, temperature, top_p, tokens, chunk = DEFAULTS[bench == "charts"]
+            if not s.rescore:
+                settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]),
+                                n=s.n or n, temperature=s.temperature or temperature, top_p=s.top_p or top_p,
+                                max_new_tokens=s.max_new_tokens or tokens, seed=s.seed, chunk=chunk)
+                vlm = collect(path, settings, *sets[bench], vlm)
+            settings, *found[bench, model] = read_jsonl(path) or [{}]
+            if len(found[bench, model]) != settings.get("questions"):
+                raise ValueError(f"{path} is missing or not complete: run the same command without --rescore")
+    return dict(sorted(found.items(), key=lambda item: s.bench.index(item[0][0])))          # set by set
 
 
 def or_exit(function, *arguments):
@@ -292,30 +386,33 @@ def or_exit(function, *arguments):
     try:
         return function(*arguments)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        sys.exit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("eval.py: stopped; the same command goes on after the last questions that were answered")
 
 
 def main(arguments=None):
-    settings = parse(arguments)
-    if settings.report is not None:
-        return print(or_exit(report, settings.report))
-    if settings.bench == "charts":
-        questions, types = or_exit(charts, settings.questions, settings.seed)
-    else:
-        questions, types = or_exit(load_jsonl, settings.bench)
-        questions, types = questions[:settings.questions], types[:settings.questions]
-    options = dict(n=settings.n, seed=settings.seed, max_new_tokens=settings.max_new_tokens,
-                   progress=sys.stderr.isatty())
-    results = {settings.model: evaluate(or_exit(VLM.load, settings.model), questions, **options)}
-    if settings.compare is not None:  # loaded only now: one GPU need not hold both
-        results[settings.compare] = evaluate(or_exit(VLM.load, settings.compare), questions, **options)
-    print(overview(results))
-    if len(set(types)) > 1:
-        print("\n" + by_type(results, types))
-    if settings.compare is not None:
-        names = settings.model, settings.compare
-        print("\n" + difference(compare(*(results[name] for name in names), seed=settings.seed), names))
+    s = parse(arguments)
+    if s.audit or s.report:
+        return print(or_exit(audit_run, s.audit) if s.audit else or_exit(report, s.report, s.png))
+    found, accepted, comparisons, text = or_exit(gather, s), frozenset(), [], ""
+    if s.judge:
+        accepted, read = or_exit(judge, s.judge, itertools.chain(*found.values()), Path(s.out) / "judge.jsonl")
+        text = f"\n\nThe judge {s.judge} overruled {len(accepted)} of {read} answers that the rule calls wrong."
+    results = {key: grade(rows, accepted, s.seed) for key, rows in found.items()}
+    text = overview(results) + text
+    for bench in s.bench:
+        types = [row["type"] for row in found[bench, s.model]]
+        if 1 < len(set(types)) <= 20:
+            text += f"\n\n{by_type({model: r for (b, model), r in results.items() if b == bench}, types)}"
+        for other in s.compare:
+            comparison = compare(results[bench, s.model], results[bench, other], s.seed)
+            comparisons.append({"set": bench, "model": s.model, "other": other} | comparison)
+            text += f"\n\nOn {bench}, {difference(comparison, (s.model, other))}"
+    print(text)
+    rows = [{"set": b, "model": m} | {k: r[k] for k in r if k != "per_question"} for (b, m), r in results.items()]
+    (Path(s.out) / "results.md").write_text(text + "\n", encoding="utf-8")
+    (Path(s.out) / "results.json").write_text(json.dumps({"results": rows, "comparisons": comparisons}, indent=2))
 
 
 if __name__ == "__main__":

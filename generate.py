@@ -20,6 +20,7 @@ Shapes: S slots, m working ones, C columns, K key/value heads, G query heads per
 dimension, D hidden size, V vocabulary.
 """
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 
@@ -46,16 +47,18 @@ class Completion:
 
 
 def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperature=1.0, top_p=1.0, top_k=0,
-             seed=0, progress=False, slots=None, prefill_tokens=8192) -> list[list[Completion]]:
+             seed=0, progress=False, slots=None, prefill_tokens=8192, numbers=None) -> list[list[Completion]]:
     """n completions of each prompt: a list per prompt, in order.
 
     temperature 0 takes the most probable token (logps are then 0, full_logps those of temperature 1). top_k 0
     and top_p 1 mean off; top-k comes first, then the nucleus of what it left. Image and video tokens are
     never drawn: in a reply they would stand for pictures that do not exist, which the network refuses.
-    slots: rows decoded at once, by default 512 on CPU and 128 on CUDA. prefill_tokens: prompt tokens (padding
-    included) prefilled at once. Neither changes what is sampled: token t of completion c of prompt p is drawn
-    with a random number that depends on (seed, p, c, t) alone. (Up to rounding, that is: the last bits of a
-    logit depend on the shape of the batch it was computed in.)
+    slots: rows decoded at once, by default 512 on CPU and 128 on CUDA, fewer where memory is short.
+    prefill_tokens: prompt tokens (padding included) prefilled at once. Neither changes what is sampled: token t
+    of completion c of prompt p is drawn with a random number that depends on (seed, p, c, t) alone. (Up to
+    rounding, that is: the last bits of a logit depend on the shape of the batch it was computed in.) numbers: p
+    of each prompt, by default 0, 1, 2, ...; whoever samples a part of a longer list gives the places there, and
+    draws what the whole list would.
     """
     slots = (128 if vlm.device.type == "cuda" else 512) if slots is None else slots
     for wrong, rule in ((n < 1, "n must be 1 or more"),
@@ -67,9 +70,41 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
             raise ValueError(rule)
     if not prompts:
         return []
+    longest = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens
+    slots = slots_that_fit(vlm, min(slots, n * len(prompts)), longest)
     with torch.inference_mode():
         settings = temperature, top_p, top_k
-        return Engine(vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens).run(progress)
+        try:
+            return Engine(vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers).run(progress)
+        except torch.cuda.OutOfMemoryError:             # something else took the memory that was planned with
+            slots = max(1, slots // 2)
+            print(f"generate: out of GPU memory; once more from the start with {slots} slots", file=sys.stderr)
+        torch.cuda.empty_cache()                        # out of the except clause, which holds on to the old engine
+        return Engine(vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers).run(progress)
+
+
+def free_bytes(device) -> int:
+    """What a cache may take: the free memory of a GPU and what torch holds there unused; half of a computer's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def slots_that_fit(vlm: VLM, wanted: int, longest: int) -> int:
+    """`wanted`, or as many rows of `longest` tokens as fit into nine tenths of the free memory.
+
+    ValueError if not even one does: better before an hour of sampling than in the middle of it.
+    """
+    text = vlm.config.get_text_config()
+    attention = vlm.model.model.language_model.layers[0].self_attn
+    cache = 2 * text.num_hidden_layers * attention.k_proj.weight.shape[0] * longest * vlm.dtype.itemsize
+    sampling = 24 * text.vocab_size             # logits, probabilities, their sum: 3 float32 and 1.5 float64 per word
+    free = free_bytes(vlm.device) * 9 // 10
+    if cache + sampling > free:
+        raise ValueError(f"a reply of up to {longest} tokens, prompt included, needs {(cache + sampling) / 1e9:.1f} GB of cache, and "
+                         f"{free / 1e9:.1f} GB are free: shorten max_new_tokens or the prompt, or make the pictures smaller")
+    return max(1, min(wanted, free // (cache + sampling)))
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -164,18 +199,25 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 class Engine:
     """The cache, the slots and the queue of one call of `generate`."""
 
-    def __init__(self, vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens):
+    def __init__(self, vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers=None):
         self.vlm, self.text = vlm, vlm.model.model.language_model
         self.max_new_tokens, self.settings, self.prefill_tokens = max_new_tokens, settings, prefill_tokens
         self.results = [[None] * n for _ in prompts]
 
         # The queue: each distinct prompt with the completions asked of it. Long prompts first, so that
-        # neighbours are alike in length and the longest do not come last, when few slots are at work.
-        distinct = {}
+        # neighbours are alike in length and the longest do not come last, when few slots are at work. Questions
+        # about the same pictures go together: the vision tower runs once for all that are prefilled at once.
+        distinct, families = {}, {}
         for index, prompt in enumerate(prompts):
-            key = (*prompt.tokens, None if prompt.pixels is None else prompt.pixels.numpy().tobytes())
+            key = (prompt.pictures, *prompt.tokens)
             distinct.setdefault(key, (prompt, []))[1].extend((index, completion) for completion in range(n))
-        self.queue = sorted(distinct.values(), key=lambda entry: -len(entry[0].tokens))
+            longest, number = families.get(prompt.pictures or key, (0, len(families)))
+            families[prompt.pictures or key] = max(longest, len(prompt.tokens)), number
+
+        def place(item):
+            (key, (prompt, _)), (longest, number) = item, families[item[0][0] or item[0]]
+            return -longest, number, -len(prompt.tokens)
+        self.queue = [entry for _, entry in sorted(distinct.items(), key=place)]
         self.ready = []             # prefilled: (keys and values, last hidden state, prompt, its completions)
 
         self.slots, self.m = min(slots, n * len(prompts)), 0
@@ -201,7 +243,8 @@ class Engine:
         self.hidden = zeros(self.text.config.hidden_size, dtype=dtype)  # of the newest token
         self.tokens = zeros(max_new_tokens)
         self.logps, self.full_logps = (zeros(max_new_tokens, dtype=torch.float32) for _ in range(2))
-        self.streams = streams(seed, len(prompts), n).to(device)
+        numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
+        self.streams = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device)
         self.eos = torch.tensor(vlm.eos_ids, device=device)
         self.never = [vlm.config.image_token_id, vlm.config.video_token_id]
 

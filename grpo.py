@@ -16,6 +16,8 @@ Deliberate choices, where an implementer could do otherwise:
 - Groups that do not fill the last mini-batch are spread evenly (100 at 64 per update: 50 + 50, not 64 + 36),
   because AdamW gives the update of a small leftover the same size as any other.
 - Replies of one prompt share a row, so prompt and picture go through the network once, not G times.
+- With torchrun the micro-batches of an update are dealt out to the ranks (parallel.py); their gradients are added
+  up, and the denominator is that of all of them, so several ranks make the step that one would make.
 """
 import math
 import sys
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from parallel import deal, gather, rank, sum_gradients, whole, within, world
 from vlm import Prompt
 
 
@@ -124,7 +127,8 @@ class ChunkedLogProbs(torch.autograd.Function):
         hidden, weight, targets, lse = ctx.saved_tensors
         w = weight.to(ctx.compute)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)            # a sum over chunks: in float32
+        # A sum over chunks: in float32. A frozen head (LoRA) has none.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for i in range(0, len(targets), ctx.chunk):
             part = slice(i, i + ctx.chunk)
             h, g = hidden[part].to(ctx.compute), grad[part, None] / ctx.temperature
@@ -133,8 +137,19 @@ class ChunkedLogProbs(torch.autograd.Function):
             dz.scatter_add_(1, targets[part, None], g)                      # + g onehot(target)
             dz = dz.to(ctx.compute)
             d_hidden[part] = dz @ w
-            d_weight += dz.T @ h
-        return d_hidden, d_weight.to(weight.dtype), None, None, None
+            if d_weight is not None:
+                for v in range(0, len(w), 16384):                           # in parts: dz^T h is as large as the head
+                    d_weight[v:v + 16384] += dz[:, v:v + 16384].T @ h
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+
+
+def tokens_at_once(vocabulary):
+    """The chunk of ChunkedLogProbs: 64 MB of float32 logits.
+
+    >>> tokens_at_once(151936), tokens_at_once(600)
+    (110, 2048)
+    """
+    return max(1, min(2048, 2**24 // vocabulary))
 
 
 @dataclass(eq=False)
@@ -148,7 +163,7 @@ class Rollout:
     group: int = 0               # which prompt of the rollout batch it answers
 
 
-def token_logps(vlm, rows, temperature=1.0, chunk=2048):
+def token_logps(vlm, rows, temperature=1.0, chunk=None):
     """Log-probs of replies -> (logp, entropy, mask): [N, T] each, in the order of `rows`, right-padded.
 
     rows: list of lists of rollouts; those of one row have the same prompt object and are laid out as
@@ -156,7 +171,7 @@ def token_logps(vlm, rows, temperature=1.0, chunk=2048):
     where each reply sees the prompt and itself, and its positions follow on from the prompt's. So the values
     are those of separate sequences, but the prompt is computed once, and autograd adds up its gradients.
     """
-    sharing = max(map(len, rows)) > 1
+    sharing, chunk = max(map(len, rows)) > 1, chunk or tokens_at_once(len(vlm.head))
     if sharing and not can_share(vlm):
         raise ValueError("replies that share a row need attention=\"sdpa\": others cannot take their mask")
     replies = [[token for r in row for token in r.tokens] for row in rows]
@@ -184,10 +199,12 @@ def token_logps(vlm, rows, temperature=1.0, chunk=2048):
         batch["attention_mask"] = (causal & ((key == 0) | (key == query)))[:, None]     # [R, 1, L, L]
         batch["position_ids"] = batch["position_ids"] - torch.tensor(shifts, device=device)     # [3, R, L]
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        hidden = vlm.hidden(batch).flatten(0, 1)                            # [R * L, D]
-        logp, entropy = ChunkedLogProbs.apply(hidden[torch.tensor(sources, device=device)], vlm.head,
-                                              torch.tensor(targets, device=device), temperature, chunk)
+    def work():
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            hidden = vlm.hidden(batch).flatten(0, 1)                        # [R * L, D]
+            return ChunkedLogProbs.apply(hidden[torch.tensor(sources, device=device)], vlm.head,
+                                         torch.tensor(targets, device=device), temperature, chunk)
+    logp, entropy = within(vlm.model, work)
     return unflatten(logp, rows), unflatten(entropy, rows), reply_mask(rows, device)
 
 
@@ -240,22 +257,24 @@ def micro_batches(rollouts, token_budget, row_tokens):
 
 @torch.no_grad()
 def score(vlm, rollouts, temperature=1.0, token_budget=8192, row_tokens=512):
-    """Log-probs of each rollout's tokens under `vlm`: a list of [T_i], in the order given."""
-    found, row_tokens = {}, row_tokens if can_share(vlm) else 0
-    for rows in micro_batches(rollouts, token_budget, row_tokens):
+    """Log-probs of each rollout's tokens under `vlm`: a list of [T_i], in the order given. The ranks share the work."""
+    number, found = {r: i for i, r in enumerate(rollouts)}, {}
+    batches = micro_batches(rollouts, token_budget, row_tokens if can_share(vlm) else 0)
+    for rows, _ in deal(batches) if batches else ():
         logp, _, mask = token_logps(vlm, rows, temperature)
-        found.update((r, logp[i, mask[i]]) for i, r in enumerate(r for row in rows for r in row))
-    return [found[r] for r in rollouts]
+        found.update((number[r], logp[i, mask[i]].cpu()) for i, r in enumerate(r for row in rows for r in row))
+    found = {i: logp.to(vlm.device) for i, logp in gather(found.items())}
+    return [found[i] for i in range(len(rollouts))]
 
 
 # ---- the step ---------------------------------------------------------------------------------------------
 
 def make_optimizer(policy, lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01):
     """AdamW on float32 master weights: 1e-6 is below the spacing of most bf16 weights: it would be lost."""
-    kinds = {str(p.dtype) for p in policy.model.parameters()}
+    parameters = list(policy.weights().values())
+    kinds = {str(p.dtype) for p in parameters}
     if kinds != {"torch.float32"}:
         raise ValueError(f"policy is {', '.join(sorted(kinds))}; to train it, load it with dtype='float32'")
-    parameters = policy.model.parameters()
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
@@ -293,6 +312,8 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         raise ValueError("a rollout has no tokens, or not one sampler log-prob per token")
     if kl_coef and reference is None:
         raise ValueError("kl_coef is not 0, so a reference model is needed")
+    if world() > 1 and len({bool(r.prompt.pictures) for r in rollouts}) > 1:
+        raise ValueError("on several ranks all prompts of a step have pictures or none has: the ranks share the vision tower")
     everything = mini_batches(rollouts, groups_per_update)
     minis = [m for m in everything if any(r.advantage for r in m)]
     # Old log-probs are those before the first update, for which they are `logp` itself: not computed twice.
@@ -305,7 +326,7 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
     for number, mini in enumerate(minis):
         denominator, mine = sum(len(r.tokens) for r in mini), {}        # tokens of the update, computed once
         optimizer.zero_grad(set_to_none=True)
-        for rows in micro_batches(mini, token_budget, row_tokens):
+        for rows, weight in deal(micro_batches(mini, token_budget, row_tokens)):
             logp, entropy, mask = token_logps(policy, rows, temperature)
             with torch.no_grad():
                 ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None
@@ -314,16 +335,20 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
             advantages = torch.tensor([r.advantage for r in flat], device=logp.device)
             loss, stats = policy_loss(logp, old_logp, ref_logp, advantages, mask,
                                       clip_low, clip_high, clip_dual, kl_coef, denominator)
-            loss.backward()
+            (loss * weight).backward()
             sampled = torch.tensor([x for r in flat for x in r.full_logps], device=logp.device)     # [n]
             gaps = (sampled - old_logp[mask]).abs()
             gap = max(gap, gaps.max().item())
             stats |= {"entropy": entropy[mask].sum().item() / denominator,
                       "logp_gap_mean": gaps.sum().item() / denominator}
-            mine = {name: mine.get(name, 0.0) + value for name, value in stats.items()}
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+            mine = {name: mine.get(name, 0.0) + value * weight for name, value in stats.items()}
+        sum_gradients(parameters)
+        shares = gather([mine])                                         # of all ranks
+        mine, gap = {name: sum(one[name] for one in shares) for name in mine}, max(gather([gap]))
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)).item()
         if not math.isfinite(norm):     # one such update would turn every weight into nan
-            print(f"grpo: update skipped, its gradient norm is {norm}", file=sys.stderr)
+            if rank() == 0:
+                print(f"grpo: update skipped, its gradient norm is {norm}", file=sys.stderr)
             skipped += 1
             continue
         optimizer.step()

@@ -14,8 +14,8 @@ frozen:
 Where the ideas are: rewards.py (what is good), grpo.py (how a reward becomes a gradient), generate.py (sampling),
 render.py (code to picture), vlm.py (the network), eval.py and report.py (did it work). This file is the loop.
 
-Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their script hands it the
-Coder's weights); one process instead of services; the optimiser starts fresh in every phase, as theirs does.
+Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their script hands it the Coder's
+weights); one program instead of services; the optimiser starts fresh in every phase, as theirs does.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
+import json
 import os
 import random
 import re
@@ -31,12 +32,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Threads that wait must not spin: on a machine that does anything else, spinning costs ten times the work itself.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # read once, when torch is first imported
+# How long a waiting thread spins before it sleeps; read once, when torch is first imported. OpenMP's own choice, for ever,
+# makes a machine that does anything else ten times slower; no spinning at all costs a quarter or more on one that does not.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from tqdm import tqdm
 
+import parallel
+import resume
 import rewards
+from audit import audit, blind_answers
 from eval import charts, evaluate, table
 from grpo import Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS
@@ -84,6 +89,9 @@ class Settings:
     clip_dual: float = 3.0              # for a negative advantage the surrogate is bounded by this times it
     grad_norm: float = 1.0              # gradients are scaled down to this norm
     token_budget: int = 16384           # tokens, padding included, per forward and backward pass
+    lora: int = 0                       # rank of the adapters that are trained instead of all weights; 0: all weights
+    lora_alpha: float = 32.0            # adapters are scaled by this / rank
+    save_steps: int = 2                 # the state inside a phase is saved every so many steps
     checkpointing: bool = True          # recompute activations in the backward pass: less memory, a third more time
     # Lengths, in tokens
     proposal_tokens: int = 4096         # a proposal is cut here
@@ -95,8 +103,10 @@ class Settings:
     slots: int = 0                      # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
     workers: int = 0                    # processes that render; 0: one per core
     render_seconds: float = 5.0         # a program that draws for longer is stopped
+    unsafe_python: bool = False         # run Python though this machine cannot confine it
     # Measuring, before the first and after every iteration
     questions: int = 420                # held-out questions of either kind; 0: none
+    split: str = "test"                 # their pictures: test, or validation while choosing settings
     probe: int = 128                    # proposals that the three roles make and answer together
 
 
@@ -105,8 +115,8 @@ PAPER = Settings()
 # and short texts, so that three iterations take a few minutes on two cores. Rewards and filters are the same.
 TINY = replace(
     PAPER, proposer_steps=6, coder_steps=6, coder_proposals=192, coder_prompts=48,
-    coder_update=48, solver_steps=20, solver_proposals=1024, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
-    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096)
+    coder_update=48, solver_steps=12, solver_proposals=2048, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
+    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096, save_steps=4)
 
 
 def check(s: Settings) -> None:
@@ -116,13 +126,16 @@ def check(s: Settings) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(s, name)!r}: it should be {rule}")
 
     need("language", s.language in LANGUAGES, "svg, python or mixed")
+    need("split", s.split in ("test", "validation"), "test or validation")
     for f in dataclasses.fields(s):
-        if f.type in (int, "int") and f.name not in ("seed", "iterations", "min_pixels", "max_pixels", "slots", "workers", "questions", "probe"):
+        if f.type in (int, "int") and f.name not in (
+                "seed", "iterations", "min_pixels", "max_pixels", "slots", "workers", "questions", "probe", "lora"):
             need(f.name, getattr(s, f.name) >= 1, "a whole number, 1 or more")
         elif f.type in (int, float, "int", "float"):
             need(f.name, getattr(s, f.name) >= 0, "0 or more")
     for name in ("proposer_rollouts", "coder_rollouts", "solver_rollouts"):
         need(name, getattr(s, name) >= 2, "2 or more: a group's advantage compares its rollouts")
+    need("lora_alpha", s.lora_alpha > 0, "above 0")
     need("lr", 0 < s.lr < 1, "between 0 and 1")
     need("clip_low", s.clip_low < 1, "below 1")
     need("clip_dual", s.clip_dual > 1, "above 1")
@@ -156,14 +169,18 @@ class Phase:
         roles.policy.load_state(self.reference)
         self.optimizer = make_optimizer(roles.policy, lr=self.s.lr, weight_decay=self.s.weight_decay)
         self.title = f"it {iteration} {role}"
-        self.data = []                                          # rows for iterK/ROLE.jsonl
+        self.begun, self.data = 0, []                           # steps made by an earlier start; rows for iterK/proposer.jsonl
+        if run.place and run.place[:2] == (iteration, role):
+            self.begun, self.data = run.place[2], json.loads(run.state["data"])
+            resume.restore(roles.policy, self.optimizer, run.state)
+            run.state = {}                                      # large, and used
 
     def seed(self, *parts) -> int:
         return subseed(self.s.seed, self.iteration, self.role, *parts)
 
     def sample(self, prompts, n: int, step: int, temperature: float, top_p: float, max_new_tokens: int):
         """Rollouts of the policy as it is now."""
-        return self.roles.speak(dict(self.roles.policy.model.named_parameters()), prompts, n, seed=self.seed(step, "rollouts"), temperature=temperature,
+        return self.roles.speak(self.roles.policy.weights(), prompts, n, seed=self.seed(step, "rollouts"), temperature=temperature,
                                top_p=top_p, max_new_tokens=max_new_tokens)
 
     def learn(self, prompts, replies, scores: list[list[float]], groups_per_update: int, temperature: float) -> dict:
@@ -178,13 +195,16 @@ class Phase:
 
     def train(self, one_step):
         """Call `one_step(step) -> (reward parts, statistics)` for every step; a line on the terminal and on disk each."""
-        bar = tqdm(range(1, self.steps + 1), desc=self.title, ncols=100, leave=False)
+        bar = tqdm(range(self.begun + 1, self.steps + 1), desc=self.title, ncols=100, leave=False, disable=parallel.rank() > 0)
         for step in bar:
             begun = time.perf_counter()
             parts, statistics = one_step(step)
             record = parts | {k: v if v == v else None for k, v in statistics.items()} | {"seconds": time.perf_counter() - begun}
             self.run.log(kind="step", iteration=self.iteration, phase=self.role, step=step, **record)
             bar.write(step_line(f"{self.title} {step}/{self.steps}", record))
+            if step % self.s.save_steps == 0:
+                self.run.save_state(self.iteration, self.role, step, resume.training_state(self.roles.policy, self.optimizer)
+                                    | {"data": json.dumps(self.data)})
         self.roles.weights[self.role] = self.roles.policy.state()
 
     def report_data(self, counts: dict, drafts: list[Draft], begun: float):
@@ -199,14 +219,15 @@ class Phase:
             print(f"{self.title}: nothing passed the filter, so there is nothing to train on; the {self.role} stays as it is")
 
     def batches(self, items: list, size: int):
-        """Endless batches of `size` (or all there are), going through the items in a new order each time."""
+        """Batches of `size` (or all there are) for the steps to come, going through the items in a new order each time."""
         rng, queue = random.Random(self.seed("order")), []
-        while True:
+        for step in range(self.steps):
             batch = []
             while len(batch) < min(size, len(items)):
                 queue = queue or rng.sample(items, len(items))
                 batch.append(queue.pop())
-            yield batch
+            if step >= self.begun:
+                yield batch
 
 
 def step_line(title: str, r: dict) -> str:
@@ -229,7 +250,7 @@ def train_proposer(roles: Roles, run: Run, iteration: int):
     """Phase P: proposals are good if the frozen Coder can draw them and the frozen Solver finds them neither easy nor hopeless."""
     s = roles.s
     phase = Phase(roles, run, iteration, "proposer", s.proposer_steps)
-    topics = itertools.cycle(TOPICS)
+    topics = itertools.islice(itertools.cycle(TOPICS), phase.begun * s.proposer_prompts, None)
 
     def one_step(step):
         asked = [next(topics) for _ in range(s.proposer_prompts)]
@@ -259,15 +280,16 @@ def train_coder(roles: Roles, run: Run, iteration: int):
     """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept."""
     s, begun = roles.s, time.perf_counter()
     phase = Phase(roles, run, iteration, "coder", s.coder_steps)
-    fresh = roles.propose(roles.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
-    valid = [p for _, _, p in fresh if p is not None]
-    drafts = roles.draw(roles.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
-    rates = [mean(d.image is not None for d in group) for group in drafts]
-    kept = [(p, group[0].language) for p, group, rate in zip(valid, drafts, rates) if rewards.keep_for_coder(rate)]
-    phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": sum(rate > 0 for rate in rates), "kept": len(kept)},
-                      [], begun)
-    run.save_data(iteration, "coder", [({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0])
-                                       for group, rate in zip(drafts, rates)])
+    if (made := run.load_data(iteration, "coder")) is None:
+        fresh = roles.propose(roles.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
+        valid = [p for _, _, p in fresh if p is not None]
+        drafts = roles.draw(roles.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
+        rates = [mean(d.image is not None for d in group) for group in drafts]
+        made = [({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0]) for group, rate in zip(drafts, rates)]
+        phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": sum(rate > 0 for rate in rates),
+                           "kept": sum(map(rewards.keep_for_coder, rates))}, [], begun)
+        run.save_data(iteration, "coder", made)
+    kept = [(d.proposal, d.language) for row, d in made if row["kept"]]
     if not kept:
         return
     batches = phase.batches(kept, s.coder_prompts)
@@ -294,16 +316,22 @@ def train_solver(roles: Roles, run: Run, iteration: int):
     """Phase S: test-time RL. The majority of ten answers is the label of an open question; fixed before training starts."""
     s, begun = roles.s, time.perf_counter()
     phase = Phase(roles, run, iteration, "solver", s.solver_steps)
-    fresh = roles.propose(roles.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
-    valid = [p for _, _, p in fresh if p is not None]
-    drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
-    roles.judge(roles.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
-    drawn = [d for d in drafts if d.image is not None]
-    open_ = lambda d: rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])
-    kept = [(d, rewards.vote(d.hard_answers)[0]) for d in drawn if open_(d)]
-    phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": len(drawn), "evaluated": len(drawn), "kept": len(kept)},
-                      drawn, begun)
-    run.save_data(iteration, "solver", [({"label": label}, d) for d, label in kept])
+    if (made := run.load_data(iteration, "solver")) is None:
+        fresh = roles.propose(roles.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
+        valid = [p for _, _, p in fresh if p is not None]
+        drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
+        roles.judge(roles.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
+        drawn = [d for d in drafts if d.image is not None]
+        open_ = lambda d: rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])
+        made = [({"label": rewards.vote(d.hard_answers)[0]}, d) for d in drawn if open_(d)]
+        phase.report_data(dict(asked=len(fresh), valid=len(valid), rendered=len(drawn), evaluated=len(drawn), kept=len(made)), drawn, begun)
+        if made:                                                # how good are the labels? Also asked without the pictures
+            rows = [row | d.record() for row, d in made]
+            roles.actor.load_state(roles.weights["solver"])
+            blind = blind_answers(roles.actor, rows, seed=phase.seed("blind"), max_new_tokens=s.answer_tokens)
+            run.log(kind="audit", iteration=iteration, phase="solver", **audit(rows, blind))
+        run.save_data(iteration, "solver", made)
+    kept = [(d, row["label"]) for row, d in made]
     if not kept:
         return
     batches = phase.batches(kept, s.solver_prompts)
@@ -328,7 +356,7 @@ def measure(roles: Roles, run: Run, iteration: int, test: dict):
     roles.actor.load_state(roles.weights["solver"])
     record = {}
     if test:
-        record = evaluate(roles.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=True)
+        record = evaluate(roles.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=not parallel.rank())
         record |= {"easy": evaluate(roles.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens)["sampled"]}
         del record["per_question"]
     if s.probe:
@@ -356,21 +384,20 @@ def self_evolve(settings: Settings) -> Run:
     check(settings)
     if not settings.out:
         settings = replace(settings, out=f"runs/{Path(settings.model).name}-{settings.language}-seed{settings.seed}")
-    begun = time.perf_counter()
+    begun, where = time.perf_counter(), {}                      # where: role -> its newest checkpoint
     check_family(find_checkpoint(settings.model))               # before anything is written
     run = Run(settings)
-    where = {}                                                  # role -> its newest checkpoint
     for role in ROLES:
         trained = [i for i in range(1, settings.iterations + 1) if run.is_done(i, role)]
         where[role] = str(run.folder / f"iter{trained[-1]}" / role) if trained else settings.model
     if run.done != (0, ""):
-        print(f"going on with {run.folder}, after iteration {run.done[0]}, {run.done[1]}")
+        print(f"going on with {run.folder}, after iteration {run.done[0]}, {run.done[1]}" + f", step {run.place}" * bool(run.place))
     roles = Roles(settings, where)
     print(f"{settings.model}: {sum(p.numel() for p in roles.policy.model.parameters()) / 1e6:.1f} M parameters on "
           f"{roles.actor.device}, language {settings.language}; run folder {run.folder}")
     phases = dict(zip(ROLES, (train_proposer, train_coder, train_solver)))
     with roles.renderer:
-        test = {kind: charts(settings.questions, kind=kind)[0] for kind in ("hard", "easy")} if settings.questions else {}
+        test = {kind: charts(settings.questions, kind=kind, of=settings.split)[0] for kind in ("hard", "easy")} if settings.questions else {}
         for iteration in range(settings.iterations + 1):        # iteration 0 is the base: measured, not trained
             for role in ROLES if iteration else ():
                 if run.is_done(iteration, role):
@@ -382,9 +409,11 @@ def self_evolve(settings: Settings) -> Run:
             if not run.is_done(iteration, "eval"):
                 measure(roles, run, iteration, test)
                 run.finish(iteration, "eval")
-                print(table(run.evaluations()[-1:]))
-                report(run.folder)
-    print(f"\n{table(run.evaluations())}\n\nreport: {report(run.folder)}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
+                if not parallel.rank():
+                    print(table(run.evaluations()[-1:]))
+                    report(run.folder)
+    if not parallel.rank():
+        print(f"\n{table(run.evaluations())}\n\nreport: {report(run.folder)}   ({(time.perf_counter() - begun) / 60:.1f} minutes)")
     return run
 
 
@@ -413,14 +442,14 @@ def parse(arguments=None) -> Settings:
 
 def main(arguments=None):
     settings = parse(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.exit("mmzero.py: this version runs in one process; start it without torchrun")
+    parallel.start()
     try:
         self_evolve(settings)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"mmzero.py: {error}")
+        parallel.stop()
+    except (ValueError, OSError, RuntimeError) as error:
+        parallel.fail(f"mmzero.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("mmzero.py: stopped; the same command goes on from the last phase that was finished")
+        sys.exit("mmzero.py: stopped; the same command goes on from the last state that was saved")
 
 
 if __name__ == "__main__":

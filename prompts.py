@@ -115,8 +115,9 @@ The code
   modules of the standard library that only compute, such as math and random. Nothing else is installed.
 - No network, no reading of files, no other processes or threads, no input, no arguments: all of these are
   refused. It has about five seconds and little memory.
-- What counts as the picture: the last one saved with Pillow's Image.save; if none was, a Pillow image in a
-  variable named img or image; if there is none, the open matplotlib figure. Make exactly one.
+- What counts as the picture: the last one saved with Pillow's Image.save or matplotlib's savefig, under a
+  plain name such as "chart.png"; if none was, a Pillow image in a variable named img or image; if there is
+  none, the open matplotlib figure. Make exactly one. A picture of one colour only counts as none.
 - Neither side may be larger than 2048 pixels; about 800 by 600 is good. White background. For a figure use
   figsize=(8, 6), dpi=100 and tight_layout.
 - Write all values into the code, so that every run draws the same picture. Use the fonts that come with

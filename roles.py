@@ -9,17 +9,32 @@ paper's implementation details give for them.
 """
 
 import dataclasses
+import io
 import itertools
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from PIL import Image
+from safetensors.torch import load_file
+
+import parallel
 import rewards
 from generate import generate
+from lora import add_lora, twin
+from parallel import gather, share, world
 from prompts import TOPICS, fill
 from render import Renderer
 from vlm import VLM
 
 ROLES = ("proposer", "coder", "solver")             # in the order in which an iteration trains them
 LANGUAGES = {"svg": ("svg",), "python": ("python",), "mixed": ("svg", "python")}
+
+
+def to_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclass(eq=False)
@@ -41,6 +56,12 @@ class Draft:
             return None
         return rewards.Judged(rewards.solvability(self.easy_answers, self.proposal.easy_answer), rewards.vote(self.hard_answers)[1])
 
+    @classmethod
+    def of(cls, record: dict, image) -> "Draft":
+        """What `record` wrote, read again (the reply aside)."""
+        own = {name: record[name] for name in ("language", "code", "error", "easy_answers", "hard_answers")}
+        return cls(rewards.Proposal(*(record[f.name] for f in dataclasses.fields(rewards.Proposal))), image=image, **own)
+
     def record(self) -> dict:
         judged = self.judged
         return {**dataclasses.asdict(self.proposal), "content_type": rewards.type_of(self.proposal), "code": self.code,
@@ -53,29 +74,46 @@ class Roles:
     """The three roles: one `actor` that samples and scores, one `policy` that is trained, three sets of weights.
 
     A role is a set of weights in host memory, copied into the actor when the role is to speak; no more than two
-    networks are ever on the device. The policy holds float32 masters, the actor the compute type (bf16 on a GPU).
+    networks are ever on the device. The policy holds float32 masters, the actor the compute type (bf16 on a GPU). With LoRA
+    the two share one base, and a role is its adapters. Of several ranks each has an actor, and its share of the policy.
     """
 
     def __init__(self, settings, weights_of: dict[str, str]):
         """weights_of: role -> model name or folder to start from."""
         self.s = settings
         self.actor = VLM.load(settings.model)
-        self.policy = VLM.load(settings.model, dtype="float32")
+        if settings.lora:
+            self.policy = twin(self.actor)
+            for vlm in (self.actor, self.policy):
+                add_lora(vlm, settings.lora, settings.lora_alpha)
+        else:                                                   # to be sharded, it is loaded into host memory
+            self.policy = VLM.load(settings.model, dtype="float32", device="cpu" if world() > 1 else "auto")
         if settings.checkpointing:
             self.policy.model.gradient_checkpointing_enable()
             self.policy.model.train()                           # without this it does nothing; these models have no dropout
+        if world() > 1 and not settings.lora:
+            parallel.shard(self.policy.model)
         for vlm in (self.actor, self.policy):
             vlm.min_pixels, vlm.max_pixels = settings.min_pixels or vlm.min_pixels, settings.max_pixels or vlm.max_pixels
         base = self.policy.state()
-        self.weights = {role: base if name == settings.model else VLM.load(name, device="cpu", dtype="float32").state()
-                        for role, name in weights_of.items()}
+        self.weights = {role: base if name == settings.model else self._read(name) for role, name in weights_of.items()}
         self.prompts = self.actor.prompts
-        self.renderer = Renderer(workers=settings.workers or None, timeout=settings.render_seconds)
+        workers = settings.workers or max(os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+        self.renderer = Renderer(workers, settings.render_seconds, settings.unsafe_python)
+        if settings.language != "svg" and self.renderer.refusal:
+            raise RuntimeError(self.renderer.refusal)
+
+    def _read(self, folder: str) -> dict:
+        """The weights of a role that this run saved, as the policy holds them."""
+        adapter = Path(folder) / "adapter.safetensors"
+        self.policy.load_state(load_file(adapter) if self.s.lora else VLM.load(folder, device="cpu", dtype="float32").state())
+        return self.policy.state()
 
     def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
-        """Sample n replies to each prompt with these weights. -> list per prompt of Completion"""
+        """Sample n replies to each prompt with these weights, each rank its share. -> list per prompt of Completion"""
         self.actor.load_state(weights)
-        return generate(self.actor, prompts, n=n, slots=self.s.slots or None, progress=progress, **sampling)
+        return gather(generate(self.actor, share(prompts), n=n, slots=self.s.slots or None, progress=progress and not parallel.rank(),
+                               numbers=share(range(len(prompts))), **sampling))
 
     # ---------------------------------------------------------------- what each role is asked
     def proposer_prompt(self, topic: str):
@@ -113,13 +151,17 @@ class Roles:
     def render(self, drafts: list[Draft], progress=False):
         for draft in drafts:
             draft.code = rewards.extract_code(draft.reply, draft.language)
-        for draft, result in zip(drafts, self.renderer.render([(d.code, d.language) for d in drafts], progress)):
-            draft.image, draft.error = result.image, result.error
+        results = self.renderer.render([(d.code, d.language) for d in share(drafts)], progress and not parallel.rank())
+        # Pictures travel between ranks as PNG: nothing is lost, and as pixels they would be a hundred times as large.
+        for draft, (png, error) in zip(drafts, gather([(r.image and to_png(r.image), r.error) for r in results])):
+            draft.image, draft.error = png and Image.open(io.BytesIO(png)).copy(), error
 
     def judge(self, weights, drafts: list[Draft], n: int, seed: int, top_k=40, progress=False):
         """The Solver answers both questions about every picture n times; drafts without a picture are left alone."""
         drawn = [d for d in drafts if d.image is not None]
-        prompts = [self.solver_prompt(d.image, q) for d in drawn for q in (d.proposal.easy_question, d.proposal.hard_question)]
+        pictures = [self.actor.cut(d.image) for d in drawn]         # the two questions share one object, and its vision tower
+        prompts = [self.solver_prompt(picture, q) for d, picture in zip(drawn, pictures)
+                   for q in (d.proposal.easy_question, d.proposal.hard_question)]
         replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=1.0, top_k=top_k,
                              max_new_tokens=self.s.answer_tokens)
         for i, draft in enumerate(drawn):

@@ -12,13 +12,14 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
     image_grid_thw [pictures, 3]: time, height, width in patches
 """
 import copy
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ import transformers
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+
+import parallel
+from lora import merged_state, save_adapters
 
 transformers.utils.logging.disable_progress_bar()       # a run loads and saves all the time
 
@@ -47,13 +51,20 @@ SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_prepro
               "chat_template.json")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture cut into patches. Made by `VLM.cut`. Prompts about equal pictures share one pass of the vision tower."""
+    pixels: Tensor = field(compare=False)   # [patches, channels * temporal_patch * patch * patch] float32
+    grid: tuple[int, int, int]              # (1, rows, columns) in patches
+    digest: bytes                           # of the resized picture: equal ones are found without comparing patches
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """One user turn, ready for the assistant's reply. Made by `VLM.encode`."""
     tokens: list[int]           # chat-formatted ids, one image token per merged patch
     positions: Tensor           # [3, L] int64
-    pixels: Tensor | None       # [patches, channels * temporal_patch * patch * patch] float32, if any
-    grids: Tensor | None        # [pictures, 3] int64, if any
+    pictures: tuple[Picture, ...] = ()
 
 
 # ------------------------------------------------------------------------------------ pictures and positions
@@ -153,7 +164,7 @@ class VLM:
 
     def __init__(self, model, tokenizer, folder: Path):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
-        self.family = model.config.model_type
+        self.family, self.lora = model.config.model_type, None      # see lora.py
         files = [folder / name for name in SIDE_FILES if (folder / name).exists()]
         self.side_files = {file.name: file.read_text() for file in files}
         if (folder / "prompts.json").exists():
@@ -214,26 +225,23 @@ class VLM:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins to write.
 
         `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an order.
+        A picture is a PIL image, or what `cut` made of one (which saves cutting it again for another question).
         Nothing in a text is ever read as a special token: what one role wrote is quoted in another's prompt,
         and a proposal that says <|im_end|> must not be able to end that turn.
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
         texts = [part for part in parts if isinstance(part, str)]
-        patches, grids = [], []
-        for picture in (part for part in parts if not isinstance(part, str)):
-            pixels, grid = self._patches(picture)
-            patches.append(pixels)
-            grids.append(grid)
+        pictures = [part if isinstance(part, Picture) else self.cut(part) for part in parts if not isinstance(part, str)]
         image_token = self.config.image_token_id
-        merged = iter([rows * columns // self.merge**2 for _, rows, columns in grids])
+        merged = iter([len(picture.pixels) // self.merge**2 for picture in pictures])
         tokens = []
         for piece in self._template(tuple(isinstance(part, str) for part in parts)):
             if isinstance(piece, int):                              # a special token of the template
                 tokens += [piece] * (next(merged) if piece == image_token else 1)
             else:                                                   # ordinary text, with the user's filled in
                 tokens += self._plain.encode(fill_slots(piece, texts), add_special_tokens=False).ids
-        return Prompt(tokens, mrope_positions(tokens, image_token, grids, self.merge),
-                      torch.cat(patches) if patches else None, torch.tensor(grids) if patches else None)
+        grids = [picture.grid for picture in pictures]
+        return Prompt(tokens, mrope_positions(tokens, image_token, grids, self.merge), tuple(pictures))
 
     def _template(self, is_text: tuple[bool, ...]) -> list:
         """The rendered chat template for texts and pictures in this order: special ids, strings between them.
@@ -256,8 +264,8 @@ class VLM:
             self._templates[is_text] = pieces
         return self._templates[is_text]
 
-    def _patches(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int, int]]:
-        """[patches, channels * temporal_patch * patch * patch] float32, and the grid (1, rows, columns)."""
+    def cut(self, picture: Image.Image) -> Picture:
+        """Resize to a multiple of the patch size within the area limits, normalise, cut into patches."""
         p, m = self.patch, self.merge
         if picture.has_transparency_data:                       # it lies on white paper
             picture = picture.convert("RGBA")
@@ -266,6 +274,7 @@ class VLM:
         height, width = smart_resize(picture.height, picture.width, p * m, self.min_pixels, self.max_pixels)
         if (width, height) != picture.size:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         pixels = (np.asarray(picture, dtype=np.float32) / 255 - self.mean) / self.std    # [height, width, 3]
         rows, columns = height // p, width // p
         # Patches are listed block by block: the m * m of them which become one token lie side by side.
@@ -273,14 +282,15 @@ class VLM:
         pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)          # [rows / m, columns / m, m, m, channel, p, p]
         # A still picture is a film of equal frames: as many as one temporal patch takes.
         pixels = np.repeat(pixels[:, :, :, :, :, None], self.temporal_patch, axis=5)
-        return torch.from_numpy(pixels.reshape(rows * columns, -1)), (1, rows, columns)
+        return Picture(torch.from_numpy(pixels.reshape(rows * columns, -1)), (1, rows, columns), digest)
 
     # -------------------------------------------------------------------- Prompts -> a batch -> hidden states
     def collate(self, prompts, replies=None, side="left") -> dict:
         """[prompt + reply] padded to one batch on the model's device, named as in transformers' forward.
 
         `replies`: lists of tokens, whose positions go on behind the prompt's highest one. `side`: where the
-        padding goes; it has mask 0 and position 0.
+        padding goes; it has mask 0 and position 0. A picture that several prompts share is in pixel_values
+        once; "pictures" then says which of them stands at each place, in reading order.
         """
         replies = replies or [[]] * len(prompts)
         lengths = [len(prompt.tokens) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
@@ -295,19 +305,42 @@ class VLM:
             positions[:, row, start:middle] = prompt.positions
             positions[:, row, middle:end] = next_position(prompt) + torch.arange(len(reply))
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        pictured = [prompt for prompt in prompts if prompt.pixels is not None]
-        if pictured:
-            batch["pixel_values"] = torch.cat([prompt.pixels for prompt in pictured])
-            batch["image_grid_thw"] = torch.cat([prompt.grids for prompt in pictured])
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        distinct = list(dict.fromkeys(pictures))
+        if pictures:
+            batch["pixel_values"] = torch.cat([picture.pixels for picture in distinct])
+            batch["image_grid_thw"] = torch.tensor([picture.grid for picture in distinct])
+        if len(distinct) < len(pictures):
+            number = {picture: i for i, picture in enumerate(distinct)}
+            batch["pictures"] = torch.tensor([number[picture] for picture in pictures])
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def hidden(self, batch, past=None) -> Tensor:
         """[B, L, D] hidden states after the final norm. `past`: a cache of transformers to fill.
 
-        Positions come with the batch, always: left to itself the library derives them from an offset which it
-        remembers on the module from the call before.
+        Written out from transformers' forward for two reasons: the vision tower runs once per distinct picture,
+        and positions come with the batch, always (left to itself the library derives them from an offset which
+        it remembers on the module from the call before).
         """
-        return self.model.model(**batch, past_key_values=past, use_cache=past is not None).last_hidden_state
+        network, ids, deepstack = self.model.model, batch["input_ids"], {}
+        x = network.get_input_embeddings()(ids)                                         # [B, L, D]
+        if "pixel_values" in batch:
+            grids = batch["image_grid_thw"]
+            seen = network.visual(batch["pixel_values"].to(network.visual.dtype), grid_thw=grids)
+            sizes = (grids.prod(1) // self.merge**2).tolist()
+
+            def spread(features):                           # of distinct pictures -> of every image token
+                if "pictures" not in batch:
+                    return features
+                each = features.split(sizes)
+                return torch.cat([each[i] for i in batch["pictures"].tolist()])
+            places = ids == self.config.image_token_id
+            x = x.masked_scatter(places[..., None], spread(seen.pooler_output).to(x.dtype))
+            if self.family == "qwen3_vl":                   # features that enter the first layers directly
+                deepstack = {"visual_pos_masks": places,
+                             "deepstack_visual_embeds": [spread(level) for level in seen.deepstack_features]}
+        return network.language_model(inputs_embeds=x, attention_mask=batch.get("attention_mask"), position_ids=batch["position_ids"],
+                                      past_key_values=past, use_cache=past is not None, **deepstack).last_hidden_state
 
     @property
     def head(self) -> Tensor:
@@ -315,30 +348,43 @@ class VLM:
         return self.model.lm_head.weight
 
     # -------------------------------------------------------------------- weights in and out
+    def weights(self) -> dict[str, Tensor]:
+        """What makes a role: all weights, or the adapters alone with LoRA. Tied weights appear once."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights in host memory. Tied weights appear once."""
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.named_parameters()}
+        """A copy of `weights` in host memory; of sharded ones, this rank's shards."""
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights().items()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights into the network, in place: what points at them (an optimiser, say) stays valid."""
-        weights = dict(self.model.named_parameters())
+        weights = self.weights()
         if differing := weights.keys() ^ state.keys():
             raise ValueError(f"these are the weights of another model: {sorted(differing)[0]} is not in both")
         for name, weight in weights.items():
-            weight.copy_(state[name])
+            parallel.assign(weight, state[name])
 
     def save(self, folder) -> None:
         """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
 
         Weights keep the dtype they are held in. All is written under a temporary name first, so the folder
-        appears only when it is whole; one that was there before is replaced.
+        appears only when it is whole; one that was there before is replaced. With LoRA: the merged weights, and
+        the adapters beside them. All ranks call it, rank 0 writes.
         """
+        weights = merged_state(self.model) if self.lora else {n: parallel.whole(w.detach()).cpu()
+                                                              for n, w in self.model.named_parameters()}
+        if parallel.rank():
+            return
         folder = Path(folder).absolute()
         new, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("new", "old"))
-        shutil.rmtree(new, ignore_errors=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):        # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
         new.mkdir(parents=True)
-        self.model.save_pretrained(new)             # config.json, generation_config.json, model.safetensors
+        # config.json, generation_config.json, model.safetensors
+        self.model.save_pretrained(new, state_dict=weights)
+        if self.lora:
+            save_adapters(self, new)
         self.tokenizer.save_pretrained(new)         # tokenizer.json and _config.json, chat_template.jinja
         for name, text in self.side_files.items():
             (new / name).write_text(text)

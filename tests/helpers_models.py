@@ -83,3 +83,13 @@ def make_checkpoint(folder, family="qwen2_vl", seed=0, std=0.3, hidden=32, layer
             "proposer": "propose {topic}", "solver": "{question}",
             "coder": {"svg": "draw {caption}", "python": "plot {caption}"}}))
     return folder
+
+
+def for_the_library(batch):
+    """The same batch with a picture repeated for every place it stands at, which is how transformers wants it."""
+    batch = dict(batch)
+    if "pictures" in batch:
+        grids, order = batch["image_grid_thw"], batch.pop("pictures").tolist()
+        patches = batch["pixel_values"].split(grids.prod(1).tolist())
+        batch["pixel_values"], batch["image_grid_thw"] = torch.cat([patches[i] for i in order]), grids[order]
+    return batch

@@ -1,5 +1,7 @@
-"""Accuracy, comparison, command line, and the report of a run (eval.py, report.py)."""
-import html.parser
+"""Accuracy, comparison, benchmarks, the judge and the command line (eval.py, benchmarks.py)."""
+
+import base64
+import io
 import json
 import math
 import random
@@ -11,10 +13,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+import torch
+import transformers
+from PIL import Image
 
+import benchmarks
 import eval as evaluation
-import report as reporting
+from vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Image.new("RGB", (8, 8), "white")
@@ -26,11 +31,16 @@ PICTURE = Image.new("RGB", (8, 8), "white")
 
 class Echo:
     """Stands for a VLM: a prompt is the text asked, so that a fake `generate` can decide the replies."""
+
     prompts = {"solver": "Look. {question} Put it in \\boxed{}."}
 
-    def encode(self, text, images=()):
-        assert [type(image) for image in images] == [Image.Image]
-        return text
+    max_pixels = 10**9
+
+    def encode(self, parts, images=()):
+        """As VLM.encode: a text and pictures, or both in a list. A picture becomes its size."""
+        parts = [*images, parts] if isinstance(parts, str) else parts
+        assert all(isinstance(part, (str, Image.Image)) for part in parts)
+        return "".join(part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts)
 
 
 def replies(monkeypatch, sampled, greedy):
@@ -40,8 +50,7 @@ def replies(monkeypatch, sampled, greedy):
     def fake(vlm, prompts, n=1, temperature=1.0, **options):
         calls.append(dict(options, prompts=prompts, n=n, temperature=temperature))
         groups = [[a] for a in greedy] if temperature == 0 else sampled
-        return [[SimpleNamespace(text="hm" if a is None else f"so \\boxed{{{a}}}") for a in group]
-                for group in groups]
+        return [[SimpleNamespace(text="hm" if a is None else f"so \\boxed{{{a}}}") for a in group] for group in groups]
 
     monkeypatch.setattr(evaluation, "generate", fake)
     return calls
@@ -49,22 +58,38 @@ def replies(monkeypatch, sampled, greedy):
 
 def test_evaluate_counts_by_hand(monkeypatch):
     questions = [(PICTURE, "How many?", "3"), (PICTURE, "Which?", "B"), (PICTURE, "Sum?", "12")]
-    sampled = [["4", "3", "3", None],  # 2 of 4, majority right
-               ["B", "C", "C", "C"],  # 1 of 4, majority wrong
-               [None, None, None, None]]  # 0 of 4, no answer at all is wrong, not left out
+    sampled = [
+        ["4", "3", "3", None],  # 2 of 4, majority right
+        ["B", "C", "C", "C"],  # 1 of 4, majority wrong
+        [None, None, None, None],
+    ]  # 0 of 4, no answer at all is wrong, not left out
     calls = replies(monkeypatch, sampled, ["3", "B", None])
     result = evaluation.evaluate(Echo(), questions, n=4, seed=5)
-    assert result["per_question"] == {"sampled": [0.5, 0.25, 0.0], "majority": [1.0, 0.0, 0.0],
-                                      "greedy": [1.0, 1.0, 0.0]}
+    assert result["per_question"] == {
+        "sampled": [0.5, 0.25, 0.0],
+        "majority": [1.0, 0.0, 0.0],
+        "greedy": [1.0, 1.0, 0.0],
+    }
     assert result["sampled"] == pytest.approx(0.25)
     assert result["majority"] == pytest.approx(1 / 3) and result["greedy"] == pytest.approx(2 / 3)
     assert result["unread"] == pytest.approx(5 / 12)
     assert (result["questions"], result["n"]) == (3, 4)
     assert result["sampled_low"] <= 0.25 <= result["sampled_high"]
     # asked as in training: the solver's own prompt, T = 1 without top-p / top-k, and once greedily
-    assert calls[0]["prompts"][0] == "Look. How many? Put it in \\boxed{}."
+    assert calls[0]["prompts"][0] == "[8x8]Look. How many? Put it in \\boxed{}."
     assert [(c["n"], c["temperature"], c["seed"]) for c in calls] == [(4, 1.0, 5), (1, 0.0, 5)]
     assert all(c.get("top_p", 1.0) == 1.0 and c.get("top_k", 0) == 0 for c in calls)
+
+
+def test_macro_counts_every_set_the_same():
+    small, large = [1.0, 0.0, 1.0, 1.0], [0.0] * 300 + [1.0] * 100
+    mean, low, high = evaluation.macro([small, large])
+    assert mean == pytest.approx(0.5) and evaluation.macro([small]) == pytest.approx(
+        (0.75, *evaluation.macro([small])[1:])
+    )
+    # The variance of the mean of two independent means is a quarter of the sum of theirs.
+    spread = math.sqrt(0.75 * 0.25 / 4 + 0.25 * 0.75 / 400) / 2
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.15)
 
 
 def test_evaluate_refuses_nothing():
@@ -94,10 +119,16 @@ def test_mcnemar_against_enumeration():
 def test_compare_is_paired():
     # b is a shifted down by 0.1 on every question: hard questions differ wildly, the difference not at all
     accuracy = np.linspace(0.1, 1.0, 40)
+
     def result(values):
         hits = [float(v > 0.5) for v in values]
-        return {"sampled": values.mean(), "majority": np.mean(hits), "greedy": np.mean(hits),
-                "per_question": {"sampled": list(values), "majority": hits, "greedy": hits}}
+        return {
+            "sampled": values.mean(),
+            "majority": np.mean(hits),
+            "greedy": np.mean(hits),
+            "per_question": {"sampled": list(values), "majority": hits, "greedy": hits},
+        }
+
     a, b = result(accuracy), result(accuracy - 0.1)
     gain, low, high = evaluation.compare(a, b)["sampled"]
     assert gain == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
@@ -115,85 +146,552 @@ def test_by_type_splits_the_questions(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Benchmarks and command line
+# Sets from outside: reading
+
+
+def png(colour="white", size=(8, 8)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
 
 
 def write_bench(folder, *rows):
-    PICTURE.save(folder / "a.png")
+    (folder / "a.png").write_bytes(png())
     path = folder / "bench.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 
 
-def test_jsonl_pictures_lie_beside_the_file(tmp_path):
-    path = write_bench(tmp_path, {"image": "a.png", "question": "q", "answer": 7}, "",
-                       {"image": "a.png", "question": "r", "answer": "x", "content_type": "map"})
-    questions, types = evaluation.load_jsonl(path)
-    assert [(p.size, q, a) for p, q, a in questions] == [((8, 8), "q", "7"), ((8, 8), "r", "x")]
-    assert types == ["all", "map"]
+def questions_of(bench, limit=None):
+    name, rows, folder = benchmarks.load(str(bench), limit)
+    return [benchmarks.question(rows[i], name, folder) for i in range(len(rows))]
 
 
-@pytest.mark.parametrize("row, message", [
-    ({"image": "a.png", "problem": "q", "answer": "7"},
-     "line 1: wanted image, question, answer; has answer, image, problem"),
-    ({"image": "b.png", "question": "q", "answer": "7"}, "line 1: cannot read the picture b.png"),
-    ({"image": None, "question": "q", "answer": "7"}, "line 1: cannot read the picture None"),
-    ("{", "line 1 is not JSON"), ("[1]", "has list"), ("", "holds no questions"),
-])
-def test_jsonl_errors_say_what_and_where(tmp_path, row, message):
+def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
+    text = base64.b64encode(png(size=(5, 7))).decode()
+    path = write_bench(
+        tmp_path,
+        {"image": "a.png", "question": "q\u2028r", "answer": 7},
+        "",
+        {"image": text, "question": "r", "answer": "x", "content_type": "map"},
+        {
+            "images": ["a.png", f"data:image/png;base64,{text}"],
+            "question": "s",
+            "answer": "B",
+            "choices": ["red", "blue"],
+        },
+        {"image": None, "question": "no picture", "answer": "1"},
+    )
+    found = questions_of(path)
+    assert [[p.size for p in q.pictures] for q in found] == [[(8, 8)], [(5, 7)], [(8, 8), (5, 7)], []]
+    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)] and found[0].text == "q\u2028r"
+    assert [q.type for q in found] == ["all", "map", "all", "all"]
+    assert found[2].text == "s\n(A) red\n(B) blue" and found[2].choices == ("red", "blue")
+    assert len(questions_of(path, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            {"image": "a.png", "prompt": "q", "answer": "7"},
+            "line 1: no column for the question; found image, prompt, answer; wanted image: images or",
+        ),
+        (
+            {"picture": "a.png", "q": "q"},
+            "no column for the image and the question and the answer; found picture, q; wanted",
+        ),
+        ({"image": "b.png", "question": "q", "answer": "7"}, "cannot read the picture b.png"),
+        ({"image": "a.png", "question": "q", "answer": ""}, "the question or the answer is empty"),
+        ("{", "line 1 is not JSON"),
+        ("[1]", "found no object"),
+        ("", "holds no questions"),
+    ],
+)
+def test_bad_lines_say_what_and_where(tmp_path, row, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        evaluation.load_jsonl(write_bench(tmp_path, row))
+        questions_of(write_bench(tmp_path, row))
 
 
-@pytest.mark.parametrize("arguments", [
-    ["-n", "0"], ["--questions", "0"], ["--seed", "-1"], ["--quest", "3"], ["--compare", "tiny"],
-])
+def parquet(folder, columns, pictures=()):
+    """A parquet file as `datasets` writes those on the hub; columns named in `pictures` are Image features."""
+    datasets = pytest.importorskip("datasets")
+
+    features = datasets.Dataset.from_dict(columns).features
+    for name in pictures:
+        several = isinstance(next(v for v in columns[name] if v is not None), list)
+        features[name] = datasets.List(datasets.Image()) if several else datasets.Image()
+    path = folder / "test-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    return path
+
+
+A, B = {"bytes": png(size=(4, 6)), "path": None}, {"bytes": png(size=(9, 3)), "path": "b.png"}
+
+# The columns of the sets (from their cards on the hub), two rows each. Wanted: (text, pictures, answers, choices).
+LAYOUTS = {
+    "mathvision": (
+        dict(problem=["<image>How many?\nA. 1\nB. 2", "No tag"], answer=["B", "x=3"], images=[[A], [B, A]]),
+        ["images"],
+        [("<image>How many?\nA. 1\nB. 2", 1, ("B",), ("1", "2")), ("No tag", 2, ("x=3",), ())],
+    ),
+    "ChartQA": (
+        dict(
+            images=[A, B],
+            problem=["Value?", "Which?"],
+            label=[["40"], ["Yes"]],
+            human_or_machine=[0, 1],
+            answer=["40", "Yes"],
+        ),
+        ["images"],
+        [("Value?", 1, ("40",), ()), ("Which?", 1, ("Yes",), ())],
+    ),
+    "HuggingFaceM4 ChartQA": (
+        dict(image=[A, B], query=["Value?", "Which?"], label=[["40"], ["a", "b"]]),
+        ["image"],
+        [("Value?", 1, ("40",), ()), ("Which?", 1, ("a", "b"), ())],
+    ),
+    "MMMU": (
+        dict(
+            id=["1", "2"],
+            question=["q <image 1>", "q"],
+            options=["['x', 'y']", "[]"],
+            answer=["A", "7"],
+            question_type=["multiple-choice", "open"],
+            images=[[A], [B]],
+            problem=["<image>q\n(A) x\n(B) y", "<image>q"],
+        ),
+        ["images"],
+        [("<image>q\n(A) x\n(B) y", 1, ("A",), ("x", "y")), ("<image>q", 1, ("7",), ())],
+    ),
+    "MMMU/MMMU": (
+        dict(
+            question=["a <image 2> b <image 1>", "q"],
+            options=["['x', 'y']", "[]"],
+            answer=["A", "7"],
+            image_1=[A, B],
+            image_2=[B, None],
+            image_3=[None, None],
+        ),
+        ["image_1", "image_2"],
+        [("a <image 2> b <image 1>\n(A) x\n(B) y", 2, ("A",), ("x", "y")), ("q", 1, ("7",), ())],
+    ),
+    "MathVista": (
+        dict(
+            question=["q", "r"],
+            image=["images/1.jpg", "images/2.jpg"],
+            decoded_image=[A, B],
+            choices=[["1", "3"], []],
+            precision=[None, 1.0],
+            answer=["3", "1.4"],
+        ),
+        ["decoded_image"],
+        [("q\n(A) 1\n(B) 3", 1, ("3",), ("1", "3")), ("r", 1, ("1.4",), ())],
+    ),
+    "HallusionBench": (
+        dict(category=["VD", "VS"], question=["Is it?", "Was it?"], gt_answer=["1", "0"], image=[A, None]),
+        ["image"],
+        [("Is it?", 1, ("Yes",), ()), ("Was it?", 0, ("No",), ())],
+    ),
+    "mm-vet": (
+        dict(problem=["<image>x?", "<image>y?"], images=[[A], [B]], answer=["4<OR>four", "1<AND>2"]),
+        ["images"],
+        [("<image>x?", 1, ("4", "four"), ()), ("<image>y?", 1, ("1<AND>2",), ())],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_columns_of_the_sets_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    columns, pictures, expected = LAYOUTS[name]
+    found = questions_of(parquet(tmp_path, columns, pictures))
+    assert [(q.text, len(q.pictures), q.answers, q.choices) for q in found] == expected
+    assert all(p.size in ((4, 6), (9, 3)) for q in found for p in q.pictures)
+    if name == "MathVista":
+        assert found[1].decimals == 1 and benchmarks.right("1.43", found[1]) and not benchmarks.right("1.46", found[1])
+    if name.startswith("MMMU/"):
+        assert [getattr(p, "size", p) for p in found[0].parts("{question}")][:4] == ["a ", (9, 3), " b ", (4, 6)]
+
+
+def test_a_folder_of_parquet_is_a_dataset_and_what_fits_nothing_is_refused(tmp_path):
+    columns = dict(problem=["<image>How many?", "b"], answer=["2", "3"], images=[[A], [B]])
+    path = parquet(tmp_path, columns, ["images"])
+    assert [q.answers for q in questions_of(tmp_path, 1)] == [("2",)]
+    with pytest.raises(ValueError, match="split"):
+        benchmarks.load(f"{tmp_path}@validation", None)
+    with pytest.raises(FileNotFoundError, match="no benchmark nothing: give charts, FILE.jsonl"):
+        benchmarks.load("nothing", None)
+    parquet(tmp_path, dict(prompt=["a"], solution=["b"]))
+    with pytest.raises(
+        ValueError, match="no column for the image and the question and the answer; found prompt, solution"
+    ):
+        benchmarks.load(str(path), None)
+    assert len(benchmarks.SETS) == 12 and benchmarks.SETS["mmmu"] == "zli12321/MMMU"
+
+
+def test_raw_bytes_in_parquet_without_any_metadata(tmp_path):
+    pytest.importorskip("datasets")
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pyarrow.table({"image": [png(size=(5, 5))], "question": ["q"], "answer": ["1"]})
+    pyarrow.parquet.write_table(table, tmp_path / "raw.parquet")
+    (question,) = questions_of(tmp_path / "raw.parquet")
+    assert question.pictures[0].size == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "text, count, expected",
+    [
+        ("x <image> y <image>", 2, ["Q: x ", 0, " y ", 1, "!"]),
+        ("no tag", 2, [0, 1, "Q: no tag!"]),
+        ("<image><image><image>z", 1, ["Q: ", 0, "z!"]),
+        ("<image>z", 3, ["Q: ", 0, "z!"]),
+        ("<image 2> <image 1>", 2, ["Q: ", 1, " ", 0, "!"]),
+        ("<image 0> <image 9>", 1, ["Q: ", " ", "!"]),
+        ("text only", 0, ["Q: text only!"]),
+    ],
+)
+def test_pictures_stand_where_the_tags_are(text, count, expected):
+    assert benchmarks.Question(text, tuple(range(count)), ("1",)).parts("Q: {question}!") == expected
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sets from outside: what is right
+
+
+@pytest.mark.parametrize(
+    "question, good, bad",
+    [
+        (
+            dict(answers=["B"], choices=["3 cm", "5 cm"]),
+            ["B", "(b)", "B.", "B: 5 cm", "5 cm", "5"],
+            ["A", "3 cm", "C", "5 m", "both", ""],
+        ),
+        (dict(answers=["5 cm"], choices=["3 cm", "5 cm"]), ["B", "5 cm"], ["A", "7"]),
+        (dict(answers=["Yes"]), ["yes", "Yes, it is.", "YES"], ["No", "no, yes", "maybe yes", "yesterday"]),
+        (dict(answers=["No"]), ["no.", "No"], ["not yes", "none", "Yes"]),
+        (dict(answers=["40"], tolerance=0.05), ["42", "38", "40.0", "41 %", "42.0"], ["42.1", "37.9", "-40", "forty"]),
+        (dict(answers=["-2"], tolerance=0.05), ["-2.1", "-1.9"], ["2", "-2.2"]),
+        (dict(answers=["0"], tolerance=0.05), ["0", "0.0"], ["0.01"]),
+        (dict(answers=["Paris"], tolerance=0.05), ["paris"], ["Pari"]),
+        (dict(answers=["1.4"], decimals=1), ["1.4", "1.44", "1.36"], ["1.5", "1.34"]),
+        (dict(answers=["4", "four"]), ["4", "Four"], ["5"]),
+        (dict(answers=["x=1<AND>x=2"]), ["x=2, x=1", "x=1 and x=2"], ["x=1"]),
+        (dict(answers=["12"]), ["12", "12.0", "12 cm"], ["1", "13"]),
+    ],
+)
+def test_right_and_wrong(question, good, bad):
+    question = benchmarks.Question("?", (), **{k: tuple(v) if isinstance(v, list) else v for k, v in question.items()})
+    kept = json.loads(
+        json.dumps({k: v for k, v in vars(question).items() if k != "pictures"})
+    )  # the same rule on what the JSONL keeps
+    for q in (question, kept):
+        assert [a for a in good if not benchmarks.right(a, q)] == [] == [a for a in bad if benchmarks.right(a, q)]
+        assert not benchmarks.right(None, q)
+
+
+def test_chartqa_alone_is_tolerant(tmp_path):
+    rows = [
+        {"image": "a.png", "question": "q", "answer": "100"},
+        {"image": "a.png", "question": "q", "answer": "100", "tolerance": 0.2},
+    ]
+    path = write_bench(tmp_path, *rows)
+    loose = path.rename(tmp_path / "ChartQA.jsonl")
+    assert [benchmarks.right("104", q) for q in questions_of(loose)] == [True, True]
+    path = loose.rename(tmp_path / "other.jsonl")
+    assert [benchmarks.right("104", q) for q in questions_of(path)] == [False, True]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Asking, keeping, going on, scoring again
+
+
+class Models(Echo):
+    """`VLM` with models that know the first so-many questions; counts what is asked."""
+
+    knows = {"good": 100, "bad": 0, "half": 3}
+
+    def __init__(self, name):
+        self.name = name
+
+    load = classmethod(lambda cls, name: cls.loads.append(name) or cls(name))
+
+
+@pytest.fixture
+def models(monkeypatch):
+    Models.loads, asked = [], []
+
+    def fake(vlm, prompts, n=1, temperature=1.0, top_p=1.0, **options):
+        asked.append(dict(options, model=vlm.name, prompts=prompts, n=n, temperature=temperature, top_p=top_p))
+        if vlm.name == "judge":
+            return [
+                [SimpleNamespace(text="Yes." if "wrong" in text and "sure" in text else "No, differs")]
+                for text in prompts
+            ]
+        rng, known = random.Random(f"{options['seed']} {temperature}"), Models.knows[vlm.name]
+        answers = ["1" if int(re.search(r"q(\d+)", prompt)[1]) < known else "wrong" for prompt in prompts]
+        return [[SimpleNamespace(text=f"{rng.random()} \\boxed{{{answer}}}") for _ in range(n)] for answer in answers]
+
+    monkeypatch.setattr(evaluation, "VLM", Models)
+    monkeypatch.setattr(evaluation, "generate", fake)
+    monkeypatch.setattr(evaluation, "fingerprint", lambda name: f"weights of {name}")
+    return asked
+
+
+def six(folder, name="bench.jsonl", **more):
+    return str(
+        write_bench(folder, *[{"image": "a.png", "question": f"q{i}", "answer": "1"} | more for i in range(6)]).rename(
+            folder / name
+        )
+    )
+
+
+def test_main_compares_models_on_one_set(models, capsys, tmp_path):
+    bench = six(tmp_path)
+    command = [
+        "--model",
+        "good",
+        "--compare",
+        "bad",
+        "half",
+        "--bench",
+        bench,
+        "--questions",
+        "5",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    evaluation.main(command)
+    out = capsys.readouterr().out
+    # as the authors ask: one sample at 0.6 / 0.95, and greedily; one model at a time
+    assert [(c["model"], len(c["prompts"]), c["n"], c["temperature"], c["top_p"]) for c in models] == [
+        (m, 5, 1, t, p) for m in ("good", "bad", "half") for t, p in ((0.6, 0.95), (0.0, 1.0))
+    ]
+    assert Models.loads == ["good", "bad", "half"] and models[0]["max_new_tokens"] == 4096
+    assert models[0]["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
+    assert re.search(r"\| bench.jsonl \| +good \| +100.0 \(100.0–100.0\) \| +100.0 \(100.0–100.0\) \|", out)
+    assert re.search(r"\| +half \| +60.0 \(20.0–100.0\) \|", out)
+    assert "good minus bad, paired" in out and "+100.0 points, 95 % interval +100.0 to +100.0" in out
+    assert "right alone on 5, wrong alone on 0, McNemar exact p = 0.062" in out  # 2 / 2^5
+    assert "right alone on 2, wrong alone on 0, McNemar exact p = 0.5" in out
+    assert (tmp_path / "out/results.md").read_text() == out
+    table = json.loads((tmp_path / "out/results.json").read_text())
+    assert [(r["model"], r["sampled"], r["greedy"]) for r in table["results"]] == [
+        ("good", 1, 1),
+        ("bad", 0, 0),
+        ("half", 0.6, 0.6),
+    ]
+    assert table["comparisons"][1]["other"] == "half" and table["comparisons"][1]["greedy"][1:3] == [2, 0]
+    # The replies are there: nobody is asked again, with or without --rescore, and the figures are the same.
+    for extra in ([], ["--rescore"]):
+        models.clear()
+        evaluation.main(command + extra)
+        assert not models and capsys.readouterr().out == out
+
+
+def test_several_sets_and_the_macro_average(models, capsys, tmp_path):
+    one, two = six(tmp_path, "one.jsonl"), six(tmp_path, "two.jsonl", answer="wrong")
+    evaluation.main(["--model", "half", "--bench", one, two, "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    evaluation.main(["--model", "half", "--bench", one, "--out", str(tmp_path / "three"), "--questions", "4"])
+    assert re.search(r"\| macro average \| +half \| +50.0 \(\d+.\d–\d+.\d\)", out)
+    assert "75.0" in capsys.readouterr().out and "macro" not in out.split("macro average")[1]
+
+
+def independent_scores(path):
+    """The ten lines that any reader could write: scores from the kept replies alone (plain answers only)."""
+    greedy, sampled = [], []
+    for line in open(path):
+        row = json.loads(line)
+        if "replies" in row:
+            boxed = lambda reply: ([None] + re.findall(r"\\boxed\{([^{}]*)\}", reply))[-1]
+            same = lambda reply: (
+                boxed(reply) is not None and boxed(reply).lower() in [a.lower() for a in row["answers"]]
+            )
+            greedy.append(same(row["greedy"]))
+            sampled.append(sum(map(same, row["replies"])) / len(row["replies"]))
+    return sum(sampled) / len(sampled), sum(greedy) / len(greedy)
+
+
+def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys):
+    """The real tiny base on its charts; the same figures as `evaluate`, with which a run measures itself."""
+    evaluation.main(["--questions", "14", "-n", "3", "--max-new-tokens", "64", "--out", str(tmp_path)])
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert independent_scores(tmp_path / "tiny/charts.jsonl") == (
+        pytest.approx(result["sampled"]),
+        pytest.approx(result["greedy"]),
+    )
+    assert 0 < result["greedy"] < 1 and "data_chart" in capsys.readouterr().out  # a row per content type
+    direct = evaluation.evaluate(VLM.load("tiny"), evaluation.charts(14)[0], n=3, max_new_tokens=64)
+    assert {k: direct[k] for k in direct if k not in ("seconds", "per_question")} == {
+        k: result[k] for k in direct if k not in ("seconds", "per_question")
+    }
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "DEFAULTS", ((2, 0.6, 0.95, 64, 2), evaluation.DEFAULTS[1]))  # chunks of two
+    bench, whole, path = six(tmp_path), tmp_path / "whole", re.sub(r"[^\w.-]+", "-", six(tmp_path)) + ".jsonl"
+    evaluation.main(["--model", "half", "--bench", bench, "--out", str(whole)])
+    lines = (whole / "half" / path).read_text().splitlines(keepends=True)
+    for kept in (0, 1, 2, 3, 4, 6):  # stopped before the settings, in a chunk, between chunks, at the very end
+        broken = tmp_path / f"broken{kept}"
+        (broken / "half").mkdir(parents=True)
+        (broken / "half" / path).write_text("".join(lines[:kept]) + lines[kept][:25])
+        models.clear()
+        evaluation.main(["--model", "half", "--bench", bench, "--out", str(broken)])
+        assert (broken / "half" / path).read_text().splitlines(keepends=True) == lines
+        assert sum(len(call["prompts"]) for call in models) == 2 * (6 - max(0, kept - 1) // 2 * 2)
+    (broken / "half" / path).write_text("".join(lines[:4]))
+    for change, message in (
+        (["--seed", "1"], "seed 0 there, 1 now"),
+        (["-n", "5"], "n 2 there, 5 now"),
+        (["--rescore"], "not complete"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluation.main(["--model", "half", "--bench", bench, "--out", str(broken), *change])
+    monkeypatch.setattr(evaluation, "fingerprint", lambda name: "other weights")
+    with pytest.raises(SystemExit, match="'other weights' now"):
+        evaluation.main(["--model", "half", "--bench", bench, "--out", str(broken)])
+
+
+def test_an_interrupt_is_one_line(models, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "generate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        evaluation.main(["--model", "half", "--bench", six(tmp_path), "--out", str(tmp_path)])
+
+
+def test_fingerprint_sees_other_weights(tmp_path):
+    vlm = VLM.load("tiny")
+    vlm.save(tmp_path)
+    before = evaluation.fingerprint(str(tmp_path))
+    assert before == evaluation.fingerprint(str(tmp_path)) != ""
+    with torch.no_grad():
+        for weight in vlm.model.parameters():
+            weight += 1e-3
+    vlm.save(tmp_path)
+    assert evaluation.fingerprint(str(tmp_path)) != before
+
+
+def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_path):
+    bench = write_bench(
+        tmp_path, *[{"image": "a.png", "question": f"q{i} {'sure' * (i > 3)}", "answer": "1"} for i in range(6)]
+    )
+    command = ["--model", "half", "--bench", str(bench), "--out", str(tmp_path), "--judge", "judge"]
+    evaluation.main(command)
+    out = capsys.readouterr().out
+    asked = [text for call in models if call["model"] == "judge" for text in call["prompts"]]
+    assert len(asked) == 3 and all(
+        "Given answer: wrong" in text and "Right answer: 1" in text for text in asked
+    )  # q3, q4, q5
+    assert "The judge judge overruled 2 of 3 answers that the rule calls wrong." in out
+    assert re.search(r"\| +half \| +83.3 ", out)  # 3 by the rule, 2 by the judge, of 6
+    models.clear()
+    evaluation.main(command + ["--rescore"])
+    assert not models and capsys.readouterr().out == out  # verdicts are kept
+    evaluation.main(command[:-2] + ["--rescore"])
+    assert re.search(r"\| +half \| +50.0 ", capsys.readouterr().out)
+
+
+def test_the_judge_is_any_model_of_ours(tmp_path):
+    rows = [
+        dict(
+            text="q",
+            answers=["1"],
+            choices=[],
+            tolerance=0,
+            decimals=None,
+            replies=[r"\boxed{2}", "?"],
+            greedy=r"\boxed{1}",
+        )
+    ]
+    accepted, read = evaluation.judge("tiny", rows, tmp_path / "judge.jsonl")
+    assert read == 1 and accepted == set() and len((tmp_path / "judge.jsonl").read_text().splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Plain transformers
+
+
+def test_a_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
+    """Loaded, fed and decoded by the library alone (its slow image processor needs no torchvision)."""
+    VLM.load("tiny").save(tmp_path)
+    ours = VLM.load(tmp_path)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    pictures = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil.from_pretrained(
+        tmp_path
+    )
+    questions, _ = evaluation.charts(5, seed=4)
+    prompts = [ours.encode(text, [picture]) for picture, text, _ in questions]
+    replies = [group[0].text for group in evaluation.generate(ours, prompts, max_new_tokens=64, temperature=0.0)]
+    for (picture, text, _), reply in zip(questions, replies):
+        seen = pictures(images=[picture], return_tensors="pt")
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        chat = chat.replace("<|image_pad|>", "<|image_pad|>" * int(seen["image_grid_thw"].prod() // 4))
+        ids = tokenizer(chat, add_special_tokens=False, return_tensors="pt")
+        image = ids["input_ids"] == model.config.image_token_id
+        with torch.no_grad():
+            made = model.generate(**ids, **seen, mm_token_type_ids=image.int(), do_sample=False, max_new_tokens=64)
+        assert tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == reply
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-n", "0"],
+        ["--questions", "0"],
+        ["--seed", "-1"],
+        ["--quest", "3"],
+        ["--compare", "tiny"],
+        ["--temperature", "0"],
+        ["--top-p", "1.5"],
+        ["--png", "x.png"],
+    ],
+)
 def test_nonsense_flags_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluation.main(arguments)
     assert stop.value.code == 2 and "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--bench", "missing.jsonl"], "no benchmark missing.jsonl"),
-    (["--report", "missing"], "missing is not a run folder"),
-])
-def test_bad_paths_give_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--bench", "missing.jsonl"], "no benchmark missing.jsonl"),
+        (["--report", "missing"], "missing is not a run folder"),
+        (["--audit", "missing"], "missing has no iterK/solver.jsonl"),
+        (["--rescore"], "tiny/charts.jsonl is missing or not complete"),
+        (["--model", "nowhere"], "'nowhere' is neither a folder"),
+    ],
+)
+def test_bad_paths_give_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         evaluation.main(arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and len(lines) == 1 and message in lines[0]
+    assert str(stop.value.code).startswith("eval.py: ") and message in stop.value.code and "\n" not in stop.value.code
 
 
-def test_main_compares_two_models_on_one_set(monkeypatch, capsys, tmp_path):
-    path = write_bench(tmp_path, *[{"image": "a.png", "question": f"q{i}", "answer": "1"} for i in range(6)])
-    class Loaded(Echo):
-        load = staticmethod(lambda name: setattr(Loaded, "name", name) or Loaded())
-    monkeypatch.setattr(evaluation, "VLM", Loaded)
-    asked = []
-    def fake(vlm, prompts, n=1, **options):
-        asked.append((Loaded.name, len(prompts)))
-        reply = SimpleNamespace(text="\\boxed{1}" if Loaded.name == "good" else "\\boxed{2}")
-        return [[reply] * n for _ in prompts]
-    monkeypatch.setattr(evaluation, "generate", fake)
-    evaluation.main(["--model", "good", "--compare", "bad", "--bench", str(path), "-n", "2",
-                     "--questions", "5"])
-    out = capsys.readouterr().out
-    assert asked == [("good", 5), ("good", 5), ("bad", 5), ("bad", 5)]
-    assert re.search(r"\| good +\| 100.0 \(100.0–100.0\) \|", out)
-    assert re.search(r"\| bad +\| +0.0 \(0.0–0.0\) \|", out)
-    assert "+100.0 points, 95 % interval +100.0 to +100.0" in out
-    assert "right alone on 5, wrong alone on 0" in out
-    assert "p = 0.062" in out  # 2 / 2^5
-
-
-def test_command_line_on_the_shipped_base():
+def test_command_line_on_the_shipped_base(tmp_path):
     """The real thing, small: 6 charts, 2 samples."""
-    done = subprocess.run([sys.executable, "eval.py", "--questions", "6", "-n", "2"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "eval.py", "--questions", "6", "-n", "2", "--out", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\| tiny +\| +\d+\.\d \(\d+\.\d–\d+\.\d\) \| .* \| +6 \|", done.stdout)
+    assert re.search(r"\| charts +\| +tiny \| +\d+\.\d \(\d+\.\d–\d+\.\d\) \| .* \| +6 \|", done.stdout)
 
 
 def test_charts_are_the_same_for_everybody_and_drawn():
@@ -202,304 +700,3 @@ def test_charts_are_the_same_for_everybody_and_drawn():
     assert [q[1:] for q in questions] == [q[1:] for q in again] and len(questions) == len(types) == 12
     assert all(a[0].tobytes() == b[0].tobytes() for a, b in zip(questions, again))
     assert all(len(picture.getcolors(1 << 16)) > 1 for picture, _, _ in questions)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The terminal table
-
-
-def eval_row(iteration, rng, **changes):
-    k, sampled = iteration, [0.64, 0.71, 0.76, 0.796][iteration]
-    return dict(kind="eval", iteration=k, sampled=sampled, sampled_low=sampled - 0.027,
-                sampled_high=sampled + 0.026, majority=0.865 + 0.01 * k, greedy=0.93, easy=0.84, unread=0.01,
-                questions=400, n=8, seconds=9.0, valid=0.72 + 0.08 * k, render=0.68 + 0.1 * k,
-                solvability=0.7 + 0.06 * k, difficulty=0.24 - 0.02 * k, type_entropy=0.9 + 0.01 * k,
-                code_tokens=52 + 3 * k, easy_hard_gap=0.25 - 0.03 * k,
-                types={"data_chart": 20 + k, "geometry": 12, "table": 11, "map": 6, "other": 2},
-                hard_consistency=[rng.choice([0.2, 0.4, 0.6, 0.8, 0.8, 1.0]) for _ in range(60)]) | changes
-
-
-def test_table_fits_100_columns_and_shows_every_figure():
-    rng = random.Random(0)
-    rows = [eval_row(k, rng) for k in range(4)]
-    rows[3] |= {key: 1.0 for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")}
-    lines = evaluation.table(rows).splitlines()
-    assert len(lines) == 6 and len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
-    assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
-        "base", "64.0 (61.3–66.6)", "86.5", "93.0", "84.0", "72.0", "68.0", "0.70", "0.24", "0.90"]
-    assert lines[5].startswith("| it 3 |    100 (100–100) |")
-
-
-def test_table_of_a_run_in_progress():
-    text = evaluation.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
-    assert re.search(r"\| base \| +50.0 \(–––\) \| +– \|", text)
-    assert len(evaluation.table([]).splitlines()) == 2
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The report, on a folder shaped like a real run
-
-
-def draw_bars(values, path):
-    picture = Image.new("RGB", (64, 64), "white")
-    pen = ImageDraw.Draw(picture)
-    for i, (value, colour) in enumerate(zip(values, ["#0072b2", "#d55e00", "#009e73", "#cc79a7"])):
-        pen.rectangle([6 + 14 * i, 58 - 5 * value, 15 + 14 * i, 58], fill=colour)
-    picture.save(path)
-
-
-TEXTS = ("content_type", "caption", "easy_question", "easy_answer", "hard_question", "hard_answer")
-
-
-def probe_row(folder, iteration, index, rng):
-    """One proposal: unparsable, or without a picture, or drawn and answered."""
-    row = dict.fromkeys(TEXTS + ("code", "language", "error", "picture", "solvability", "consistency"))
-    row["topic"] = rng.choice(["chart and graph understanding", "spatial and geometric reasoning"])
-    if rng.random() < 0.25 - 0.07 * iteration:
-        return row | {"reply": "<content_type>data_chart</content_type><caption>bars A 4"}
-    a, b, c, d = values = [rng.randint(1, 9) for _ in range(4)]
-    shapes = "".join(f'<rect x="{6 + 14 * i}" y="{58 - 5 * v}" width="9" height="{5 * v}"/>'
-                     for i, v in enumerate(values))
-    row |= dict(content_type=rng.choice(["data_chart", "geometry", "table"]),
-                caption=f"bars A {a} B {b} C {c} D {d}",
-                easy_question="What is the value of B?", easy_answer=str(b), language="svg",
-                hard_question="How much larger is A than C?", hard_answer=str(a - c),
-                code=f'<svg viewBox="0 0 64 64">{shapes}</svg>')
-    if rng.random() < 0.3 - 0.09 * iteration:
-        return row | {"error": "not well-formed (invalid token): line 1, column 41"}
-    row["picture"] = f"iter{iteration}/pictures/probe_{index:04d}.png"
-    draw_bars(values, folder / row["picture"])
-    row["easy_answers"] = [str(b + rng.choice([0, 0, 0, 1])) for _ in range(5)]
-    row["hard_answers"] = [rng.choice([str(a - c), str(a - c), str(a), None]) for _ in range(5)]
-    return row | {"solvability": 0.8, "consistency": 0.6}
-
-
-def step_row(iteration, phase, step, steps, t, rng):
-    def noise(scale):
-        return scale * (rng.random() - 0.5)
-
-    row = dict(kind="step", iteration=iteration, phase=phase, step=step, seconds=2.5, loss=0.01, tokens=9000,
-               kl=0.004 * step / steps + noise(0.001), approx_kl=0.001, entropy=0.5 - 0.2 * t + noise(0.03),
-               grad_norm=0.4 + noise(0.2), clip_high=0.004 + noise(0.004), clip_low=0.002 + noise(0.002),
-               clip_dual=0.0, zero_variance=0.2 + 0.3 * t + noise(0.1), truncated=0.05 + noise(0.02),
-               logp_gap=2e-6 + noise(1e-6), logp_gap_mean=1e-7)
-    return row | {
-        "proposer": dict(reward=0.1 + 0.3 * t + noise(0.1), valid=0.7 + 0.28 * t, rendered=0.6 + 0.3 * t,
-                         solvability=0.4 + 0.3 * t, difficulty=0.2 + noise(0.03), easy_hard=0.1 - 0.08 * t,
-                         type=0.02, diversity=noise(0.1), type_entropy=0.9),
-        "coder": dict(reward=0.7 + 0.7 * t + noise(0.2), rendered=0.6 + 0.35 * t, solvability=0.5 + 0.3 * t,
-                      difficulty=0.2 + noise(0.03)),
-        "solver": dict(reward=0.6 + 0.2 * t, accuracy=0.55 + 0.2 * t + noise(0.05), format=0.97),
-    }[phase]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def make_run(folder, iterations=3, steps=10, proposals=40):
-    """A run folder as mmzero.py writes it, with invented figures."""
-    rng, records = random.Random(7), []
-    settings = {"iterations": iterations, "learning_rate": 1e-4}
-    (folder / "config.json").write_text(json.dumps({"model": "tiny", "version": 1, "settings": settings}))
-    for k in range(iterations + 1):
-        (folder / f"iter{k}" / "pictures").mkdir(parents=True)
-        for phase in reporting.PHASES if k else ():
-            if phase != "proposer":
-                valid, drawn = 280 + 32 * k, 200 + 50 * k
-                records.append(dict(kind="data", iteration=k, phase=phase, asked=400, valid=valid,
-                                    rendered=drawn, evaluated=drawn, seconds=4.0,
-                                    kept=150 // k - 30 * (phase == "coder"),
-                                    hard_consistency=[0.4, 0.6], easy_consistency=[0.8],
-                                    agreement_with_easy_answer=0.9))
-            for step in range(1, steps + 1):
-                t = (k - 1 + step / steps) / iterations
-                records.append(step_row(k, phase, step, steps, t, rng))
-        records.append(eval_row(k, rng))
-        rows = [probe_row(folder, k, i, rng) for i in range(proposals)]
-        write_jsonl(folder / f"iter{k}" / "probe.jsonl", rows)
-    write_jsonl(folder / "metrics.jsonl", records)
-    return folder
-
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(html.parser.HTMLParser):
-    """Parses a page and remembers tags, attributes and text; unbalanced tags are an error."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.source = Path(path).read_text(encoding="utf-8")
-        self.tags, self.attributes, self.open, self.text = [], [], [], ""
-        self.feed(self.source)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def assert_harmless(page):
-    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
-    for tag, name, value in page.attributes:
-        assert not name.startswith("on"), (tag, name)
-        assert name not in ("href", "srcset", "action", "xlink:href"), (tag, name)
-        assert name != "src" or value.startswith("data:image/"), value
-    assert not re.search(r"url\(|@import", page.source) and "default-src 'none'" in page.source
-
-
-def test_report_of_a_whole_run(tmp_path):
-    page = Page(evaluation.report(make_run(tmp_path)))
-    assert_harmless(page)
-    assert len(page.source) < 5_000_000
-    assert "Held-out accuracy rose from 64.0\xa0% to 79.6\xa0% in 3 iterations" in page.text
-    for title in ("Held-out accuracy", "Difficulty", "Solvability", "Proposals and pictures", "Easy–hard gap",
-                  "Consistency on hard questions", "Content types", "Variety of types", "Length of code",
-                  "Training sets", "From proposals to training data", "Reward",
-                  "KL to the start of the phase", "Entropy", "Clipped tokens", "Gradient norm",
-                  "Rollout against trainer", "Gallery"):
-        assert title in page.text, title
-    blanks = page.text.count("no picture") + page.text.count("no proposal")
-    assert page.tags.count("img") + blanks == 4 * reporting.SHOWN
-    assert "not well-formed" in page.text and "could not be parsed" in page.text  # failures are shown
-    shapes = [value for _, name, value in page.attributes if name in ("d", "y", "cx", "cy", "style")]
-    assert len(shapes) > 500 and not re.search("nan|inf|None", " ".join(shapes))
-    assert "None" not in page.text
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_the_curves_are_where_the_figures_are(tmp_path):
-    # sampled accuracy of the last iteration: 79.6 on an axis from 0 to 100 at the right edge of the panel
-    source = reporting.curve("t", "", [("s", "c2", [(0, 0.64), (3, 0.796)])], "y", 100, 100)
-    height = reporting.H - reporting.TOP - reporting.BOTTOM
-    x, y = map(float, re.search(r'class="line c2" d="M[\d. ]+L([\d.]+) ([\d.]+)"', source).groups())
-    assert x == reporting.W - reporting.RIGHT
-    assert y == pytest.approx(reporting.H - reporting.BOTTOM - 0.796 * height, abs=0.06)
-
-
-def y_axis(share):
-    """Where a share stands on an axis from 0 to 1."""
-    return reporting.H - reporting.BOTTOM - share * (reporting.H - reporting.TOP - reporting.BOTTOM)
-
-
-def test_boxes_show_the_percentiles():
-    source = reporting.boxes("t", "", {0: list(np.linspace(0, 1, 101))}, "y")
-    found = re.findall(r'class="(line|box)[^"]*" d="([^"]+)"', source)
-    whisker, box, median = ([float(v) for v in re.findall(r"[\d.]+", path)] for _, path in found)
-    ends = [y_axis(share) for share in (0.05, 0.25, 0.75, 0.95)]
-    assert [whisker[i] for i in (1, 2, 4, 5)] == pytest.approx(ends, abs=0.06)
-    assert [box[1], box[3], median[1]] == pytest.approx([y_axis(0.75), y_axis(0.25), y_axis(0.5)], abs=0.06)
-
-
-def test_stacks_are_shares_on_top_of_each_other():
-    source = reporting.stacks("t", "", {0: {"other": 1, "map": 3, "table": 0}}, "y")
-    bars = re.findall(r'class="bar (\w+)" d="M[\d.]+ ([\d.]+)H[\d.]+V([\d.]+)', source)
-    assert [(style, float(low), float(high)) for style, low, high in bars] == [
-        ("c0", y_axis(0), pytest.approx(y_axis(0.75), abs=0.06)),
-        ("grey", pytest.approx(y_axis(0.75), abs=0.06), y_axis(1))]
-
-
-def test_funnel_is_in_shares_of_what_was_asked():
-    record = dict(phase="coder", iteration=1, asked=200, valid=150, rendered=None, kept=20)
-    source = reporting.funnel([record])
-    assert re.findall(r"<td>(\d+|–)", source) == ["200", "150", "–", "–", "20"]
-    assert re.findall(r"width:([\d.]+)%", source) == ["100.0", "75.0", "10.0"]
-
-
-def test_steps_stand_within_their_iteration():
-    steps = [step_row(k, "coder", t, 4, 0.5, random.Random(0)) for k in (1, 2) for t in (1, 2, 3, 4)]
-    source = reporting.training_panels(steps)[0]  # reward
-    xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', source)]
-    width = reporting.W - reporting.LEFT - reporting.RIGHT
-    expected = [reporting.LEFT + width * (k + t / 4) / 2 for k in (0, 1) for t in (1, 2, 3, 4)]
-    assert xs == pytest.approx(expected, abs=0.06)
-
-
-def test_curve_leaves_out_what_is_missing():
-    assert reporting.curve("t", "", [("s", "c0", [(0, None), (1, float("nan"))])], "y") == ""
-    flat = reporting.curve("t", "", [("s", "c0", [(0, 0.0), (1, 0.0), (2, None)])], "y")
-    assert flat.count("<circle") == 2 and "nan" not in flat
-
-
-def test_a_lone_iteration_stands_in_the_middle_with_its_value():
-    source = reporting.curve("t", "", [("kept", "c1", [(1, 1217.0)])], "y")
-    middle = reporting.LEFT + (reporting.W - reporting.LEFT - reporting.RIGHT) / 2
-    assert float(re.search(r'cx="([\d.]+)"', source)[1]) == pytest.approx(middle, abs=0.06)
-    assert "</i>kept 1217</span>" in source and ">base<" not in source
-    many = reporting.curve("t", "", [("few", "c0", [(0, 1)]), ("kl", "c1", [(x, 1) for x in range(13)])], "y")
-    assert "<circle" not in many and "</i>few</span>" in many and ">base<" in many
-
-
-def test_report_of_a_run_in_progress(tmp_path):
-    make_run(tmp_path, iterations=2)
-    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(whole) if '"iteration": 2, "phase": "coder", "step": 4' in line)
-    (tmp_path / "metrics.jsonl").write_text("".join(whole[:cut]) + whole[cut][:40])  # a line half written
-    (tmp_path / "iter2" / "probe.jsonl").unlink()
-    page = Page(evaluation.report(tmp_path))
-    assert "from 64.0\xa0% to 71.0\xa0% in 1 iteration" in page.text
-    assert "Iteration 2 is not finished." in page.text
-    for text, expected in ((whole[0], "no iteration is finished yet"), ("", "Nothing is measured yet")):
-        (tmp_path / "metrics.jsonl").write_text(text)
-        assert expected in Page(evaluation.report(tmp_path)).text
-    (tmp_path / "metrics.jsonl").unlink()
-    assert "Nothing is measured yet" in Page(evaluation.report(tmp_path)).text
-
-
-def test_a_repeated_record_counts_once(tmp_path):
-    make_run(tmp_path, iterations=1)
-    _, kinds = reporting.read_run(tmp_path)
-    lines = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "metrics.jsonl").write_text(lines + lines)
-    assert reporting.read_run(tmp_path)[1] == kinds
-
-
-def test_report_refuses_what_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a run folder"):
-        evaluation.report(tmp_path)
-    make_run(tmp_path, iterations=1)
-    (tmp_path / "metrics.jsonl").write_text("{broken\n")
-    with pytest.raises(ValueError, match="metrics.jsonl has a line that is not JSON"):
-        evaluation.report(tmp_path)
-
-
-def test_what_models_write_stays_text(tmp_path):
-    make_run(tmp_path, iterations=1, proposals=3)
-    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>\' </pre></details>{0} \ud800 \x00'
-    row = dict.fromkeys(TEXTS + ("topic", "code", "language", "reply", "error"), evil)
-    row |= {"easy_answers": [evil, None], "hard_answers": [evil] * 2}
-    draw_bars([1, 2], tmp_path / "iter1" / "pictures" / "x.png")
-    write_jsonl(tmp_path / "iter1" / "probe.jsonl", [row | {"picture": "iter1/pictures/x.png"},
-                                                     row | {"picture": None}, row | {"caption": None}])
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        record = eval_row(2, random.Random(0), types={evil: 3})
-        file.write(json.dumps(record) + "\n")
-    (tmp_path / "config.json").write_text(json.dumps({"model": evil, "settings": {evil: evil}}))
-    page = Page(evaluation.report(tmp_path))
-    assert_harmless(page)
-    assert page.text.count("<script>alert(1)</script>") >= 20  # there, as text
-
-
-def test_pictures_are_decoded_shrunk_and_zoomed(tmp_path):
-    Image.effect_noise((1280, 960), 90).convert("RGB").save(tmp_path / "big.png")
-    tag = reporting.picture(tmp_path / "big.png", "")
-    assert 'width="320" height="240"' in tag and len(tag) < 100_000
-    draw_bars([3, 4], tmp_path / "small.png")
-    assert 'width="192" height="192"' in reporting.picture(tmp_path / "small.png", "")  # 64 pixels, 3 times
-
-
-def test_votes_are_merged_like_answers():
-    assert reporting.tally(["3", None, "4", "4.0", None, "4"]) == [("4", 3), (None, 2), ("3", 1)]

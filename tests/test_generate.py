@@ -10,7 +10,7 @@ from PIL import Image
 
 import generate as engine
 from generate import generate, least_kept, sample, streams, uniforms
-from helpers_models import make_checkpoint
+from helpers_models import for_the_library, make_checkpoint
 from vlm import FAMILIES, VLM
 
 
@@ -91,7 +91,7 @@ def chi_square(counts, shares):
 def test_greedy_equals_the_library(models, family):
     model = models[family]
     prompts = ragged(model)
-    batch = model.collate(prompts)                                      # padded on the left
+    batch = for_the_library(model.collate(prompts))                     # padded on the left
     batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
     batch.pop("position_ids")                                           # theirs to find out
     before, model.eos_ids = model.eos_ids, (*range(100, 110), *model.eos_ids)
@@ -305,6 +305,42 @@ def test_ends(model):
 def test_nonsense_settings(model, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         generate(model, [model.encode("hi")], **wrong)
+
+
+def test_slots_are_planned_from_free_memory(model, monkeypatch):
+    """The plan counts what the engine then allocates; what cannot fit is refused before anything runs."""
+    prompt = model.encode("hello")
+    longest = len(prompt.tokens) + 5
+    monkeypatch.setattr(engine, "GROWTH", 1)                            # a cache of exactly the columns needed
+    machine = engine.Engine(model, [prompt], 4, 5, (1.0, 1.0, 0), 0, 4, 8192)
+    machine.resize(longest)
+    cache = sum(c.nbytes for c in machine.keys + machine.values)        # of four slots
+    each = cache // 4 + 24 * model.config.get_text_config().vocab_size
+    for slots in (1, 3):
+        monkeypatch.setattr(engine, "free_bytes", lambda device: (each * slots + each // 2) * 10 // 9)
+        assert engine.slots_that_fit(model, 64, longest) == slots
+    assert engine.slots_that_fit(model, 2, longest) == 2
+    few = generate(model, [prompt], n=6, max_new_tokens=5, seed=1)
+    monkeypatch.setattr(engine, "free_bytes", lambda device: each // 2)
+    with pytest.raises(ValueError, match="needs .* GB of cache"):
+        generate(model, [prompt], n=6, max_new_tokens=5)
+    monkeypatch.undo()
+    assert [r.tokens for r in few[0]] == [r.tokens for r in generate(model, [prompt], n=6, max_new_tokens=5, seed=1)[0]]
+
+
+def test_out_of_memory_halves_the_slots_once(model, monkeypatch, capsys):
+    run, slots = engine.Engine.run, []
+
+    def crowded(self, progress):
+        slots.append(self.slots)
+        if self.slots > 3:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return run(self, progress)
+    monkeypatch.setattr(engine.Engine, "run", crowded)
+    assert len(generate(model, [model.encode("hello")], n=6, max_new_tokens=3)[0]) == 6
+    assert slots == [6, 3] and "with 3 slots" in capsys.readouterr().err
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        generate(model, [model.encode("hello")], n=20, max_new_tokens=3)
 
 
 def test_diverged_weights(model):

@@ -1,6 +1,8 @@
 """The loop itself on the embedded base: two steps per phase, resume, refusals, and what happens when nothing is learnt."""
 
+import dataclasses
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,11 @@ from vlm import VLM
 ROOT = Path(mmzero.__file__).parent
 SMALL = replace(TINY, iterations=1, proposer_steps=2, proposer_prompts=8, coder_steps=2, coder_proposals=24, coder_prompts=8,
                 solver_steps=2, solver_proposals=48, solver_prompts=8, questions=14, probe=16, workers=1)
+
+
+# One step and few prompts: for tests that start the program many times.
+LITTLE = replace(SMALL, proposer_prompts=4, coder_proposals=8, coder_prompts=4, solver_proposals=24, solver_prompts=4, questions=0, probe=8,
+                 render_seconds=60.0)
 
 
 def metrics(folder, *without):
@@ -96,6 +103,98 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
 
 
 save = Run.save_data
+
+# A process that kills itself with SIGKILL at the n-th place where a run can be hurt: a line of metrics, a file that is
+# written but not yet there (torch.save and os.replace: inside a save), a picture, a checkpoint.
+KILLER = """
+import itertools, os, signal, sys
+import torch, mmzero, run, vlm
+at, count = int(sys.argv[1]), itertools.count(1)
+def deadly(function):
+    def wrapped(*a, **k):
+        if next(count) == at: os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*a, **k)
+        if next(count) == at: os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapped
+saves, save = itertools.count(1), torch.save
+def halfway(state, path):                                       # at -2: in the middle of the second state that is saved
+    if next(saves) == -at:
+        path.write_bytes(b"half of a state")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, path)
+torch.save, os.replace = deadly(halfway), deadly(os.replace)
+run.Run.log, run.Run.save_data, vlm.VLM.save = map(deadly, (run.Run.log, run.Run.save_data, vlm.VLM.save))
+mmzero.self_evolve(mmzero.Settings(**eval(sys.argv[2])))
+print("places", next(count) - 1)
+"""
+
+
+def start(settings, at):
+    return subprocess.run([sys.executable, "-c", KILLER, str(at), repr(dataclasses.asdict(settings))], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
+    """kill -9 at random places, again and again in one run, until it gets through."""
+    settings = replace(LITTLE, coder_steps=3, solver_steps=3, save_steps=1)
+    whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    places, kills, rng = int(whole.stdout.split("places ")[1]), 0, random.Random(5)
+    settings = replace(settings, out=str(tmp_path / "killed"))
+    for at in [-2, *sorted(rng.sample(range(8, places // 2), 3)), 10**9]:
+        finished = start(settings, at)
+        if finished.returncode == 0:
+            break
+        assert finished.returncode == -9, finished.stderr[-3000:]
+        kills += 1
+    assert kills >= 3 and finished.returncode == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    for role in mmzero.ROLES:
+        a, b = (tmp_path / name / "iter1" / role / "model.safetensors" for name in ("whole", "killed"))
+        assert a.read_bytes() == b.read_bytes(), role
+    assert not list((tmp_path / "killed/iter1").glob(".*"))
+    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list((tmp_path / "killed/resume").glob("*.new"))
+
+
+def stop_after(monkeypatch, settings, step):
+    """Run until the state after this step of phase P is saved."""
+    save_state = Run.save_state
+
+    def once(self, iteration, role, number, state):
+        save_state(self, iteration, role, number, state)
+        if number == step:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save_state", once)
+        self_evolve(settings)
+
+
+def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypatch, capsys):
+    settings = replace(LITTLE, coder_steps=1, solver_steps=1, save_steps=1, probe=0, out=str(tmp_path / "run"))
+    stop_after(monkeypatch, settings, 1)
+    state = tmp_path / "run/resume/1-proposer-1.0of1.pt"
+    first = [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert len(first) == 1
+    state.write_bytes(state.read_bytes()[:5000])
+    run = Run(settings)
+    assert run.place is None and not [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert "1-proposer-1.0of1.pt cannot be used" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypatch):
+    import resume
+    settings = replace(LITTLE, save_steps=1, probe=0, out=str(tmp_path / "run"))
+    stop_after(monkeypatch, settings, 1)
+    before = {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()}
+
+    def full(state, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(resume.torch, "save", full)
+    with pytest.raises(SystemExit) as stop:
+        mmzero.main([f"--{k.replace('_', '-')}={v}" for k, v in dataclasses.asdict(settings).items() if not isinstance(v, bool)])
+    assert "No space left" in str(stop.value) and "\n" not in str(stop.value)
+    assert {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()} == before
 
 
 def test_a_finished_run_is_only_shown_again(run, capsys):
@@ -200,6 +299,20 @@ def test_unknown_flags_and_words_for_numbers_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(flags)
     assert stop.value.code == 2
+
+
+def test_python_that_cannot_be_confined_is_refused_at_the_start(tmp_path, monkeypatch):
+    import roles
+
+    class Weak(roles.Renderer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.refusal = "Python programs could read files on this machine"
+    monkeypatch.setattr(roles, "Renderer", Weak)
+    with pytest.raises(RuntimeError, match="could read files"):
+        self_evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
+    monkeypatch.setattr(mmzero.Roles, "propose", lambda *args, **kwargs: [("topic", "", None)])
+    self_evolve(replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg")))        # SVG needs no such lock
 
 
 def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_path):

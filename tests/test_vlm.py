@@ -1,6 +1,7 @@
 """What goes into the network, compared with the library's own making of it; loading, saving, refusing."""
 import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import transformers
 from PIL import Image
 
 import vlm as vlm_module
-from helpers_models import SPECIAL, make_checkpoint
+from helpers_models import SPECIAL, for_the_library, make_checkpoint
 from vlm import FAMILIES, VLM, find_checkpoint, next_position
 
 
@@ -56,23 +57,22 @@ def test_patches_equal_the_library(folders, tmp_path, settings):
     theirs = transformers.Qwen2VLImageProcessorPil(**settings)
     for (width, height), mode in itertools.product(SIZES, ["RGB", "L", "P"]):
         image = picture(width, height, mode)
-        pixels, grid = model._patches(image)
-        expected = theirs(image, return_tensors="pt")
-        assert list(grid) == expected["image_grid_thw"][0].tolist()
-        torch.testing.assert_close(pixels, expected["pixel_values"], rtol=1e-5, atol=1e-5)
+        ours, expected = model.cut(image), theirs(image, return_tensors="pt")
+        assert list(ours.grid) == expected["image_grid_thw"][0].tolist()
+        torch.testing.assert_close(ours.pixels, expected["pixel_values"], rtol=1e-5, atol=1e-5)
 
 
 def test_transparent_pictures_lie_on_white(models):
     model = models["qwen2_vl"]
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))                   # black ink, none of it visible
     white = Image.new("RGB", (32, 32), "white")
-    assert torch.equal(model._patches(clear)[0], model._patches(white)[0])
+    assert torch.equal(model.cut(clear).pixels, model.cut(white).pixels)
     half, grey = picture(48, 32, "RGBA"), picture(48, 32, "RGB")
     half.putalpha(255)
-    assert torch.equal(model._patches(half)[0], model._patches(grey)[0])
+    assert torch.equal(model.cut(half).pixels, model.cut(grey).pixels)
     indexed = Image.new("P", (32, 32))
     indexed.info["transparency"] = 0
-    assert torch.equal(model._patches(indexed)[0], model._patches(white)[0])
+    assert torch.equal(model.cut(indexed).pixels, model.cut(white).pixels)
 
 
 def test_a_line_is_no_picture(models):
@@ -115,9 +115,8 @@ def test_prompts_equal_the_library(models, family):
             ids, mm_token_type_ids=is_image, image_grid_thw=grids)
         assert torch.equal(prompt.positions, positions[:, 0])
         assert next_position(prompt) == len(prompt.tokens) + delta.item()
-        assert (prompt.grids is None) == (not pictures) and (prompt.pixels is None) == (not pictures)
-        if pictures:
-            assert torch.equal(prompt.grids, grids) and len(prompt.pixels) == grids.prod(-1).sum()
+        assert [list(p.grid) for p in prompt.pictures] == (grids.tolist() if pictures else [])
+        assert all(len(p.pixels) == math.prod(p.grid) for p in prompt.pictures)
 
 
 def test_pictures_go_first(models):
@@ -160,6 +159,22 @@ def test_batched_equals_one_by_one(models, family, side):
             assert mask[-1 if side == "left" else 0]
             torch.testing.assert_close(together[row][mask], alone, rtol=2e-3, atol=2e-3)
             assert batch["input_ids"][row][mask].tolist() == prompt.tokens + reply
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_picture_is_seen_once(models, family):
+    """Three prompts on two pictures: the values of separate copies, from two thirds of the patches."""
+    model, images = models[family], [picture(50, 70), picture(90, 60)]
+    a, b = map(model.cut, images)
+    shared = model.collate([model.encode("what?", [a]), model.encode("and that?", [b]), model.encode("why?", [b, a])])
+    again = model.collate([model.encode("what?", images[:1]), model.encode("and that?", images[1:]), model.encode("why?", images[::-1])])
+    assert shared["pictures"].tolist() == again["pictures"].tolist() == [0, 1, 1, 0]
+    patches = len(a.pixels), len(b.pixels)
+    assert len(shared["pixel_values"]) == len(again["pixel_values"]) == sum(patches)
+    with torch.no_grad():
+        theirs = model.model.model(**for_the_library(shared)).last_hidden_state
+        real = shared["attention_mask"].bool()
+        torch.testing.assert_close(model.hidden(shared)[real], theirs[real], rtol=1e-4, atol=1e-5)
 
 
 def test_reply_positions(models):

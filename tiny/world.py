@@ -8,16 +8,15 @@ A scene is a handful of coloured shapes on a 10 x 10 grid, origin top left, draw
 
     kind       content type   caption                               what has to be read
     bars       data_chart     bars: red 3, blue 7, green 5          heights
-    dots       data_chart     dots: red 3, blue 7, green 5          heights
     shapes     geometry       shapes: red 4x3, blue 2x6             widths and heights
     plan       timeline       plan: red 1-4, blue 3-7, green 6-9    starts and ends
     map        map            map: red 2,5, blue 6,1, green 4,8     places, east and north
-    table      table          table: red blue red / green red blue  colours of cells
+    table      table          table: red blue / green red           colours of cells
     chain      diagram        chain: red > blue > green             who points to whom
 
 Every question is a list of `reads` (what to look at, with the true values) and a rule `solve` from the values to
-intermediate results and the answer, so that `build.py` can write down the reasoning, and also that of somebody who
-misread a value, with the answer that follows: that is how the base gets its room for improvement.
+what is known after each look, and the answer; so `build.py` can write down the reasoning, and also that of somebody
+who misread a value, with the answer that follows: that is how the base gets its room for improvement.
 """
 
 import random
@@ -29,19 +28,19 @@ from PIL import Image, ImageDraw
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "black")
 SIZE = 64                                           # pixels; the grid has 10 units of 6.4 pixels
-# One picture in HOLD_OUT is never shown to the base, in any role: the held-out test is drawn from those.
-HOLD_OUT = 8
+# Of every eight scenes six are for pretraining, one for choosing settings, one for the test: see `split`.
+SPLITS = ("validation", "test", *["train"] * 6)
 
 
 @dataclass(frozen=True)
 class Question:
     text: str
     reads: tuple[tuple[str, int | str], ...]        # ("red", 3): what is looked at, and what is there
-    solve: Callable[..., tuple]                     # the values, in order, -> intermediate results, the answer last
+    solve: Callable[..., tuple[tuple, int | str]]   # the values, in order -> (what is known after each look), the answer
 
     @property
     def answer(self) -> str:
-        return str(self.solve(*(value for _, value in self.reads))[-1])
+        return str(self.solve(*(value for _, value in self.reads))[1])
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,44 @@ class Scene:
 
 
 # Rules. A network of four layers answers in one step what takes one step: sums, counts and comparisons over a list
-# are worked out along it, one partial result per value.
+# are worked out along it, with the result so far behind each look (None: nothing yet).
 
 def look(value):
-    return (value,)
+    return (None,), value
 
 
-def add(*values):
-    """
-    >>> add(8, 7, 5)
-    (15, 20)
-    """
-    return tuple(sum(values[:i]) for i in range(2, len(values) + 1))
+def add(x, y):
+    return (None, x + y), x + y
 
 
 def less(x, y):
-    return (abs(x - y),)
+    return (None, abs(x - y)), abs(x - y)
 
 
 def tally(counts: Callable[[object], bool]):
     """
     >>> tally(lambda v: v > 3)(8, 2, 5)
-    (1, 1, 2)
+    ((1, 1, 2), 2)
     """
-    return lambda *values: tuple(sum(map(counts, values[:i])) for i in range(1, len(values) + 1))
+    def rule(*values):
+        so_far = tuple(sum(map(counts, values[:i])) for i in range(1, len(values) + 1))
+        return so_far, so_far[-1]
+    return rule
+
+
+def steps_since(name: str, to: str | None = None):
+    """Walk along a chain and count the steps since `name`, up to `to` if it is given.
+
+    >>> steps_since("b", "c")("a", "b", "c", "d")
+    ((None, 0, 1, 1), 1)
+    """
+    def rule(*values):
+        so_far, walking = [], False
+        for value in values:
+            so_far.append(so_far[-1] + 1 if walking else 0 if value == name else so_far[-1] if so_far else None)
+            walking = (walking or value == name) and value != to
+        return tuple(so_far), so_far[-1] or 0
+    return rule
 
 
 def pairs(rng: random.Random, items: Sequence) -> tuple:
@@ -86,34 +99,34 @@ def pairs(rng: random.Random, items: Sequence) -> tuple:
     return tuple(rng.sample(list(items), 2))
 
 
-def levels(rng, kind: str) -> Scene:
-    """Bars, or dots: up to four colours, each with a height of 1 to 9."""
+def bars(rng) -> Scene:
+    """Three or four bars, each 1 to 9 high."""
     colours = rng.sample(COLOURS, rng.choice((3, 4)))
     height = {c: rng.randint(1, 9) for c in colours}
     (a, b), everything = pairs(rng, colours), tuple(height.items())
     high, low = (a, b) if height[a] >= height[b] else (b, a)
     read = lambda *names: tuple((c, height[c]) for c in names)
-    top, bottom = ("tallest", "shortest") if kind == "bars" else ("highest", "lowest")
 
-    def extreme(sign):                              # the best so far; of equal ones the left
-        return lambda *values: tuple(colours[max(range(n), key=lambda i: (sign * values[i], -i))] for n in range(2, len(values) + 1))
+    def extreme(sign):                              # the best so far, with its value; of equal ones the left
+        def rule(*values):
+            best = [max(range(n), key=lambda i: (sign * values[i], -i)) for n in range(1, len(values) + 1)]
+            return tuple(f"{colours[i]} {values[i]}" for i in best), colours[best[-1]]
+        return rule
 
-    easy = [Question(f"How {'tall' if kind == 'bars' else 'high'} is {c}?", read(c), look) for c in colours]
+    easy = [Question(f"How tall is {c}?", read(c), look) for c in colours]
     hard = [Question(f"What do {a} and {b} add up to?", read(a, b), add),
-            Question(f"How much {'taller' if kind == 'bars' else 'higher'} is {high} than {low}?", read(high, low), less),
-            Question(f"What do the first three {kind} add up to?", everything[:3], add)]
+            Question(f"How much taller is {high} than {low}?", read(high, low), less)]
     ordered = sorted(height.values())
     if ordered[-1] > ordered[-2]:
-        hard.append(Question(f"Which of the {kind} is {top}?", everything, extreme(1)))
+        hard.append(Question("Which of the bars is tallest?", everything, extreme(1)))
     if ordered[0] < ordered[1]:
-        hard.append(Question(f"Which of the {kind} is {bottom}?", everything, extreme(-1)))
+        hard.append(Question("Which of the bars is shortest?", everything, extreme(-1)))
     limit = rng.randint(2, 7)
-    hard.append(Question(f"How many {kind} are above {limit}?", everything, tally(lambda v: v > limit)))
+    hard.append(Question(f"How many bars are above {limit}?", everything, tally(lambda v: v > limit)))
     if (height[a] + height[b]) % 2 == 0:
-        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: (x + y, (x + y) // 2)))
-    shapes = [("rect", 1 + 2 * i, 10 - v, 2, v, c) if kind == "bars" else ("circle", 2 + 2 * i, 10 - v, 1, c)
-              for i, (c, v) in enumerate(everything)]
-    return Scene(kind, "data_chart", f"{kind}: " + ", ".join(f"{c} {v}" for c, v in everything),
+        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: ((None, x + y), (x + y) // 2)))
+    shapes = [("rect", 1 + 2 * i, 10 - v, 2, v, c) for i, (c, v) in enumerate(everything)]
+    return Scene("bars", "data_chart", "bars: " + ", ".join(f"{c} {v}" for c, v in everything),
                  tuple(shapes), tuple(easy), tuple(hard))
 
 
@@ -125,12 +138,10 @@ def rectangles(rng) -> Scene:
     both = lambda c: ((f"{c} wide", size[c][0]), (f"{c} high", size[c][1]))
     easy = [Question(f"How wide is {a}?", both(a)[:1], look), Question(f"How high is {a}?", both(a)[1:], look),
             Question(f"How high is {b}?", both(b)[1:], look)]
-    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: (w * h,)),
-            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: (w + h, 2 * (w + h))),
+    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: ((None, w * h), w * h)),
+            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: ((None, w + h), 2 * (w + h))),
             Question(f"How wide are {a} and {b} together?", (both(a)[0], both(b)[0]), add),
-            Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add),
-            Question(f"Which has the larger area, {a} or {b}?", both(a) + both(b),
-                     lambda w, h, v, g: (w * h, v * g, a if w * h >= v * g else b))]
+            Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add)]
     shapes = [("rect", 5 * i, 10 - size[c][1], size[c][0], size[c][1], c) for i, c in enumerate(colours)]
     return Scene("shapes", "geometry", "shapes: " + ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -148,9 +159,9 @@ def plan(rng) -> Scene:
     easy = [Question(f"When does {a} start?", both(a)[:1], look), Question(f"When does {a} end?", both(a)[1:], look),
             Question(f"When does {b} start?", both(b)[:1], look)]
     hard = [Question(f"How long is {a}?", both(a), less),
-            Question(f"How long are {a} and {b} together?", both(a) + both(b), lambda s, e, t, f: (e - s, f - t, e - s + f - t)),
-            Question(f"How long do {a} and {b} overlap?", both(a) + both(b), lambda s, e, t, f: (max(s, t), min(e, f), max(0, min(e, f) - max(s, t)))),
-            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: (max(0, f - s),))]
+            Question(f"How long are {a} and {b} together?", both(a) + both(b),
+                     lambda s, e, t, f: ((None, e - s, None, f"{f - t} {e - s + f - t}"), e - s + f - t)),
+            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: ((None, None), max(0, f - s)))]
     shapes = [("rect", s, 1 + 3 * i, e - s, 2, c) for i, (c, (s, e)) in enumerate(span.items())]
     return Scene("plan", "timeline", "plan: " + ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
@@ -166,37 +177,39 @@ def land(rng) -> Scene:
     both = lambda c: ((f"{c} east", place[c][0]), (f"{c} north", place[c][1]))
     easy = [Question(f"How far east is {a}?", both(a)[:1], look), Question(f"How far north is {a}?", both(a)[1:], look),
             Question(f"How far north is {b}?", both(b)[1:], look)]
-    hard = [Question(f"How many steps is it from {a} to {b}?", both(a) + both(b), lambda x, y, u, v: (abs(x - u), abs(y - v), abs(x - u) + abs(y - v))),
+    east, north = zip(both(a), both(b))
+    hard = [Question(f"How many steps is it from {a} to {b}?", east + north,
+                     lambda x, u, y, v: ((None, abs(x - u), None, f"{abs(y - v)} {abs(x - u) + abs(y - v)}"), abs(x - u) + abs(y - v))),
             Question(f"How far is {a} from the south west corner?", both(a), add),
-            Question(f"How many steps north or south is {b} from {a}?", (both(a)[1], both(b)[1]), less),
-            Question(f"Is {a} further north or further east?", both(a), lambda x, y: ("east" if x > y else "north" if y > x else "same",))]
+            Question(f"How many steps north or south is {b} from {a}?", north, less),
+            Question(f"Is {a} further north or further east?", both(a),
+                     lambda x, y: ((None, None), "east" if x > y else "north" if y > x else "same"))]
     shapes = [("rect", 0, 0, 10, 10, "wheat")] + [("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()]
     return Scene("map", "map", "map: " + ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items()),
                  tuple(shapes), tuple(easy), tuple(hard))
 
 
 def table(rng) -> Scene:
-    """Two rows of three coloured cells."""
+    """Two rows of two coloured cells."""
     palette = rng.sample(COLOURS, 3)
-    cells = [rng.choice(palette) for _ in range(6)]
-    reads = tuple((f"{1 + i // 3}.{1 + i % 3}", c) for i, c in enumerate(cells))
-    row, column, c = rng.randint(1, 2), rng.randint(1, 3), rng.choice(palette)
-    row_2, column_2 = 3 - row, rng.randint(1, 3)
-    at = lambda r, k: reads[3 * (r - 1) + k - 1]
+    cells = [rng.choice(palette) for _ in range(4)]
+    reads = tuple((f"{1 + i // 2}.{1 + i % 2}", c) for i, c in enumerate(cells))
+    row, column, c = rng.randint(1, 2), rng.randint(1, 2), rng.choice(palette)
+    at = lambda r, k: reads[2 * (r - 1) + k - 1]
+    same = lambda v, w: ((None, None), "one" if v == w else "two")
     easy = [Question(f"What is in row {row}, column {column}?", (at(row, column),), look),
-            Question(f"What is in row {row_2}, column {column_2}?", (at(row_2, column_2),), look)]
+            Question(f"What is in row {3 - row}, column {column}?", (at(3 - row, column),), look)]
     hard = [Question(f"How many cells are {c}?", reads, tally(lambda v: v == c)),
-            Question(f"How many cells of row {row} are {c}?", reads[3 * row - 3:3 * row], tally(lambda v: v == c)),
-            Question("How many colours are in the table?", reads, lambda *v: tuple(len(set(v[:i])) for i in range(1, 7))),
-            Question(f"How many columns have {c} in both rows?", reads,
-                     lambda *v: add(0, *(int(v[i] == c == v[i + 3]) for i in range(3))))]
-    shapes = [("rect", 3 * (i % 3), 5 * (i // 3), 3, 4, c) for i, c in enumerate(cells)]
-    return Scene("table", "table", "table: " + " / ".join(" ".join(cells[i:i + 3]) for i in (0, 3)),
+            Question(f"How many cells of row {row} are {c}?", (at(row, 1), at(row, 2)), tally(lambda v: v == c)),
+            Question(f"Has row {row} one colour or two?", (at(row, 1), at(row, 2)), same),
+            Question(f"Has column {column} one colour or two?", (at(1, column), at(2, column)), same)]
+    shapes = [("rect", 5 * (i % 2), 5 * (i // 2), 4, 4, c) for i, c in enumerate(cells)]
+    return Scene("table", "table", "table: " + " / ".join(" ".join(cells[i:i + 2]) for i in (0, 2)),
                  tuple(shapes), tuple(easy), tuple(hard))
 
 
 def chain(rng) -> Scene:
-    """A flow diagram: three or four nodes in the corners; a line has the colour of the node it leaves."""
+    """A flow diagram: three or four nodes in the corners, the first a box; a line has the colour of the node it leaves."""
     names = rng.sample(COLOURS, rng.choice((3, 4)))
     spots = rng.sample([(2, 2), (8, 2), (2, 8), (8, 8)], len(names))
     reads = tuple((str(i + 1), c) for i, c in enumerate(names))
@@ -204,31 +217,29 @@ def chain(rng) -> Scene:
     easy = [Question("Which node is first?", reads[:1], look),
             Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), look)]
     j, k = sorted(rng.sample(range(len(names)), 2))
-    at = lambda v, name: 1 + v.index(name) if name in v else 0               # its number in the chain
-    hard = [Question("Which node is last?", reads, lambda *v: v[-1:]),
-            Question(f"How many steps lead from {names[j]} to {names[k]}?", reads,
-                     lambda *v: (at(v, names[j]), at(v, names[k]), abs(at(v, names[k]) - at(v, names[j])))),
-            Question(f"How many nodes come after {names[j]}?", reads, lambda *v: (at(v, names[j]), len(v), len(v) - at(v, names[j]))),
-            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: v[2:])]
+    hard = [Question("Which node is last?", reads, lambda *v: ((None,) * len(v), v[-1])),
+            Question(f"How many steps lead from {names[j]} to {names[k]}?", reads, steps_since(names[j], names[k])),
+            Question(f"How many nodes come after {names[j]}?", reads, steps_since(names[j])),
+            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: ((None,) * 3, v[2]))]
     shapes = [("line", *spots[n], *spots[n + 1], names[n]) for n in range(len(names) - 1)]
-    shapes += [("circle", *spot, 1, c) for spot, c in zip(spots, names)]
+    x, y = spots[0]
+    shapes += [("rect", x - 2, y - 2, 4, 4, names[0])] + [("circle", *spot, 1, c) for spot, c in zip(spots[1:], names[1:])]
     return Scene("chain", "diagram", "chain: " + " > ".join(names), tuple(shapes), tuple(easy), tuple(hard))
 
 
 KINDS: dict[str, Callable[[random.Random], Scene]] = {
-    "bars": lambda rng: levels(rng, "bars"), "dots": lambda rng: levels(rng, "dots"), "shapes": rectangles,
-    "plan": plan, "map": land, "table": table, "chain": chain}
+    "bars": bars, "shapes": rectangles, "plan": plan, "map": land, "table": table, "chain": chain}
 
 
-def is_held_out(scene: Scene) -> bool:
-    """A function of the picture alone, so that a scene is held out in every role or in none."""
-    return zlib.crc32(scene.caption.encode()) % HOLD_OUT == 0
+def split(scene: Scene) -> str:
+    """"train", "validation" or "test": a function of the picture alone, so the base sees a scene in every role or in none."""
+    return SPLITS[zlib.crc32(scene.caption.encode()) % len(SPLITS)]
 
 
-def random_scene(rng: random.Random, kind: str | None = None, held_out: bool = False) -> Scene:
+def random_scene(rng: random.Random, kind: str | None = None, of: str = "train") -> Scene:
     while True:
         scene = KINDS[kind or rng.choice(list(KINDS))](rng)
-        if is_held_out(scene) == held_out:
+        if split(scene) == of:
             return scene
 
 
@@ -295,12 +306,12 @@ class TestQuestion:
     content_type: str
 
 
-def heldout(n: int, seed: int = 0, kind: str = "hard") -> list[TestQuestion]:
-    """n questions on pictures that the base was never shown, kinds in turn. `kind`: "easy" or "hard"."""
+def heldout(n: int, seed: int = 0, kind: str = "hard", of: str = "test") -> list[TestQuestion]:
+    """n questions on pictures that the base was never shown, kinds in turn. `kind`: "easy" or "hard"; `of`: see `split`."""
     rng = random.Random(f"held-out {kind} {seed}")
     kinds, test = list(KINDS), []
     for i in range(n):
-        scene = random_scene(rng, kinds[i % len(kinds)], held_out=True)
+        scene = random_scene(rng, kinds[i % len(kinds)], of)
         question = rng.choice(getattr(scene, kind))
         test.append(TestQuestion(svg(scene.shapes), question.text, question.answer, scene.content_type))
     return test

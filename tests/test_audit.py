@@ -1,0 +1,188 @@
+"""The label audit (audit.py) and the truth about tiny scenes (tiny/truth.py)."""
+
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+
+import audit
+import eval as evaluation
+import report as reporting
+from tiny import world
+from tiny.truth import read, truth
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_truth_agrees_with_the_world_that_made_the_question(kind):
+    """Every question of many scenes, easy and hard, held out or not: read back from text, it has the world's answer."""
+    rng = random.Random(kind)
+    asked = set()
+    for i in range(400):
+        scene = world.random_scene(rng, kind, of=("train", "test")[i % 2])
+        for question in scene.easy + scene.hard:
+            assert truth(scene.caption, question.text) == question.answer, (scene.caption, question.text)
+            asked.add(question.text.split()[1])
+    assert len(asked) > 1
+
+
+@pytest.mark.parametrize(
+    "caption, question",
+    [
+        ("bars: red 4, blue 7, green 2", "How tall is black?"),  # not there
+        ("bars: red 4, blue 7, red 2", "What do red and blue add up to?"),  # there twice
+        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # the world never asks that
+        ("bars: red 7, blue 7, green 2", "Which of the bars is tallest?"),  # two of them
+        ("bars: red 7, blue 7, green 2", "Which of the bars is blue?"),
+        ("bars: red 4, blue 7", "How tall is red?"),  # too few bars
+        ("bars: red 40, blue 7, green 2", "How tall is blue?"),  # too tall
+        ("bars: red 4, blue 7, pink 2", "How tall is blue?"),
+        ("plan: red 5-3, blue 1-2, green 4-6", "How long is blue?"),  # ends before it begins
+        ("chain: red > blue > green", "What is two steps after blue?"),  # past the end
+        ("chain: red > blue > red", "What follows red?"),
+        ("Sales of 2019 as bars", "How tall is red?"),
+        ("", ""),
+        ("bars: ", "?"),
+        ("map: red 1,2, blue 3,4, red 5,6", "How far east is red?"),
+    ],
+)
+def test_what_the_caption_does_not_settle_has_no_truth(caption, question):
+    assert truth(caption, question) is None
+
+
+@pytest.mark.parametrize(
+    "caption, question, answer",
+    [
+        ("bars: red 4, blue 7, red 2", "How tall is blue?", "7"),
+        ("bars: red 4, blue 7, red 2", "How many bars are above 3?", "2"),
+        ("bars: red 7, blue 1, red 7", "Which of the bars is tallest?", "red"),  # both of them red
+        ("map: red 3,5, orange 6,7, blue 9,7", "Is red further north or further east?", "north"),
+        ("table: red red / red blue", "Has column 1 one colour or two?", "one"),
+        ("table: red red / red blue", "What is in row 2, column 2?", "blue"),
+        ("chain: red > blue > red > green", "What follows blue?", "red"),
+    ],
+)
+def test_truths_worked_out_by_hand(caption, question, answer):
+    assert truth(caption, question) == answer
+
+
+def test_read_gives_numbers():
+    assert read("plan: red 0-3, blue 1-2, green 4-9") == ("plan", [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)])
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def row(caption, question, hard_answer, label, answers, code="<svg></svg>", language="svg"):
+    return dict(
+        caption=caption,
+        hard_question=question,
+        hard_answer=hard_answer,
+        label=label,
+        hard_answers=answers,
+        code=code,
+        language=language,
+    )
+
+
+BARS = "bars: red 4, blue 7, green 2"
+ROWS = [
+    row(BARS, "What do red and blue add up to?", "11", "11", ["11"] * 5 + ["10"] * 5),  # label and Proposer true
+    row(BARS, "How much taller is blue than green?", "4", "5", ["5"] * 4 + ["4"] * 3 + [None] * 3),  # label true
+    row(
+        BARS,
+        "How much taller is blue than black?",
+        "3",
+        "3.0",
+        ["3.0"] * 4 + ["1"] * 6,
+        "<svg><text>total: 3.0</text></svg>",
+    ),
+    row(
+        "a pie",
+        "How much is 2 + 3?",
+        "6",
+        "5",
+        ["5"] * 4 + [str(i) for i in range(6)],
+        'd.text((1, 2), "5 apples")',
+        "python",
+    ),
+]
+
+
+def test_audit_by_hand():
+    found = audit.audit(ROWS, blind=[["9"] * 3, [None] * 3, ["2", "3", "3"], ["5", "5.0", "7"]])
+    assert found["questions"] == 4 and found["agree_proposer"] == 0.5 and found["checkable"] == 0.5
+    assert found["label_true"] == 1.0 and found["proposer_true"] == 0.5
+    assert found["written"] == 0.5 and found["blind"] == 0.5  # the last two; the last two
+    assert found["top_label"] == 0.5  # 5, 5 of 11, 5, 3, 5
+    assert found["label_entropy"] == pytest.approx(0.5 * math.log(2) + 2 * 0.25 * math.log(4))
+    votes = [[5, 5], [4, 3, 3], [4, 6], [5, 1, 1, 1, 1, 1]]  # "5" is among 0 .. 5: five votes
+    expected = sum(sum(-v / 10 * math.log(v / 10) for v in vote) for vote in votes) / 4
+    assert found["vote_entropy"] == pytest.approx(expected)
+    assert audit.audit(ROWS)["blind"] is None and audit.audit([])["label_true"] is None
+    assert audit.audit(ROWS[2:])["label_true"] is None  # nothing that can be checked
+
+
+@pytest.mark.parametrize(
+    "code, language, words",
+    [
+        (
+            '<svg><rect fill="blue" r="12"/><text x="5">a &amp; 12</text><g><text><tspan>b</tspan></text></g></svg>',
+            "svg",
+            "a &amp; 12 b",
+        ),
+        ('plt.title("Sum 12")\nplt.bar(["x", "y"], [12, 3])\nd.rectangle((1, 2), "blue")', "python", "Sum 12 x y"),
+        ("this is no program (", "python", ""),
+        ('open("12")', "python", ""),
+    ],
+)
+def test_words_in_a_picture(code, language, words):
+    assert audit.drawn_text(code, language) == words
+
+
+def test_a_colour_or_a_part_of_a_number_is_not_written_down():
+    drawn = '<svg><rect fill="blue"/><text>112 and 12.5</text></svg>'
+    assert (
+        audit.audit([row("c", "q", "1", label, [label], drawn) for label in ("blue", "12", "112", "12.5")])["written"]
+        == 0.5
+    )
+
+
+def test_blind_answers_are_asked_without_a_picture_as_labels_are(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        audit,
+        "generate",
+        lambda vlm, prompts, **options: (
+            calls.append((prompts, options))
+            or [[SimpleNamespace(text="\\boxed{7}"), SimpleNamespace(text="hm")] for _ in prompts]
+        ),
+    )
+    model = SimpleNamespace(prompts={"solver": "Q: {question}"}, encode=lambda text: text)
+    assert audit.blind_answers(model, ROWS[:2], n=2, seed=3) == [["7", None]] * 2
+    prompts, options = calls[0]
+    assert prompts[0] == "Q: What do red and blue add up to?" and (options["top_k"], options["n"], options["seed"]) == (
+        40,
+        2,
+        3,
+    )
+
+
+def test_audit_of_a_run_asks_the_solver_that_made_the_labels(tmp_path, monkeypatch, capsys):
+    loaded = []
+    monkeypatch.setattr(audit, "VLM", SimpleNamespace(load=lambda name: loaded.append(str(name)) or name))
+    monkeypatch.setattr(audit, "blind_answers", lambda vlm, rows, **options: [[row["label"]] for row in rows])
+    (tmp_path / "config.json").write_text('{"model": "base", "settings": {"answer_tokens": 64}}')
+    for k in (1, 2, 10):
+        (tmp_path / f"iter{k}").mkdir()
+        (tmp_path / f"iter{k}/solver.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in ROWS[: 2 if k == 2 else 4])
+        )
+    evaluation.main(["--audit", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert loaded == ["base", str(tmp_path / "iter1/solver"), str(tmp_path / "iter2/solver")]
+    assert "iteration             1       2      10" in out and "agree_proposer      0.5     0.5     0.5" in out
+    records = reporting.read_run(tmp_path)[1]["audit"]
+    assert [(r["iteration"], r["questions"], r["blind"]) for r in records] == [(1, 4, 1.0), (2, 2, 1.0), (10, 4, 1.0)]
+    assert "Are the labels true?" in evaluation.report(tmp_path).read_text()

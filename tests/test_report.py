@@ -1,0 +1,474 @@
+"""The report of a run and its table (report.py), on folders shaped like a real run."""
+
+import html.parser
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import eval as evaluation
+import report as reporting
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The terminal table
+
+
+def eval_row(iteration, rng, **changes):
+    k, sampled = iteration, [0.64, 0.71, 0.76, 0.796][iteration]
+    return (
+        dict(
+            kind="eval",
+            iteration=k,
+            sampled=sampled,
+            sampled_low=sampled - 0.027,
+            sampled_high=sampled + 0.026,
+            majority=0.865 + 0.01 * k,
+            greedy=0.93,
+            easy=0.84,
+            unread=0.01,
+            questions=400,
+            n=8,
+            seconds=9.0,
+            valid=0.72 + 0.08 * k,
+            render=0.68 + 0.1 * k,
+            solvability=0.7 + 0.06 * k,
+            difficulty=0.24 - 0.02 * k,
+            type_entropy=0.9 + 0.01 * k,
+            code_tokens=52 + 3 * k,
+            easy_hard_gap=0.25 - 0.03 * k,
+            types={"data_chart": 20 + k, "geometry": 12, "table": 11, "map": 6, "other": 2},
+            hard_consistency=[rng.choice([0.2, 0.4, 0.6, 0.8, 0.8, 1.0]) for _ in range(60)],
+        )
+        | changes
+    )
+
+
+def test_table_fits_100_columns_and_shows_every_figure():
+    rng = random.Random(0)
+    rows = [eval_row(k, rng) for k in range(4)]
+    rows[3] |= {key: 1.0 for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")}
+    lines = evaluation.table(rows).splitlines()
+    assert len(lines) == 6 and len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
+    assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
+        "base",
+        "64.0 (61.3–66.6)",
+        "86.5",
+        "93.0",
+        "84.0",
+        "72.0",
+        "68.0",
+        "0.70",
+        "0.24",
+        "0.90",
+    ]
+    assert lines[5].startswith("| it 3 |    100 (100–100) |")
+
+
+def test_table_of_a_run_in_progress():
+    text = evaluation.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
+    assert re.search(r"\| base \| +50.0 \(–––\) \| +– \|", text)
+    assert len(evaluation.table([]).splitlines()) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The report, on a folder shaped like a real run
+
+
+def draw_bars(values, path):
+    picture = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(picture)
+    for i, (value, colour) in enumerate(zip(values, ["#0072b2", "#d55e00", "#009e73", "#cc79a7"])):
+        pen.rectangle([6 + 14 * i, 58 - 5 * value, 15 + 14 * i, 58], fill=colour)
+    picture.save(path)
+
+
+TEXTS = ("content_type", "caption", "easy_question", "easy_answer", "hard_question", "hard_answer")
+
+
+def probe_row(folder, iteration, index, rng):
+    """One proposal: unparsable, or without a picture, or drawn and answered."""
+    row = dict.fromkeys(TEXTS + ("code", "language", "error", "picture", "solvability", "consistency"))
+    row["topic"] = rng.choice(["chart and graph understanding", "spatial and geometric reasoning"])
+    if rng.random() < 0.25 - 0.07 * iteration:
+        return row | {"reply": "<content_type>data_chart</content_type><caption>bars A 4"}
+    a, b, c, d = values = [rng.randint(1, 9) for _ in range(4)]
+    shapes = "".join(
+        f'<rect x="{6 + 14 * i}" y="{58 - 5 * v}" width="9" height="{5 * v}"/>' for i, v in enumerate(values)
+    )
+    row |= dict(
+        content_type=rng.choice(["data_chart", "geometry", "table"]),
+        caption=f"bars A {a} B {b} C {c} D {d}",
+        easy_question="What is the value of B?",
+        easy_answer=str(b),
+        language="svg",
+        hard_question="How much larger is A than C?",
+        hard_answer=str(a - c),
+        code=f'<svg viewBox="0 0 64 64">{shapes}</svg>',
+    )
+    if rng.random() < 0.3 - 0.09 * iteration:
+        return row | {"error": "not well-formed (invalid token): line 1, column 41"}
+    row["picture"] = f"iter{iteration}/pictures/probe_{index:04d}.png"
+    draw_bars(values, folder / row["picture"])
+    row["easy_answers"] = [str(b + rng.choice([0, 0, 0, 1])) for _ in range(5)]
+    row["hard_answers"] = [rng.choice([str(a - c), str(a - c), str(a), None]) for _ in range(5)]
+    return row | {"solvability": 0.8, "consistency": 0.6}
+
+
+def step_row(iteration, phase, step, steps, t, rng):
+    def noise(scale):
+        return scale * (rng.random() - 0.5)
+
+    row = dict(
+        kind="step",
+        iteration=iteration,
+        phase=phase,
+        step=step,
+        seconds=2.5,
+        loss=0.01,
+        tokens=9000,
+        kl=0.004 * step / steps + noise(0.001),
+        approx_kl=0.001,
+        entropy=0.5 - 0.2 * t + noise(0.03),
+        grad_norm=0.4 + noise(0.2),
+        clip_high=0.004 + noise(0.004),
+        clip_low=0.002 + noise(0.002),
+        clip_dual=0.0,
+        zero_variance=0.2 + 0.3 * t + noise(0.1),
+        truncated=0.05 + noise(0.02),
+        logp_gap=2e-6 + noise(1e-6),
+        logp_gap_mean=1e-7,
+    )
+    return (
+        row
+        | {
+            "proposer": dict(
+                reward=0.1 + 0.3 * t + noise(0.1),
+                valid=0.7 + 0.28 * t,
+                rendered=0.6 + 0.3 * t,
+                solvability=0.4 + 0.3 * t,
+                difficulty=0.2 + noise(0.03),
+                easy_hard=0.1 - 0.08 * t,
+                type=0.02,
+                diversity=noise(0.1),
+                type_entropy=0.9,
+            ),
+            "coder": dict(
+                reward=0.7 + 0.7 * t + noise(0.2),
+                rendered=0.6 + 0.35 * t,
+                solvability=0.5 + 0.3 * t,
+                difficulty=0.2 + noise(0.03),
+            ),
+            "solver": dict(reward=0.6 + 0.2 * t, accuracy=0.55 + 0.2 * t + noise(0.05), format=0.97),
+        }[phase]
+    )
+
+
+def audit_row(iteration):
+    return dict(
+        kind="audit",
+        iteration=iteration,
+        phase="solver",
+        questions=100,
+        agree_proposer=0.3,
+        checkable=0.5,
+        label_true=0.7 - 0.05 * iteration,
+        proposer_true=0.2,
+        vote_entropy=1.2,
+        label_entropy=2.9,
+        top_label=0.15,
+        written=0.0,
+        blind=0.1,
+    )
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder, iterations=3, steps=10, proposals=40):
+    """A run folder as mmzero.py writes it, with invented figures."""
+    rng, records = random.Random(7), []
+    settings = {"iterations": iterations, "learning_rate": 1e-4}
+    (folder / "config.json").write_text(json.dumps({"model": "tiny", "version": 1, "settings": settings}))
+    for k in range(iterations + 1):
+        (folder / f"iter{k}" / "pictures").mkdir(parents=True)
+        for phase in reporting.PHASES if k else ():
+            if phase != "proposer":
+                valid, drawn = 280 + 32 * k, 200 + 50 * k
+                records.append(
+                    dict(
+                        kind="data",
+                        iteration=k,
+                        phase=phase,
+                        asked=400,
+                        valid=valid,
+                        rendered=drawn,
+                        evaluated=drawn,
+                        seconds=4.0,
+                        kept=150 // k - 30 * (phase == "coder"),
+                        hard_consistency=[0.4, 0.6],
+                        easy_consistency=[0.8],
+                        agreement_with_easy_answer=0.9,
+                    )
+                )
+            for step in range(1, steps + 1):
+                t = (k - 1 + step / steps) / iterations
+                records.append(step_row(k, phase, step, steps, t, rng))
+            if phase == "solver":
+                records.append(audit_row(k))
+        records.append(eval_row(k, rng))
+        rows = [probe_row(folder, k, i, rng) for i in range(proposals)]
+        write_jsonl(folder / f"iter{k}" / "probe.jsonl", rows)
+    write_jsonl(folder / "metrics.jsonl", records)
+    return folder
+
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Parses a page and remembers tags, attributes and text; unbalanced tags are an error."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = Path(path).read_text(encoding="utf-8")
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def assert_harmless(page):
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name not in ("href", "srcset", "action", "xlink:href"), (tag, name)
+        assert name != "src" or value.startswith("data:image/"), value
+    assert not re.search(r"url\(|@import", page.source) and "default-src 'none'" in page.source
+
+
+def test_report_of_a_whole_run(tmp_path):
+    page = Page(evaluation.report(make_run(tmp_path)))
+    assert_harmless(page)
+    assert len(page.source) < 5_000_000
+    assert "Held-out accuracy rose from 64.0\xa0% to 79.6\xa0% in 3 iterations" in page.text
+    for title in (
+        "Held-out accuracy",
+        "Difficulty",
+        "Solvability",
+        "Proposals and pictures",
+        "Easy–hard gap",
+        "Consistency on hard questions",
+        "Content types",
+        "Variety of types",
+        "Length of code",
+        "Training sets",
+        "From proposals to training data",
+        "Reward",
+        "KL to the start of the phase",
+        "Entropy",
+        "Clipped tokens",
+        "Gradient norm",
+        "Rollout against trainer",
+        "Gallery",
+        "The label audit",
+        "Are the labels true?",
+        "Ways to cheat",
+        "Entropy of labels",
+    ):
+        assert title in page.text, title
+    blanks = page.text.count("no picture") + page.text.count("no proposal")
+    assert page.tags.count("img") + blanks == 4 * reporting.SHOWN
+    assert "not well-formed" in page.text and "could not be parsed" in page.text  # failures are shown
+    shapes = [value for _, name, value in page.attributes if name in ("d", "y", "cx", "cy", "style")]
+    assert len(shapes) > 500 and not re.search("nan|inf|None", " ".join(shapes))
+    assert "None" not in page.text
+    assert not list(tmp_path.glob("*.tmp"))
+    # the loop has the base's figure and the newest on its arrows
+    for figure in (
+        "72\xa0→\xa096\xa0% valid",
+        "68\xa0→\xa098\xa0% drawn",
+        "held-out 64.0\xa0→\xa079.6\xa0%",
+        "s 0.70\xa0→\xa00.88",
+        "d 0.24\xa0→\xa00.18",
+        "150\xa0→\xa050 open questions",
+        "65\xa0→\xa055\xa0% of them true",
+    ):
+        assert figure in page.text, figure
+
+
+def test_a_run_without_audit_or_figures_says_so_and_no_more(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "tiny", "settings": {}}')
+    page = Page(evaluation.report(tmp_path))
+    assert "label audit" not in page.text and "of them true" not in page.text and "–\xa0% valid" in page.text
+
+
+def test_an_audit_made_afterwards_is_shown_and_the_runs_own_goes_first(tmp_path):
+    make_run(tmp_path, iterations=1)
+    write_jsonl(tmp_path / "audit.jsonl", [audit_row(1) | {"label_true": 0.11}, audit_row(2) | {"label_true": 0.22}])
+    assert [r["label_true"] for r in reporting.read_run(tmp_path)[1]["audit"]] == [pytest.approx(0.65), 0.22]
+
+
+def test_figure_for_a_paper(tmp_path):
+    make_run(tmp_path, iterations=2)
+    assert evaluation.report(tmp_path, tmp_path / "figure.png") == tmp_path / "report.html"
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.width == 1800 and picture.height == 1080
+        colours = {tuple(c) for _, c in picture.convert("RGB").getcolors(1 << 22)}
+    assert (0x00, 0x72, 0xB2) in colours and (0xD5, 0x5E, 0x00) in colours  # the page's colours
+    assert set(reporting.COLOURS) == {*(f"c{i}" for i in range(7)), "gr"}
+
+
+def test_headline_names_the_direction():
+    base = {"iteration": 0, "sampled": 0.64, "sampled_low": 0.61, "sampled_high": 0.67}
+    assert reporting.headline([base, base | {"iteration": 3, "sampled": 0.55}])[0] == (
+        "Held-out accuracy fell from 64.0 % to 55.0 % in 3 iterations"
+    )
+    assert "stayed at 64.0 %" in reporting.headline([base, base | {"iteration": 1}])[0]
+
+
+def test_the_curves_are_where_the_figures_are(tmp_path):
+    # sampled accuracy of the last iteration: 79.6 on an axis from 0 to 100 at the right edge of the panel
+    source = reporting.curve("t", "", [("s", "c2", [(0, 0.64), (3, 0.796)])], "y", 100, 100)
+    height = reporting.H - reporting.TOP - reporting.BOTTOM
+    x, y = map(float, re.search(r'class="line c2" d="M[\d. ]+L([\d.]+) ([\d.]+)"', source).groups())
+    assert x == reporting.W - reporting.RIGHT
+    assert y == pytest.approx(reporting.H - reporting.BOTTOM - 0.796 * height, abs=0.06)
+
+
+def y_axis(share):
+    """Where a share stands on an axis from 0 to 1."""
+    return reporting.H - reporting.BOTTOM - share * (reporting.H - reporting.TOP - reporting.BOTTOM)
+
+
+def test_boxes_show_the_percentiles():
+    source = reporting.boxes("t", "", {0: list(np.linspace(0, 1, 101))}, "y")
+    found = re.findall(r'class="(line|box)[^"]*" d="([^"]+)"', source)
+    whisker, box, median = ([float(v) for v in re.findall(r"[\d.]+", path)] for _, path in found)
+    ends = [y_axis(share) for share in (0.05, 0.25, 0.75, 0.95)]
+    assert [whisker[i] for i in (1, 2, 4, 5)] == pytest.approx(ends, abs=0.06)
+    assert [box[1], box[3], median[1]] == pytest.approx([y_axis(0.75), y_axis(0.25), y_axis(0.5)], abs=0.06)
+
+
+def test_stacks_are_shares_on_top_of_each_other():
+    source = reporting.stacks("t", "", {0: {"other": 1, "map": 3, "table": 0}}, "y")
+    bars = re.findall(r'class="bar (\w+)" d="M[\d.]+ ([\d.]+)H[\d.]+V([\d.]+)', source)
+    assert [(style, float(low), float(high)) for style, low, high in bars] == [
+        ("c0", y_axis(0), pytest.approx(y_axis(0.75), abs=0.06)),
+        ("grey", pytest.approx(y_axis(0.75), abs=0.06), y_axis(1)),
+    ]
+
+
+def test_funnel_is_in_shares_of_what_was_asked():
+    record = dict(phase="coder", iteration=1, asked=200, valid=150, rendered=None, kept=20)
+    source = reporting.funnel([record])
+    assert re.findall(r"<td>(\d+|–)", source) == ["200", "150", "–", "–", "20"]
+    assert re.findall(r"width:([\d.]+)%", source) == ["100.0", "75.0", "10.0"]
+
+
+def test_steps_stand_within_their_iteration():
+    steps = [step_row(k, "coder", t, 4, 0.5, random.Random(0)) for k in (1, 2) for t in (1, 2, 3, 4)]
+    source = reporting.curve(*reporting.training_curves(steps)[0])  # reward
+    xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', source)]
+    width = reporting.W - reporting.LEFT - reporting.RIGHT
+    expected = [reporting.LEFT + width * (k + t / 4) / 2 for k in (0, 1) for t in (1, 2, 3, 4)]
+    assert xs == pytest.approx(expected, abs=0.06)
+
+
+def test_curve_leaves_out_what_is_missing():
+    assert reporting.curve("t", "", [("s", "c0", [(0, None), (1, float("nan"))])], "y") == ""
+    flat = reporting.curve("t", "", [("s", "c0", [(0, 0.0), (1, 0.0), (2, None)])], "y")
+    assert flat.count("<circle") == 2 and "nan" not in flat
+
+
+def test_a_lone_iteration_stands_in_the_middle_with_its_value():
+    source = reporting.curve("t", "", [("kept", "c1", [(1, 1217.0)])], "y")
+    middle = reporting.LEFT + (reporting.W - reporting.LEFT - reporting.RIGHT) / 2
+    assert float(re.search(r'cx="([\d.]+)"', source)[1]) == pytest.approx(middle, abs=0.06)
+    assert "</i>kept 1217</span>" in source and ">base<" not in source
+    many = reporting.curve("t", "", [("few", "c0", [(0, 1)]), ("kl", "c1", [(x, 1) for x in range(13)])], "y")
+    assert "<circle" not in many and "</i>few</span>" in many and ">base<" in many
+
+
+def test_report_of_a_run_in_progress(tmp_path):
+    make_run(tmp_path, iterations=2)
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(whole) if '"iteration": 2, "phase": "coder", "step": 4' in line)
+    (tmp_path / "metrics.jsonl").write_text("".join(whole[:cut]) + whole[cut][:40])  # a line half written
+    (tmp_path / "iter2" / "probe.jsonl").unlink()
+    page = Page(evaluation.report(tmp_path))
+    assert "from 64.0\xa0% to 71.0\xa0% in 1 iteration" in page.text
+    assert "Iteration 2 is not finished." in page.text
+    for text, expected in ((whole[0], "no iteration is finished yet"), ("", "Nothing is measured yet")):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert expected in Page(evaluation.report(tmp_path)).text
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "Nothing is measured yet" in Page(evaluation.report(tmp_path)).text
+
+
+def test_a_repeated_record_counts_once(tmp_path):
+    make_run(tmp_path, iterations=1)
+    _, kinds = reporting.read_run(tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(lines + lines)
+    assert reporting.read_run(tmp_path)[1] == kinds
+
+
+def test_report_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        evaluation.report(tmp_path)
+    make_run(tmp_path, iterations=1)
+    (tmp_path / "metrics.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match="metrics.jsonl has a line that is not JSON"):
+        evaluation.report(tmp_path)
+
+
+def test_what_models_write_stays_text(tmp_path):
+    make_run(tmp_path, iterations=1, proposals=3)
+    evil = "\"><script>alert(1)</script><img src=x onerror=alert(2)>' </pre></details>{0} \ud800 \x00"
+    row = dict.fromkeys(TEXTS + ("topic", "code", "language", "reply", "error"), evil)
+    row |= {"easy_answers": [evil, None], "hard_answers": [evil] * 2}
+    draw_bars([1, 2], tmp_path / "iter1" / "pictures" / "x.png")
+    write_jsonl(
+        tmp_path / "iter1" / "probe.jsonl",
+        [row | {"picture": "iter1/pictures/x.png"}, row | {"picture": None}, row | {"caption": None}],
+    )
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        record = eval_row(2, random.Random(0), types={evil: 3})
+        file.write(json.dumps(record) + "\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model": evil, "settings": {evil: evil}}))
+    page = Page(evaluation.report(tmp_path))
+    assert_harmless(page)
+    assert page.text.count("<script>alert(1)</script>") >= 20  # there, as text
+
+
+def test_pictures_are_decoded_shrunk_and_zoomed(tmp_path):
+    Image.effect_noise((1280, 960), 90).convert("RGB").save(tmp_path / "big.png")
+    tag = reporting.picture(tmp_path / "big.png", "")
+    assert 'width="320" height="240"' in tag and len(tag) < 100_000
+    draw_bars([3, 4], tmp_path / "small.png")
+    assert 'width="192" height="192"' in reporting.picture(tmp_path / "small.png", "")  # 64 pixels, 3 times
+
+
+def test_votes_are_merged_like_answers():
+    assert reporting.tally(["3", None, "4", "4.0", None, "4"]) == [("4", 3), (None, 2), ("3", 1)]
