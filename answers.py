@@ -156,28 +156,35 @@ def answers_match(a, b):
 
 # ---------------------------------------------------------------------------------------------- the majority
 
+def tally(answers):
+    """{answer: votes}, in the order in which they came; None stands for those that could not be read.
+
+    Answers with equal keys form a camp, named by its first. "5" matches both "5 cm" and "5 m", which differ, so
+    matching alone makes no camps: a bare number joins the unit most often given with that number, and no other.
+
+    >>> tally(["7", "5", None, "7.0"]), tally(["5", "5 cm", "5 cm", "5 m"])
+    ({'7': 2, '5': 1, None: 1}, {'5 cm': 3, '5 m': 1})
+    """
+    keys = [canonical(answer) for answer in answers]
+    counts, camp = Counter(keys), {None: None}                  # a Counter keeps the order of first appearance
+    for value, unit in filter(None, counts):
+        united = [key for key in counts if key and key[0] == value and key[1]] if not unit else []
+        camp[value, unit] = max(united, key=counts.get) if united else (value, unit)    # max: first of equals
+    votes = Counter(camp[key] for key in keys)
+    return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}
+
+
 def vote(answers):
     """(majority answer, consistency c = its votes / len(answers)); (None, 0.0) if nothing could be read.
 
-    Answers with equal keys form a camp. "5" matches both "5 cm" and "5 m", which differ, so matching alone
-    makes no camps: a bare number joins the unit most often given with that number, and no other.
-    Hence c is exactly the share of answers that match the majority answer. Ties go to the camp seen first.
+    c is exactly the share of answers that match the majority answer (see `tally`). Ties go to the camp seen first.
 
-    >>> vote(["7", "5", None, "7.0"])
-    ('7', 0.5)
-    >>> vote(["5", "5 cm", "5 cm", "5 m"])
-    ('5 cm', 0.75)
+    >>> vote(["7", "5", None, "7.0"]), vote(["5", "5 cm", "5 cm", "5 m"])
+    (('7', 0.5), ('5 cm', 0.75))
     >>> vote(["b", "a"]), vote(["unknown", "unknown"])
     (('b', 0.5), (None, 0.0))
     """
-    keys = [canonical(answer) for answer in answers]
-    counts = Counter(key for key in keys if key)               # a Counter keeps the order of first appearance
-    camp = {}
-    for value, unit in counts:
-        united = [key for key in counts if key[0] == value and key[1]] if not unit else []
-        camp[value, unit] = max(united, key=counts.get) if united else (value, unit)    # max: first of equals
-    votes = Counter(camp[key] for key in keys if key)
-    if not votes:
-        return None, 0.0
-    winner = max(votes, key=votes.get)
-    return answers[keys.index(winner)], votes[winner] / len(answers)
+    votes = tally(answers)
+    votes.pop(None, 0)
+    winner = max(votes, key=votes.get, default=None)
+    return winner, votes[winner] / len(answers) if votes else 0.0

@@ -1,10 +1,9 @@
-"""Accuracy of checkpoints and their comparison on the same questions; the door to a run's audit and report.
+"""Accuracy of checkpoints and their comparison on the same questions; the door to a run's report.
 
     python eval.py --model M                                  # the built-in held-out charts
     python eval.py --model M --bench MMMU ChartQA my.jsonl    # questions from outside (benchmarks.py)
     python eval.py --model M --compare A B                    # is M better than A, than B?
     python eval.py --model M ... --rescore [--judge J]        # the same tables from the replies that were kept
-    python eval.py --audit RUN                                # how good are the Solver's labels? (audit.py)
     python eval.py --report RUN [--png FILE]                  # draw RUN/report.html (report.py)
 
 Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on
@@ -38,11 +37,10 @@ from tqdm import tqdm
 
 import benchmarks
 from answers import answers_match, extract_answer, vote
-from audit import audit_run
 from generate import generate
 from prompts import fill
 from render import Renderer
-from report import cells, read_jsonl, report
+from report import markdown, read_jsonl, report, table        # table: for mmzero.py
 from tiny import world
 from vlm import VLM, find_checkpoint
 
@@ -73,7 +71,7 @@ def score(sampled, greedy, truths, seed=0, right=answers_match):
         "majority": np.array([float(right(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
         "greedy": np.array([float(right(a, t)) for a, t in zip(greedy, truths)]),
     }
-    low, high = bootstrap(correct["sampled"], seed)
+    low, high = interval(correct["sampled"], seed)
     return {
         "questions": len(truths), "n": len(sampled[0]),
         "sampled": float(correct["sampled"].mean()), "sampled_low": low, "sampled_high": high,
@@ -104,6 +102,8 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
 # ------------------------------------------------------------------------------------------------------------
 # Any set: ask once, keep every reply, score from what was kept
 
+CHUNK = 128                                                 # questions between two writes
+
 
 def fingerprint(name):
     """A hash of 256 places of a checkpoint's weights: replies of another checkpoint under an old name are noticed."""
@@ -117,52 +117,47 @@ def fingerprint(name):
 
 
 def resume(path, settings):
-    """How many questions `path` has the replies of, in whole chunks. ValueError if other settings made it."""
+    """How many questions `path` has the replies of. ValueError if other settings made it."""
     old, *rows = read_jsonl(path) or [settings]
-    changed = [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]
-    if changed:
+    if changed := [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]:
         raise ValueError(f"{path} holds replies of another evaluation ({', '.join(changed)}): give another --out")
-    done = len(rows) if len(rows) == settings["questions"] else len(rows) // settings["chunk"] * settings["chunk"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows[:done]]))
+    path.parent.mkdir(parents=True, exist_ok=True)          # written anew: the last line may be half a line
+    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows]))
     os.replace(path.with_suffix(".new"), path)
-    return done
+    return len(rows)
 
 
 def collect(path, settings, name, rows, folder, vlm=None):
-    """Ask the questions that `path` lacks and append their replies, chunk by chunk. -> the model, if it was needed"""
-    done, total, chunk = resume(path, settings), settings["questions"], settings["chunk"]
-    bar = tqdm(total=total, initial=done, desc=f"{settings['model']}, {name}", unit=" questions", disable=done == total)
-    for start in range(done, total, chunk):
+    """Ask the questions that `path` lacks and append their replies, CHUNK by CHUNK. -> the model, if it was needed"""
+    done, total = resume(path, settings), settings["questions"]
+    for start in tqdm(range(done, total, CHUNK), desc=f"{settings['model']}, {name}", unit=f" x {CHUNK} questions", disable=done == total):
         vlm, questions = vlm or VLM.load(settings["model"]), []
         vlm.max_pixels = min(vlm.max_pixels, 1280 * 1280)                   # as the authors have it
-        for i in range(start, min(start + chunk, total)):
+        numbers = range(start, min(start + CHUNK, total))
+        for i in numbers:
             try:
                 questions.append(benchmarks.question(rows[i], name, folder))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{settings['bench']}, question {i + 1}: {error}") from None
         prompts = [vlm.encode(question.parts(vlm.prompts["solver"])) for question in questions]
-        # A seed per chunk: an evaluation that was stopped and resumed gives the replies of one that was not.
-        options = dict(seed=settings["seed"] + 1_000_003 * (start // chunk), max_new_tokens=settings["max_new_tokens"])
-        sampled = generate(vlm, prompts, settings["n"], temperature=settings["temperature"], top_p=settings["top_p"],
-                           **options)
+        # By their numbers the replies are those of one long call: an evaluation may stop and go on anywhere.
+        options = {"seed": settings["seed"], "max_new_tokens": settings["max_new_tokens"], "numbers": numbers}
+        sampled = generate(vlm, prompts, settings["n"], temperature=settings["temperature"], top_p=settings["top_p"], **options)
         greedy = generate(vlm, prompts, 1, temperature=0.0, **options)
         with open(path, "a", encoding="utf-8") as file:
-            for i, question in enumerate(questions):
+            for i, question, replies, (best,) in zip(numbers, questions, sampled, greedy):
                 kept = {key: value for key, value in vars(question).items() if key != "pictures"}
-                kept |= {"replies": [reply.text for reply in sampled[i]], "greedy": greedy[i][0].text}
-                file.write(json.dumps({"index": start + i} | kept) + "\n")
-        bar.update(len(questions))
-    bar.close()
+                file.write(json.dumps({"index": i, **kept, "replies": [reply.text for reply in replies], "greedy": best.text}) + "\n")
     return vlm
 
 
 def grade(rows, accepted=frozenset(), seed=0):
-    """Kept rows -> the dict of `evaluate`; `accepted`: what the judge was asked and said yes to."""
+    """Kept rows -> the dict of `evaluate`, and more; `accepted`: what the judge was asked and said yes to."""
     sampled = [[extract_answer(reply) for reply in row["replies"]] for row in rows]
     greedy = [extract_answer(row["greedy"]) for row in rows]
     result = score(sampled, greedy, rows, seed, lambda a, row: benchmarks.right(a, row) or to_judge(a, row) in accepted)
-    return result | {"of_readable": result["sampled"] / max(1e-9, 1 - result["unread"])}
+    low, high = interval(result["per_question"]["greedy"])
+    return result | {"greedy_low": low, "greedy_high": high, "of_readable": result["sampled"] / max(1e-9, 1 - result["unread"])}
 
 
 JUDGE = """Compare two answers to one question. Do they say the same?
@@ -196,28 +191,43 @@ def judge(name, rows, path):
 # How sure one can be
 
 
-def resample(values, seed=0, draws=2000):
-    """Means of `draws` samples of the questions `values` [Q], drawn again with replacement."""
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
-
-
 def bootstrap(values, seed=0, draws=2000):
     """95 % percentile interval of the mean of `values` [Q].
 
     Questions are drawn again, not samples: the n replies to one question are alike, and to treat them as
     Q * n independent trials would give an interval far too narrow.
-
-    >>> bootstrap([1.0, 1.0, 1.0])
-    (1.0, 1.0)
     """
-    return tuple(map(float, np.percentile(resample(values, seed, draws), [2.5, 97.5])))
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    return tuple(map(float, np.percentile(means, [2.5, 97.5])))
 
 
-def macro(sets, seed=0):
-    """(mean of the sets' means, low, high): a set counts the same however many questions it has."""
-    means = np.mean([resample(values, [seed, i]) for i, values in enumerate(sets)], axis=0)
-    return (float(np.mean([np.mean(values) for values in sets])), *map(float, np.percentile(means, [2.5, 97.5])))
+def wilson(values):
+    """95 % score interval of a share, of `values` [Q] that are 0 or 1 (Wilson 1927). At 0 or 100 % it does not shrink to nothing.
+
+    >>> [round(end, 3) for end in wilson([1] * 60)]
+    [0.94, 1.0]
+    """
+    n, p, z = len(values), float(np.mean(values)), 1.959964
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def interval(values, seed=0):
+    """95 % interval of the mean of `values` [Q], each the share of right replies to one question."""
+    return wilson(values) if set(values) <= {0, 1} else bootstrap(values, seed)
+
+
+def macro(results):
+    """What `grade` says of several sets -> the mean of each figure: a set counts the same however many questions it has.
+
+    The sets are independent, so the distances of the mean to the ends of its interval add as squares (Newcombe 1998).
+    """
+    average = {key: float(np.mean([r[key] for r in results])) for key in results[0] if key != "per_question"}
+    for key in ("sampled", "greedy"):
+        below, above = (math.hypot(*(r[key] - r[key + end] for r in results)) / len(results) for end in ("_low", "_high"))
+        average |= {key + "_low": average[key] - below, key + "_high": average[key] + above}
+    return average | {"questions": sum(r["questions"] for r in results)}
 
 
 def mcnemar(a, b):
@@ -254,60 +264,14 @@ def compare(a, b, seed=0):
 # ------------------------------------------------------------------------------------------------------------
 # Tables
 
-def markdown(header, rows):
-    """Aligned Markdown; the first column is text, the others are numbers.
-
-    >>> print(markdown(["model", "greedy"], [["tiny", "93.5"]]))
-    | model | greedy |
-    |:------|-------:|
-    | tiny  |   93.5 |
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-
-    def line(row):
-        padded = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|:" + "-" * (widths[0] + 1) + "|" + "".join("-" * (w + 1) + ":|" for w in widths[1:])
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def table(evals):
-    """A run's eval records (base, iteration 1, ...) -> Markdown that fits a terminal of 100 columns.
-
-    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n, greedy) and on
-    easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability and difficulty, entropy of types.
-    """
-    return markdown(*cells(evals))
-
-
 def overview(results):
-    """{(set, model): result} -> Markdown; with several sets also the macro average of every model."""
-    def percent(mean, low, high):
-        return f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-
-    sets, models = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
-    rows = [[Path(bench).name, model, percent(r["sampled"], r["sampled_low"], r["sampled_high"]),
-             percent(r["greedy"], *bootstrap(r["per_question"]["greedy"])),
-             *(f"{100 * r[key]:.1f}" for key in ("majority", "unread", "of_readable")), str(r["questions"])]
-            for (bench, model), r in results.items()]
-    for model in models if len(sets) > 1 else ():
-        own = [results[bench, model]["per_question"] for bench in sets]
-        rows.append(["macro average", model, *(percent(*macro([r[key] for r in own])) for key in ("sampled", "greedy")),
-                     f"{100 * macro([r['majority'] for r in own])[0]:.1f}", "", "", str(len(sets)) + " sets"])
-    return markdown(["set", "model", "sampled (95 %)", "greedy (95 %)", "majority", "no answer", "of readable",
-                     "questions"], rows)
-
-
-def by_type(results, types):
-    """The same per content type: sampled / majority / greedy of each model in one cell."""
-    rows = []
-    for name in sorted(set(types)):
-        own = [i for i, kind in enumerate(types) if kind == name]
-        figures = [" / ".join(f"{100 * np.mean([r['per_question'][key][i] for i in own]):.1f}"
-                              for key in ("sampled", "majority", "greedy")) for r in results.values()]
-        rows.append([name, str(len(own)), *figures])
-    return markdown(["sampled / majority / greedy", "questions", *results], rows)
+    """{(set, model): result} -> Markdown."""
+    percent = lambda r, key: f"{100 * r[key]:.1f} ({100 * r[key + '_low']:.1f}–{100 * r[key + '_high']:.1f})"
+    header = ["set", "model", "sampled (95 %)", "greedy (95 %)", "majority", "no answer", "of readable", "questions"]
+    return markdown(header, [
+        [Path(bench).name, model, percent(r, "sampled"), percent(r, "greedy"),
+         *(f"{100 * r[key]:.1f}" for key in ("majority", "unread", "of_readable")), str(r["questions"])]
+        for (bench, model), r in results.items()])
 
 
 def difference(comparison, names):
@@ -325,11 +289,11 @@ def difference(comparison, names):
 # ------------------------------------------------------------------------------------------------------------
 # Command line
 
-# n, temperature, top-p, limit of a reply, questions between two writes: for sets from outside, for our charts
-DEFAULTS = (1, 0.6, 0.95, 4096, 128), (8, 1.0, 1.0, 512, 512)
+DEFAULTS = (1, 0.6, 0.95, 4096), (8, 1.0, 1.0, 512)     # n, temperature, top-p, tokens: for sets from outside, for our charts
+
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Accuracy, label audit, report.")
+    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Accuracy of checkpoints; the report of a run.")
     add = parser.add_argument
     add("--model", default="tiny", help="tiny, a folder, Qwen2-VL-2B, or any hub id")
     add("--compare", nargs="+", default=[], metavar="OTHER", help="models to compare it with, paired")
@@ -344,7 +308,6 @@ def parse(arguments):
     add("--out", default="runs/eval", help="folder of the replies and the tables")
     add("--rescore", action="store_true", help="ask nobody: score the replies that are there")
     add("--judge", metavar="MODEL", help="a model that decides where the rule says no")
-    add("--audit", metavar="RUN", help="audit the labels of a run, and do nothing else")
     add("--report", metavar="RUN", help="write RUN/report.html, and do nothing else")
     add("--png", metavar="FILE", help="with --report: the main curves as a figure, too")
     s = parser.parse_args(arguments)
@@ -361,19 +324,19 @@ def parse(arguments):
 def gather(s):
     """{(set, model): rows of replies}, after asking for what is not there yet."""
     found, sets, plain = {}, {}, lambda text: re.sub(r"[^\w.-]+", "-", text)
-    names = "image", "question", "answer", "content_type"
     for bench in () if s.rescore else s.bench:
-        sets[bench] = benchmarks.load(bench, s.questions) if bench != "charts" else (
-            bench, [dict(zip(names, (*q, kind))) for q, kind in zip(*charts(s.questions or 400, s.seed))], Path())
+        rows = [dict(zip(("image", "question", "answer", "content_type"), (*q, kind)))
+                for q, kind in zip(*charts(s.questions or 400, s.seed))] if bench == "charts" else ()
+        sets[bench] = (bench, rows, Path()) if rows else benchmarks.load(bench, s.questions)
     for model in (s.model, *s.compare):
         vlm = None                                  # one model at a time: a GPU need not hold two
         for bench in s.bench:
             path = Path(s.out) / plain(model) / f"{plain(bench)}.jsonl"
-            n, temperature, top_p, tokens, chunk = DEFAULTS[bench == "charts"]
+            n, temperature, top_p, tokens = DEFAULTS[bench == "charts"]
             if not s.rescore:
-                settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]),
-                                n=s.n or n, temperature=s.temperature or temperature, top_p=s.top_p or top_p,
-                                max_new_tokens=s.max_new_tokens or tokens, seed=s.seed, chunk=chunk)
+                settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]), n=s.n or n,
+                                temperature=s.temperature or temperature, top_p=s.top_p or top_p,
+                                max_new_tokens=s.max_new_tokens or tokens, seed=s.seed)
                 vlm = collect(path, settings, *sets[bench], vlm)
             settings, *found[bench, model] = read_jsonl(path) or [{}]
             if len(found[bench, model]) != settings.get("questions"):
@@ -381,38 +344,41 @@ def gather(s):
     return dict(sorted(found.items(), key=lambda item: s.bench.index(item[0][0])))          # set by set
 
 
-def or_exit(function, *arguments):
-    """What a user can get wrong becomes one line and exit code 1; a bug further on keeps its traceback."""
-    try:
-        return function(*arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"eval.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("eval.py: stopped; the same command goes on after the last questions that were answered")
-
-
-def main(arguments=None):
-    s = parse(arguments)
-    if s.audit or s.report:
-        return print(or_exit(audit_run, s.audit) if s.audit else or_exit(report, s.report, s.png))
-    found, accepted, comparisons, text = or_exit(gather, s), frozenset(), [], ""
+def scores(s):
+    """Ask what is not there yet, and score all of it -> the tables, which are kept in `s.out` as Markdown and JSON."""
+    found, accepted, comparisons, text = gather(s), frozenset(), [], ""
     if s.judge:
-        accepted, read = or_exit(judge, s.judge, itertools.chain(*found.values()), Path(s.out) / "judge.jsonl")
+        accepted, read = judge(s.judge, itertools.chain(*found.values()), Path(s.out) / "judge.jsonl")
         text = f"\n\nThe judge {s.judge} overruled {len(accepted)} of {read} answers that the rule calls wrong."
     results = {key: grade(rows, accepted, s.seed) for key, rows in found.items()}
-    text = overview(results) + text
     for bench in s.bench:
-        types = [row["type"] for row in found[bench, s.model]]
-        if 1 < len(set(types)) <= 20:
-            text += f"\n\n{by_type({model: r for (b, model), r in results.items() if b == bench}, types)}"
         for other in s.compare:
             comparison = compare(results[bench, s.model], results[bench, other], s.seed)
             comparisons.append({"set": bench, "model": s.model, "other": other} | comparison)
             text += f"\n\nOn {bench}, {difference(comparison, (s.model, other))}"
-    print(text)
-    rows = [{"set": b, "model": m} | {k: r[k] for k in r if k != "per_question"} for (b, m), r in results.items()]
+    shown = dict(results)
+    for (bench, model), rows in found.items():                                  # and by the types of their questions
+        types = sorted({row["type"] for row in rows})
+        for kind in types if 1 < len(types) <= 20 else ():
+            own = [row for row in rows if row["type"] == kind]
+            shown[f"{bench}, {kind.replace('/', ' ')}", model] = grade(own, accepted, s.seed)
+    for model in (s.model, *s.compare) if len(s.bench) > 1 else ():
+        shown["macro average", model] = macro([results[bench, model] for bench in s.bench])
+    text = overview(shown) + text
+    rows = [{"set": b, "model": m} | {k: r[k] for k in r if k != "per_question"} for (b, m), r in shown.items()]
     (Path(s.out) / "results.md").write_text(text + "\n", encoding="utf-8")
     (Path(s.out) / "results.json").write_text(json.dumps({"results": rows, "comparisons": comparisons}, indent=2))
+    return text
+
+
+def main(arguments=None):
+    s = parse(arguments)
+    try:
+        print(report(s.report, s.png) if s.report else scores(s))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("eval.py: stopped; the same command goes on after the last questions that were answered")
 
 
 if __name__ == "__main__":
