@@ -66,19 +66,14 @@ def charts(count, seed=0, kind="hard", of="test"):
 
 def score(sampled, greedy, truths, seed=0, right=answers_match):
     """Figures from answers alone. sampled [Q][n], greedy [Q], truths [Q] -> the dict `evaluate` returns."""
-    correct = {  # each [Q], in [0, 1]; None (unreadable) is never right
-        "sampled": np.array([np.mean([right(a, t) for a in g]) for g, t in zip(sampled, truths)]),
-        "majority": np.array([float(right(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
-        "greedy": np.array([float(right(a, t)) for a, t in zip(greedy, truths)]),
-    }
-    low, high = interval(correct["sampled"], seed)
-    return {
-        "questions": len(truths), "n": len(sampled[0]),
-        "sampled": float(correct["sampled"].mean()), "sampled_low": low, "sampled_high": high,
-        "majority": float(correct["majority"].mean()), "greedy": float(correct["greedy"].mean()),
-        "unread": float(np.mean([a is None for group in sampled for a in group])),
-        "per_question": {name: values.tolist() for name, values in correct.items()},
-    }
+    hits = {  # each [Q], in [0, 1]; None (unreadable) is never right
+        "sampled": [float(np.mean([right(answer, truth) for answer in group])) for group, truth in zip(sampled, truths)],
+        "majority": [float(right(vote(group)[0], truth)) for group, truth in zip(sampled, truths)],
+        "greedy": [float(right(answer, truth)) for answer, truth in zip(greedy, truths)]}
+    low, high = interval(hits["sampled"], seed)
+    return {"questions": len(truths), "n": len(sampled[0]), "sampled_low": low, "sampled_high": high, "per_question": hits,
+            "unread": float(np.mean([answer is None for group in sampled for answer in group])),
+            **{name: float(np.mean(values)) for name, values in hits.items()}}
 
 
 def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
@@ -254,11 +249,8 @@ def compare(a, b, seed=0):
     ours, theirs = a["per_question"], b["per_question"]
     if len(ours["sampled"]) != len(theirs["sampled"]):
         raise ValueError(f"not the same questions: {len(ours['sampled'])} and {len(theirs['sampled'])}")
-    difference = np.subtract(ours["sampled"], theirs["sampled"])  # [Q]
-    result = {"sampled": (float(difference.mean()), *bootstrap(difference, seed))}
-    for name in ("majority", "greedy"):
-        result[name] = (a[name] - b[name], *mcnemar(ours[name], theirs[name]))
-    return result
+    tests = {name: (a[name] - b[name], *mcnemar(ours[name], theirs[name])) for name in ("majority", "greedy")}
+    return {"sampled": (a["sampled"] - b["sampled"], *bootstrap(np.subtract(ours["sampled"], theirs["sampled"]), seed)), **tests}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -274,15 +266,14 @@ def overview(results):
         for (bench, model), r in results.items()])
 
 
-def difference(comparison, names):
+def difference(comparison):
     """The paired comparison in words, one line per figure."""
-    gain, low, high = comparison["sampled"]
-    lines = [f"{names[0]} minus {names[1]}, paired on the same questions:",
-             f"  sampled   {100 * gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"]
+    line = "  {:9} {:+.1f} points".format
+    (gain, low, high), text = comparison["sampled"], "On {set}, {model} minus {other}, paired on the same questions:"
+    lines = [text.format(**comparison), line("sampled", 100 * gain) + f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"]
     for key in ("majority", "greedy"):
         gain, wins, losses, p = comparison[key]
-        lines.append(f"  {key:9} {100 * gain:+.1f} points: right alone on {wins}, wrong alone on {losses}, "
-                     f"McNemar exact p = {p:.2g}")
+        lines.append(line(key, 100 * gain) + f": right alone on {wins}, wrong alone on {losses}, McNemar exact p = {p:.2g}")
     return "\n".join(lines)
 
 
@@ -353,9 +344,9 @@ def scores(s):
     results = {key: grade(rows, accepted, s.seed) for key, rows in found.items()}
     for bench in s.bench:
         for other in s.compare:
-            comparison = compare(results[bench, s.model], results[bench, other], s.seed)
-            comparisons.append({"set": bench, "model": s.model, "other": other} | comparison)
-            text += f"\n\nOn {bench}, {difference(comparison, (s.model, other))}"
+            comparisons.append({"set": bench, "model": s.model, "other": other}
+                               | compare(results[bench, s.model], results[bench, other], s.seed))
+            text += "\n\n" + difference(comparisons[-1])
     shown = dict(results)
     for (bench, model), rows in found.items():                                  # and by the types of their questions
         types = sorted({row["type"] for row in rows})

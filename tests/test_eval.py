@@ -211,7 +211,7 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
     [
         (
             {"image": "a.png", "prompt": "q", "answer": "7"},
-            "line 1: no column for the question; found image, prompt, answer; wanted image: images or",
+            "question 1: no column for the question; found image, prompt, answer; wanted image: images or",
         ),
         (
             {"picture": "a.png", "q": "q"},
@@ -221,7 +221,7 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         ({"image": "a.png", "question": "q", "answer": ""}, "the question or the answer is empty"),
         ("{", "line 1 is not JSON"),
         ("[1]", "found no object"),
-        ("", "holds no questions"),
+        ("", "bench.jsonl: no column for the image and the question and the answer; found no rows; wanted"),
     ],
 )
 def test_bad_lines_say_what_and_where(tmp_path, row, message):
