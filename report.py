@@ -42,6 +42,10 @@ def finite(x):
     return isinstance(x, (int, float)) and math.isfinite(x)
 
 
+def short(x):
+    return f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}".replace("e-0", "e-")
+
+
 # -------------------------------------------------------------------------------------------- the run folder
 
 def read_jsonl(path):
@@ -181,7 +185,7 @@ def draw(axes, panel):
     axes.axhline(0, color=COLOURS["soft"], lw=0.8)
     axes.update_datalim([(start, panel.top or not axes.dataLim.height)])            # all zero: up to 1
     axes.autoscale(axis="y")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}".replace("e-0", "e-"))
+    axes.yaxis.set_major_formatter(lambda y, _: short(y))
     axes.set_xlabel("iteration →", loc="right")
     axes.set_title("↑ " + panel.label, loc="left")
 
@@ -206,8 +210,8 @@ def figure(panel):
         svg = svg.replace(colour, f"var(--{name})")
     keys = ""
     for name, colour, points in panel.series:
-        shown = [f"{p[1]:{'.3g' if abs(p[1]) < 1000 else '.0f'}}" for p in points if finite(p[1]) and len(points) <= FEW]
-        keys += f'<span class="{colour}"><i></i>{esc(name)} {" → ".join(shown)}</span>'
+        values = [short(y) for _, y, *_ in points if finite(y) and len(points) <= FEW]
+        keys += f'<span class="{colour}"><i></i>{esc(name)} {" → ".join(values)}</span>'
     return (f'<figure><h3>{esc(panel.title)}</h3><p class="key">{keys}</p>{svg}'
             f'<figcaption>{esc(panel.note)}</figcaption></figure>')
 
