@@ -6,18 +6,17 @@
     python eval.py --model M ... --rescore [--judge J]        # the same tables from the replies that were kept
     python eval.py --report RUN [--png FILE]                  # draw RUN/report.html (report.py)
 
-Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on
-from there, and all figures come from there. The Solver is asked with its own prompt: on charts as in training (8
-samples, temperature 1), elsewhere as the authors do (one, temperature 0.6, top-p 0.95). What parts ways in self-play:
+Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on from there,
+and all figures come from there. The Solver is asked with its own prompt: on charts as in training (8 samples, temperature 1),
+elsewhere as the authors do (one, temperature 0.6, top-p 0.95). What parts ways in self-play:
 
     sampled    mean over questions and n samples     what the reward of phase S pushes up
     majority   the vote of the n samples             the label maker's quality (the teacher in test-time RL)
     greedy     one reply at temperature 0            what a user would get
 
-(Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.) Deviations from the
-authors: their text model re-grades every answer, ours (--judge) only what the rule calls wrong. A reply without a
-readable answer counts as wrong: their rule score leaves it out of the denominator, which flatters a model that often
-fails to answer; `of readable` is that figure.
+(Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.) Deviations from the authors:
+their text model re-grades every answer, ours (--judge) only what the rule calls wrong. A reply without a readable answer counts as
+wrong: their rule score leaves it out, which flatters a model that often fails to answer; `of readable` is that figure.
 """
 import argparse
 import hashlib
@@ -45,9 +44,7 @@ from tiny import world
 from vlm import VLM, find_checkpoint
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The held-out charts, as a run measures them: (picture, question, answer) triples
-
+# ---------------------------- the held-out charts, as a run measures them: (picture, question, answer) triples
 
 def charts(count, seed=0, kind="hard", of="test"):
     """`count` held-out questions on procedural charts the tiny base never saw -> (questions, content types).
@@ -94,8 +91,7 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     return result | {"seconds": time.perf_counter() - begun}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Any set: ask once, keep every reply, score from what was kept
+# ----------------------------------------------- any set: ask once, keep every reply, score from what was kept
 
 CHUNK = 128                                                 # questions between two writes
 
@@ -111,24 +107,20 @@ def fingerprint(name):
     return digest.hexdigest()
 
 
-def resume(path, settings):
-    """How many questions `path` has the replies of. ValueError if other settings made it."""
-    old, *rows = read_jsonl(path) or [settings]
+def collect(path, settings, name, rows, folder, vlm=None):
+    """Ask the questions that `path` lacks and append their replies, CHUNK by CHUNK. -> the model, if it was needed
+
+    ValueError if other settings made `path`, or if a question cannot be read."""
+    old, *known = read_jsonl(path) or [settings]
     if changed := [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]:
         raise ValueError(f"{path} holds replies of another evaluation ({', '.join(changed)}): give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)          # written anew: the last line may be half a line
-    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows]))
+    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *known]))
     os.replace(path.with_suffix(".new"), path)
-    return len(rows)
-
-
-def collect(path, settings, name, rows, folder, vlm=None):
-    """Ask the questions that `path` lacks and append their replies, CHUNK by CHUNK. -> the model, if it was needed"""
-    done, total = resume(path, settings), settings["questions"]
-    for start in tqdm(range(done, total, CHUNK), desc=f"{settings['model']}, {name}", unit=f" x {CHUNK} questions", disable=done == total):
-        vlm, questions = vlm or VLM.load(settings["model"]), []
+    starts = range(len(known), len(rows), CHUNK)
+    for start in tqdm(starts, desc=f"{settings['model']}, {name}", unit=f" x {CHUNK} questions", disable=not starts):
+        vlm, questions, numbers = vlm or VLM.load(settings["model"]), [], range(start, min(start + CHUNK, len(rows)))
         vlm.max_pixels = min(vlm.max_pixels, 1280 * 1280)                   # as the authors have it
-        numbers = range(start, min(start + CHUNK, total))
         for i in numbers:
             try:
                 questions.append(benchmarks.question(rows[i], name, folder))
@@ -136,9 +128,9 @@ def collect(path, settings, name, rows, folder, vlm=None):
                 raise ValueError(f"{settings['bench']}, question {i + 1}: {error}") from None
         prompts = [vlm.encode(question.parts(vlm.prompts["solver"])) for question in questions]
         # By their numbers the replies are those of one long call: an evaluation may stop and go on anywhere.
-        options = {"seed": settings["seed"], "max_new_tokens": settings["max_new_tokens"], "numbers": numbers}
-        sampled = generate(vlm, prompts, settings["n"], temperature=settings["temperature"], top_p=settings["top_p"], **options)
-        greedy = generate(vlm, prompts, 1, temperature=0.0, **options)
+        sampled, greedy = (generate(vlm, prompts, n, temperature=t, top_p=p, seed=settings["seed"], numbers=numbers,
+                                    max_new_tokens=settings["max_new_tokens"])
+                           for n, t, p in ((settings["n"], settings["temperature"], settings["top_p"]), (1, 0.0, 1.0)))
         with open(path, "a", encoding="utf-8") as file:
             for i, question, replies, (best,) in zip(numbers, questions, sampled, greedy):
                 kept = {key: value for key, value in vars(question).items() if key != "pictures"}
@@ -182,9 +174,7 @@ def judge(name, rows, path):
     return {text for text in wrong if re.match(r"\W*yes\b", known[text], re.IGNORECASE)}, len(wrong)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# How sure one can be
-
+# ----------------------------------------------------------------------------------------- how sure one can be
 
 def bootstrap(values, seed=0, draws=2000):
     """95 % percentile interval of the mean of `values` [Q].
@@ -253,8 +243,7 @@ def compare(a, b, seed=0):
     return {"sampled": (a["sampled"] - b["sampled"], *bootstrap(np.subtract(ours["sampled"], theirs["sampled"]), seed)), **tests}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Tables
+# ------------------------------------------------------------------------------------------------------ tables
 
 def overview(results):
     """{(set, model): result} -> Markdown."""
@@ -277,8 +266,7 @@ def difference(comparison):
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Command line
+# ------------------------------------------------------------------------------------------------ command line
 
 DEFAULTS = (1, 0.6, 0.95, 4096), (8, 1.0, 1.0, 512)     # n, temperature, top-p, tokens: for sets from outside, for our charts
 
