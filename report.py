@@ -345,16 +345,15 @@ def headline(evals):
     evals = [r for r in evals if finite(r.get("sampled"))]
     if not evals:
         return "Nothing is measured yet", ""
-    first, last = evals[0], evals[-1]
-    before, after = (f"{100 * r['sampled']:.1f} %" for r in (first, last))
+    percent = lambda r, *keys: "–".join(f"{100 * r[key]:.1f}" for key in keys) + " %"
+    first, last, count = evals[0], evals[-1], evals[-1]["iteration"] - evals[0]["iteration"]
+    before, after = percent(first, "sampled"), percent(last, "sampled")
     if first is last:
         return f"The base answers {before} of held-out questions; no iteration is finished yet", ""
     verb = "rose" if last["sampled"] > first["sampled"] else "fell"
     change = f"stayed at {before}" if before == after else f"{verb} from {before} to {after}"
-    count = last["iteration"] - first["iteration"]
-    before, after = (f"{100 * r['sampled_low']:.1f}–{100 * r['sampled_high']:.1f}" for r in (first, last))
-    return (f"Held-out accuracy {change} in {count} iteration{'s' * (count > 1)}",
-            f"95 % intervals: {before} % before, {after} % after.")
+    before, after = (percent(r, "sampled_low", "sampled_high") for r in (first, last))
+    return f"Held-out accuracy {change} in {count} iteration{'s' * (count > 1)}", f"95 % intervals: {before} before, {after} after."
 
 
 def change(records, key, scale=1, digits=0):
@@ -371,17 +370,14 @@ def report(folder, png=None):
     title, lede = headline(evals)
     if steps and steps[-1]["iteration"] > max((r["iteration"] for r in evals), default=0):
         lede = f"{lede} Iteration {steps[-1]['iteration']} is not finished.".strip()
-    together, labels, training = panels(kinds)
-    body, (header, results) = "", cells(evals)
-    for name, note, part, more in (("What the three roles make together", "", together, funnel(data)),
-                                   ("The label audit", AUDIT, labels, ""), ("How training went", "", training, "")):
-        if drawn := "".join(figure(panel) for panel in part if panel.series) + more:
-            body += f'<h2>{name}</h2>{note}<div class="figures">{drawn}</div>'
-    if pictures := gallery(folder):
-        body += f"<h2>Gallery</h2>{GALLERY}{pictures}"
-    page = string.Template(PAGE).substitute(
-        title=esc(title).replace(" %", "&nbsp;%"), lede=esc(lede).replace(" %", "&nbsp;%"), body=body,
-        tiny=TINY if config.get("model") == "tiny" else "", model=esc(config.get("model")), steps=len(steps),
+    outcomes, labels, training = parts = panels(kinds)
+    figures = ["".join(figure(panel) for panel in part if panel.series) for part in parts]
+    header, results = cells(evals)
+    page = string.Template(PAGE).substitute(                                        # an empty section is not shown
+        title=esc(title).replace(" %", "&nbsp;%"), lede=esc(lede).replace(" %", "&nbsp;%"), steps=len(steps),
+        outcomes=figures[0] + funnel(data), labels=figures[1], training=figures[2], gallery=gallery(folder),
+        model=esc(config.get("model")),
+        tiny="It was pretrained on procedural scenes of the same kind as the held-out charts." if config.get("model") == "tiny" else "",
         minutes=f"{sum(r['seconds'] for records in kinds.values() for r in records if finite(r.get('seconds'))) / 60:.1f}",
         valid=change(evals, "valid", 100), drawn=change(evals, "render", 100), right=change(evals, "sampled", 100, 1),
         s=change(evals, "solvability", 1, 2), d=change(evals, "difficulty", 1, 2),
@@ -394,13 +390,5 @@ def report(folder, png=None):
     partial.write_bytes(page.encode("utf-8", "replace"))  # models write half surrogate pairs, UTF-8 cannot
     os.replace(partial, folder / "report.html")
     if png:
-        figure_png([*together[:5], labels[0]], png)
+        figure_png([*outcomes[:5], labels[0]], png)
     return folder / "report.html"
-
-
-AUDIT = """<p class="prose">Nobody tells the Solver a right answer: its label is the majority of its own answers.
-Here is how good these labels were when it was trained on them.</p>"""
-TINY = "The tiny base was pretrained on procedural scenes of the same kind as the held-out charts."
-GALLERY = """<p class="prose">Each card is one proposal: the picture its code draws, both questions with the Proposer's own
-answer, and the Solver's votes. ✓ marks votes equal to the Proposer's answer. For a hard question the longest bar with an
-answer is what a Solver would be trained on, marked or not.</p>"""

@@ -327,7 +327,8 @@ def test_report_of_a_whole_run(tmp_path):
 def test_a_run_without_audit_or_figures_says_so_and_no_more(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "tiny", "settings": {}}')
     page = Page(evaluation.report(tmp_path))
-    assert "label audit" not in page.text and "of them true" not in page.text and "– % valid" in page.text
+    assert "of them true" not in page.text and "– % valid" in page.text and "svg" not in page.tags
+    assert len(re.findall(r"<section>.*?<div[^>]*></div></section>", page.source, re.DOTALL)) == 4  # which are not shown
 
 
 def test_figure_for_a_paper(tmp_path):
