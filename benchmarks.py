@@ -4,10 +4,9 @@ r"""Questions from outside: where they come from, how they are put, and when an 
     parquet    one file; pictures as bytes, {bytes, path}, or what `datasets` wrote
     a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need be:
                MMMU   zli12321/ChartQA@test   AI4Math/MathVista@testmini   "MMMU/MMMU_Pro:standard (4 options)"
-The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes.
-
-The authors' twelve sets (split test) have `problem` with the choices written into it, `images` and `answer`; the
-originals on the hub, whose columns are known here too, have the choices in a column of their own.
+The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes. The authors' twelve
+sets (split test) have `problem` with the choices written into it, `images` and `answer`; the originals on the hub, whose columns are
+known here too, have the choices in a column of their own.
 """
 
 import ast

@@ -279,8 +279,6 @@ def parse(arguments):
     add("--bench", nargs="+", default=["charts"], metavar="SET", help="charts, FILE.jsonl, FILE.parquet, a dataset's "
         "folder or hub id, a name such as MMMU, or paper: the twelve sets of the authors")
     add("-n", type=int, help="samples per question [8 on charts, else 1]")
-    add("--temperature", type=float, help="of the samples [1 on charts, else 0.6]")
-    add("--top-p", type=float, help="of the samples [1 on charts, else 0.95]")
     add("--questions", type=int, help="how many: the first ones [400 charts, else all]")
     add("--seed", type=int, default=0, help="of the charts and the samples")
     add("--max-new-tokens", type=int, help="limit of one reply [512 on charts, else 4096]")
@@ -290,10 +288,8 @@ def parse(arguments):
     add("--report", metavar="RUN", help="write RUN/report.html, and do nothing else")
     add("--png", metavar="FILE", help="with --report: the main curves as a figure, too")
     s = parser.parse_args(arguments)
-    for flag, low, high in (("n", 1, math.inf), ("questions", 1, math.inf), ("max_new_tokens", 1, math.inf),
-                            ("seed", 0, math.inf), ("temperature", 1e-3, math.inf), ("top_p", 1e-3, 1)):
-        if not low <= (low if getattr(s, flag) is None else getattr(s, flag)) <= high:
-            parser.error(f"{'-n' if flag == 'n' else '--' + flag.replace('_', '-')} must be {low} to {high}")
+    if s.seed < 0 or any(number is not None and number < 1 for number in (s.n, s.questions, s.max_new_tokens)):
+        parser.error("-n, --questions and --max-new-tokens must be 1 or more, --seed 0 or more")
     if len({s.model, *s.compare}) < 1 + len(s.compare) or s.png and not s.report:
         parser.error("--compare needs other models than --model, each once; --png goes with --report")
     s.bench = [b for name in dict.fromkeys(s.bench) for b in (benchmarks.SETS if name == "paper" else [name])]
@@ -314,8 +310,7 @@ def gather(s):
             n, temperature, top_p, tokens = DEFAULTS[bench == "charts"]
             if not s.rescore:
                 settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]), n=s.n or n,
-                                temperature=s.temperature or temperature, top_p=s.top_p or top_p,
-                                max_new_tokens=s.max_new_tokens or tokens, seed=s.seed)
+                                temperature=temperature, top_p=top_p, max_new_tokens=s.max_new_tokens or tokens, seed=s.seed)
                 vlm = collect(path, settings, *sets[bench], vlm)
             settings, *found[bench, model] = read_jsonl(path) or [{}]
             if len(found[bench, model]) != settings.get("questions"):

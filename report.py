@@ -195,7 +195,7 @@ LOOK = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "lines.line
         "axes.axisbelow": True, **{f"axes.spines.{side}": False for side in ("top", "right", "left", "bottom")},
         "axes.grid": True, "axes.grid.axis": "y", "grid.color": COLOURS["rule"], **dict.fromkeys(GREY, COLOURS["soft"]),
         "axes.xmargin": 0, "axes.ymargin": 0, "axes.autolimit_mode": "round_numbers", "xtick.major.size": 0,
-        "ytick.major.size": 0, "xtick.major.pad": 6, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "same ids every time"}
+        "ytick.major.size": 0, "xtick.major.pad": 6, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "same every time"}
 
 
 @matplotlib.rc_context(LOOK)
