@@ -223,7 +223,7 @@ def figure_png(panels, path):
     for place, panel in enumerate(panels, 1):
         draw(axes := drawing.add_subplot(2, 3, place), panel)
         axes.set_title(f"{panel.title} ({panel.label})", loc="left", color=COLOURS["ink"])
-        axes.legend()
+        axes.legend(fontsize="small", labelspacing=0.2)
     drawing.savefig(path, dpi=200)
 
 
