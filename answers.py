@@ -3,14 +3,11 @@ r"""Read a boxed answer, decide whether two answers are the same, vote (MM-Zero,
     reply -- extract_answer --> answer (a string, or None) -- canonical --> the key answers are compared by
     K answers -- vote --> their majority, which becomes the question's label, and its share c of the K
 
-No true answer is known in self-play, so what passes for equal here decides what is learnt. What differs from
-the authors' released code, and why:
-    - an answer that cannot be read counts as disagreement. Left out of the denominator, one readable answer
-      of five gives c = 1, and questions that break the Solver look agreed upon.
+No true answer is known in self-play, so what passes for equal here decides what is learnt. Unlike in the authors' released code
+    - an answer that cannot be read counts as disagreement. Left out of the denominator, one readable answer of five gives c = 1,
+      and questions that break the Solver look agreed upon;
     - none, n/a, unknown and the like are never answers: five of them would agree perfectly.
-
-Answers were written by a model, so: no eval, no computer algebra, a cap on the length of an answer, and no
-regular expression that takes quadratic time on a long text.
+Answers were written by a model, so: no eval, no computer algebra, a cap on their length, no regular expression of quadratic time.
 """
 
 import functools
@@ -99,10 +96,8 @@ def _unit(word, gap):
     """One spelling of a unit ("" for no word), or None if the word is not a unit."""
     stem, power = re.fullmatch(r"([a-z°%$€£¥]*)(.*)", word).groups()
     stem = stem[:-1] if len(stem) > 3 and stem.endswith("s") else stem
-    any_word = gap and len(stem) > 2 and stem not in NOT_UNITS
-    if stem in UNITS or stem in UNIT_NAMES or "°" in stem or any_word:
-        return UNIT_NAMES.get(stem, stem) + power.replace("^", "")
-    return None
+    known = stem in UNITS or stem in UNIT_NAMES or "°" in stem or gap and len(stem) > 2 and stem not in NOT_UNITS
+    return UNIT_NAMES.get(stem, stem) + power.replace("^", "") if known else None
 
 
 def canonical(answer):
@@ -143,12 +138,10 @@ def _canonical(answer):
 def answers_match(a, b):
     r"""Do two answers say the same? Never raises, always fast. What is never an answer does not match itself.
 
-    A number without a unit matches it with any unit, two different units do not match: see `vote`.
+    A number without a unit matches it with any unit, two different units do not match: see `tally`.
 
-    >>> answers_match("42", "42.0"), answers_match(r"25\%", "25%"), answers_match("5 cm", "5")
-    (True, True, True)
-    >>> answers_match("10", "1"), answers_match("-7", "7"), answers_match("none", "none")
-    (False, False, False)
+    >>> answers_match(r"25\%", "25.0%"), answers_match("5 cm", "5"), answers_match("-7", "7"), answers_match("none", "none")
+    (True, True, False, False)
     """
     a, b = canonical(a), canonical(b)
     return a is not None and b is not None and a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
@@ -156,28 +149,33 @@ def answers_match(a, b):
 
 # ---------------------------------------------------------------------------------------------- the majority
 
+def tally(answers):
+    """{answer: votes}, in the order in which they came; None stands for those that could not be read.
+
+    Answers with equal keys form a camp, named by its first. "5" matches both "5 cm" and "5 m", which differ, so
+    matching alone makes no camps: a bare number joins the unit most often given with that number, and no other.
+
+    >>> tally(["7", "5", None, "7.0"]), tally(["5", "5 cm", "5 cm", "5 m"])
+    ({'7': 2, '5': 1, None: 1}, {'5 cm': 3, '5 m': 1})
+    """
+    keys = [canonical(answer) for answer in answers]
+    counts, camp = Counter(keys), {None: None}                  # a Counter keeps the order of first appearance
+    for value, unit in filter(None, counts):
+        united = [key for key in counts if key and key[0] == value and key[1]] if not unit else []
+        camp[value, unit] = max(united, key=counts.get) if united else (value, unit)    # max: first of equals
+    votes = Counter(camp[key] for key in keys)
+    return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}
+
+
 def vote(answers):
     """(majority answer, consistency c = its votes / len(answers)); (None, 0.0) if nothing could be read.
 
-    Answers with equal keys form a camp. "5" matches both "5 cm" and "5 m", which differ, so matching alone
-    makes no camps: a bare number joins the unit most often given with that number, and no other.
-    Hence c is exactly the share of answers that match the majority answer. Ties go to the camp seen first.
+    c is exactly the share of answers that match the majority answer (see `tally`). Ties go to the camp seen first.
 
-    >>> vote(["7", "5", None, "7.0"])
-    ('7', 0.5)
-    >>> vote(["5", "5 cm", "5 cm", "5 m"])
-    ('5 cm', 0.75)
-    >>> vote(["b", "a"]), vote(["unknown", "unknown"])
-    (('b', 0.5), (None, 0.0))
+    >>> vote(["7", "5", None, "7.0"]), vote(["b", "a"]), vote(["unknown", "unknown"])
+    (('7', 0.5), ('b', 0.5), (None, 0.0))
     """
-    keys = [canonical(answer) for answer in answers]
-    counts = Counter(key for key in keys if key)               # a Counter keeps the order of first appearance
-    camp = {}
-    for value, unit in counts:
-        united = [key for key in counts if key[0] == value and key[1]] if not unit else []
-        camp[value, unit] = max(united, key=counts.get) if united else (value, unit)    # max: first of equals
-    votes = Counter(camp[key] for key in keys if key)
-    if not votes:
-        return None, 0.0
-    winner = max(votes, key=votes.get)
-    return answers[keys.index(winner)], votes[winner] / len(answers)
+    votes = tally(answers)
+    votes.pop(None, 0)
+    winner = max(votes, key=votes.get, default=None)
+    return winner, votes[winner] / len(answers) if votes else 0.0

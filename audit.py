@@ -2,23 +2,18 @@
 
 Self-play papers report what goes wrong while the reward still rises: majority labels drift from the truth (R-Zero's
 fell from 79 to 63 % right), all answers become one, questions can be answered without looking, the Coder writes the
-answer into the picture. mmzero.py audits each training set when it is labelled, `eval.py --audit RUN` a finished run.
+answer into the picture. mmzero.py audits each training set when it is labelled; the figures are in metrics.jsonl and the report.
 """
 import ast
-import json
 import math
 import re
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
-from answers import answers_match, canonical, extract_answer, vote
+from answers import answers_match, extract_answer, tally, vote
 from generate import generate
 from prompts import fill
-from report import read_jsonl
 from tiny.truth import truth
-from vlm import VLM
 
 
 def drawn_text(code, language):
@@ -49,10 +44,10 @@ def entropy(counts):
     return sum(c / sum(counts) * math.log(sum(counts) / c) for c in counts)
 
 
-def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512, progress=False):
+def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
     """[rows][n]: the Solver's answers to the hard questions without the picture, sampled as the labels were."""
     prompts = [vlm.encode(fill(vlm.prompts["solver"], question=row["hard_question"])) for row in rows]
-    replies = generate(vlm, prompts, n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed, progress=progress)
+    replies = generate(vlm, prompts, n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed)
     return [[extract_answer(reply.text) for reply in group] for group in replies]
 
 
@@ -70,43 +65,17 @@ def audit(rows, blind=None):
     def share(hits):
         return float(np.mean(hits)) if len(hits) else None
 
-    def key(answer):
-        return canonical(answer) and canonical(answer)[0]
-
     truths = [truth(row["caption"], row["hard_question"]) for row in rows]
     known = [(row, t) for row, t in zip(rows, truths) if t is not None]
-    labels = Counter(key(row["label"]) for row in rows).values()
+    labels = tally([row["label"] for row in rows]).values()
     words = [drawn_text(row["code"], row["language"]) for row in rows]
     return {"questions": len(rows),
             "agree_proposer": share([answers_match(r["label"], r["hard_answer"]) for r in rows]),
             "checkable": share([t is not None for t in truths]),
             "label_true": share([answers_match(r["label"], t) for r, t in known]),
             "proposer_true": share([answers_match(r["hard_answer"], t) for r, t in known]),
-            "vote_entropy": share([entropy(Counter(map(key, r["hard_answers"])).values()) for r in rows]),
+            "vote_entropy": share([entropy(tally(r["hard_answers"]).values()) for r in rows]),
             "label_entropy": entropy(labels), "top_label": max(labels, default=0) / max(len(rows), 1),
             "written": share([bool(re.search(rf"(?<![\w.]){re.escape(r['label'])}(?![\w.])", drawn, re.IGNORECASE))
                               for r, drawn in zip(rows, words)]),
             "blind": share([answers_match(vote(b)[0], r["label"]) for b, r in zip(blind, rows)]) if blind else None}
-
-
-def audit_run(folder):
-    """Audit every training set of a run; its blind answers are of the Solver that made the labels. -> a table
-
-    The figures are kept in `folder`/audit.jsonl, where the report finds them.
-    """
-    folder, records = Path(folder), []
-    files = sorted(folder.glob("iter*/solver.jsonl"), key=lambda path: int(path.parent.name[4:]))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no iterK/solver.jsonl: it is no run, or its Solver was not trained yet")
-    config = json.loads((folder / "config.json").read_text())
-    teacher = config["model"]                                               # who labelled iteration 1
-    for path in files:
-        rows, iteration = read_jsonl(path), int(path.parent.name[4:])
-        limit = config["settings"]["answer_tokens"]
-        blind = blind_answers(VLM.load(teacher), rows, max_new_tokens=limit, progress=True)
-        records.append({"kind": "audit", "iteration": iteration, "phase": "solver", **audit(rows, blind)})
-        teacher = path.parent / "solver"
-    (folder / "audit.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    show = lambda value: f"{'–':>8}" if value is None else f"{value:8.4g}"
-    return "\n".join(f"{name:15}" + "".join(show(r[name]) for r in records)
-                     for name in ("iteration", *list(records[0])[3:]))

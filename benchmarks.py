@@ -4,10 +4,9 @@ r"""Questions from outside: where they come from, how they are put, and when an 
     parquet    one file; pictures as bytes, {bytes, path}, or what `datasets` wrote
     a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need be:
                MMMU   zli12321/ChartQA@test   AI4Math/MathVista@testmini   "MMMU/MMMU_Pro:standard (4 options)"
-The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes.
-
-The authors' twelve sets (split test) have `problem` with the choices written into it, `images` and `answer`; the
-originals on the hub, whose columns are known here too, have the choices in a column of their own.
+The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes. The authors' twelve
+sets (split test) have `problem` with the choices written into it, `images` and `answer`; the originals on the hub, whose columns are
+known here too, have the choices in a column of their own.
 """
 
 import ast
@@ -67,11 +66,20 @@ class Question:
 
 def load(bench, limit):
     """-> (name, rows, folder of the pictures); rows[i] is a dict; the first `limit` of them. ValueError, OSError."""
-    path, stem = Path(bench), Path(bench).stem
+    path, name = Path(bench), Path(bench).stem
     if path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
     if path.suffix == ".jsonl":
-        return stem, parse_lines(path)[:limit], path.parent
+        rows = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                raise ValueError(f"{path} line {number} is not JSON") from None
+        for number, row in enumerate(rows, 1):
+            check(row if isinstance(row, dict) else ["no object"], f"{path}, question {number}")
+        check(rows[0] if rows else ["no rows"], path)
+        return name, rows[:limit], path.parent
     source, config, split = re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
     source = source if Path(source).is_dir() else SETS.get(source.lower(), source)
     if path.suffix != ".parquet" and not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -84,33 +92,18 @@ def load(bench, limit):
     if path.suffix == ".parquet":
         rows = datasets.Dataset.from_parquet(str(path))
     else:
-        rows, stem = datasets.load_dataset(source, config or None, split=split or "test"), Path(source).name
-        stem += config and f"-{config}"
+        rows = datasets.load_dataset(source, config or None, split=split or "test")
+        name = "-".join(filter(None, (Path(source).name, config)))
     check(rows.column_names if len(rows) else ["no rows"], bench)
-    return stem, rows.select(range(min(limit or len(rows), len(rows)))), path.parent
-
-
-def parse_lines(path):
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ValueError(f"{path} line {number} is not JSON") from None
-            check(list(rows[-1]) if isinstance(rows[-1], dict) else ["no object"], f"{path} line {number}")
-    if not rows:
-        raise ValueError(f"{path} holds no questions")
-    return rows
+    return name, rows.select(range(min(limit or len(rows), len(rows)))), path.parent
 
 
 def check(columns, where):
     """ValueError, naming what was found and what is wanted, unless there are a picture, a question and an answer."""
-    wanted = ("image", "question", "answer")
-    if missing := [field for field in wanted if not set(COLUMNS[field]) & set(columns)]:
-        wanted = "; ".join(f"{field}: {' or '.join(COLUMNS[field])}" for field in wanted)
-        raise ValueError(f"{where}: no column for the {' and the '.join(missing)}; found {', '.join(columns)}; "
-                         f"wanted {wanted}")
+    wanted = {field: COLUMNS[field] for field in ("image", "question", "answer")}
+    if missing := [field for field, names in wanted.items() if not set(names) & set(columns)]:
+        wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
+        raise ValueError(f"{where}: no column for the {' and the '.join(missing)}; found {', '.join(columns)}; wanted {wanted}")
 
 
 def question(row, name, folder):

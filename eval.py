@@ -1,24 +1,22 @@
-"""Accuracy of checkpoints and their comparison on the same questions; the door to a run's audit and report.
+"""Accuracy of checkpoints and their comparison on the same questions; the door to a run's report.
 
     python eval.py --model M                                  # the built-in held-out charts
     python eval.py --model M --bench MMMU ChartQA my.jsonl    # questions from outside (benchmarks.py)
     python eval.py --model M --compare A B                    # is M better than A, than B?
     python eval.py --model M ... --rescore [--judge J]        # the same tables from the replies that were kept
-    python eval.py --audit RUN                                # how good are the Solver's labels? (audit.py)
     python eval.py --report RUN [--png FILE]                  # draw RUN/report.html (report.py)
 
-Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on
-from there, and all figures come from there. The Solver is asked with its own prompt: on charts as in training (8
-samples, temperature 1), elsewhere as the authors do (one, temperature 0.6, top-p 0.95). What parts ways in self-play:
+Every reply is kept in OUT/MODEL/SET.jsonl, one line per question after a line of settings; a stopped evaluation goes on from there,
+and all figures come from there. The Solver is asked with its own prompt: on charts as in training (8 samples, temperature 1),
+elsewhere as the authors do (one, temperature 0.6, top-p 0.95). What parts ways in self-play:
 
     sampled    mean over questions and n samples     what the reward of phase S pushes up
     majority   the vote of the n samples             the label maker's quality (the teacher in test-time RL)
     greedy     one reply at temperature 0            what a user would get
 
-(Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.) Deviations from the
-authors: their text model re-grades every answer, ours (--judge) only what the rule calls wrong. A reply without a
-readable answer counts as wrong: their rule score leaves it out of the denominator, which flatters a model that often
-fails to answer; `of readable` is that figure.
+(Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.) Deviations from the authors:
+their text model re-grades every answer, ours (--judge) only what the rule calls wrong. A reply without a readable answer counts as
+wrong: their rule score leaves it out, which flatters a model that often fails to answer; `of readable` is that figure.
 """
 import argparse
 import hashlib
@@ -38,18 +36,15 @@ from tqdm import tqdm
 
 import benchmarks
 from answers import answers_match, extract_answer, vote
-from audit import audit_run
 from generate import generate
 from prompts import fill
 from render import Renderer
-from report import cells, read_jsonl, report
+from report import markdown, read_jsonl, report, table        # table: for mmzero.py
 from tiny import world
 from vlm import VLM, find_checkpoint
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The held-out charts, as a run measures them: (picture, question, answer) triples
-
+# ---------------------------- the held-out charts, as a run measures them: (picture, question, answer) triples
 
 def charts(count, seed=0, kind="hard", of="test"):
     """`count` held-out questions on procedural charts the tiny base never saw -> (questions, content types).
@@ -68,19 +63,14 @@ def charts(count, seed=0, kind="hard", of="test"):
 
 def score(sampled, greedy, truths, seed=0, right=answers_match):
     """Figures from answers alone. sampled [Q][n], greedy [Q], truths [Q] -> the dict `evaluate` returns."""
-    correct = {  # each [Q], in [0, 1]; None (unreadable) is never right
-        "sampled": np.array([np.mean([right(a, t) for a in g]) for g, t in zip(sampled, truths)]),
-        "majority": np.array([float(right(vote(g)[0], t)) for g, t in zip(sampled, truths)]),
-        "greedy": np.array([float(right(a, t)) for a, t in zip(greedy, truths)]),
-    }
-    low, high = bootstrap(correct["sampled"], seed)
-    return {
-        "questions": len(truths), "n": len(sampled[0]),
-        "sampled": float(correct["sampled"].mean()), "sampled_low": low, "sampled_high": high,
-        "majority": float(correct["majority"].mean()), "greedy": float(correct["greedy"].mean()),
-        "unread": float(np.mean([a is None for group in sampled for a in group])),
-        "per_question": {name: values.tolist() for name, values in correct.items()},
-    }
+    hits = {  # each [Q], in [0, 1]; None (unreadable) is never right
+        "sampled": [float(np.mean([right(answer, truth) for answer in group])) for group, truth in zip(sampled, truths)],
+        "majority": [float(right(vote(group)[0], truth)) for group, truth in zip(sampled, truths)],
+        "greedy": [float(right(answer, truth)) for answer, truth in zip(greedy, truths)]}
+    low, high = interval(hits["sampled"], seed)
+    return {"questions": len(truths), "n": len(sampled[0]), "sampled_low": low, "sampled_high": high, "per_question": hits,
+            "unread": float(np.mean([answer is None for group in sampled for answer in group])),
+            **{name: float(np.mean(values)) for name, values in hits.items()}}
 
 
 def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
@@ -101,8 +91,9 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     return result | {"seconds": time.perf_counter() - begun}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Any set: ask once, keep every reply, score from what was kept
+# ----------------------------------------------- any set: ask once, keep every reply, score from what was kept
+
+CHUNK = 128                                                 # questions between two writes
 
 
 def fingerprint(name):
@@ -116,53 +107,44 @@ def fingerprint(name):
     return digest.hexdigest()
 
 
-def resume(path, settings):
-    """How many questions `path` has the replies of, in whole chunks. ValueError if other settings made it."""
-    old, *rows = read_jsonl(path) or [settings]
-    changed = [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]
-    if changed:
-        raise ValueError(f"{path} holds replies of another evaluation ({', '.join(changed)}): give another --out")
-    done = len(rows) if len(rows) == settings["questions"] else len(rows) // settings["chunk"] * settings["chunk"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *rows[:done]]))
-    os.replace(path.with_suffix(".new"), path)
-    return done
-
-
 def collect(path, settings, name, rows, folder, vlm=None):
-    """Ask the questions that `path` lacks and append their replies, chunk by chunk. -> the model, if it was needed"""
-    done, total, chunk = resume(path, settings), settings["questions"], settings["chunk"]
-    bar = tqdm(total=total, initial=done, desc=f"{settings['model']}, {name}", unit=" questions", disable=done == total)
-    for start in range(done, total, chunk):
-        vlm, questions = vlm or VLM.load(settings["model"]), []
+    """Ask the questions that `path` lacks and append their replies, CHUNK by CHUNK. -> the model, if it was needed
+
+    ValueError if other settings made `path`, or if a question cannot be read."""
+    old, *known = read_jsonl(path) or [settings]
+    if changed := [f"{k} {old.get(k)!r} there, {v!r} now" for k, v in settings.items() if old.get(k) != v]:
+        raise ValueError(f"{path} holds replies of another evaluation ({', '.join(changed)}): give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)          # written anew: the last line may be half a line
+    path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in [settings, *known]))
+    os.replace(path.with_suffix(".new"), path)
+    starts = range(len(known), len(rows), CHUNK)
+    for start in tqdm(starts, desc=f"{settings['model']}, {name}", unit=f" x {CHUNK} questions", disable=not starts):
+        vlm, questions, numbers = vlm or VLM.load(settings["model"]), [], range(start, min(start + CHUNK, len(rows)))
         vlm.max_pixels = min(vlm.max_pixels, 1280 * 1280)                   # as the authors have it
-        for i in range(start, min(start + chunk, total)):
+        for i in numbers:
             try:
                 questions.append(benchmarks.question(rows[i], name, folder))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{settings['bench']}, question {i + 1}: {error}") from None
         prompts = [vlm.encode(question.parts(vlm.prompts["solver"])) for question in questions]
-        # A seed per chunk: an evaluation that was stopped and resumed gives the replies of one that was not.
-        options = dict(seed=settings["seed"] + 1_000_003 * (start // chunk), max_new_tokens=settings["max_new_tokens"])
-        sampled = generate(vlm, prompts, settings["n"], temperature=settings["temperature"], top_p=settings["top_p"],
-                           **options)
-        greedy = generate(vlm, prompts, 1, temperature=0.0, **options)
+        # By their numbers the replies are those of one long call: an evaluation may stop and go on anywhere.
+        sampled, greedy = (generate(vlm, prompts, n, temperature=t, top_p=p, seed=settings["seed"], numbers=numbers,
+                                    max_new_tokens=settings["max_new_tokens"])
+                           for n, t, p in ((settings["n"], settings["temperature"], settings["top_p"]), (1, 0.0, 1.0)))
         with open(path, "a", encoding="utf-8") as file:
-            for i, question in enumerate(questions):
+            for i, question, replies, (best,) in zip(numbers, questions, sampled, greedy):
                 kept = {key: value for key, value in vars(question).items() if key != "pictures"}
-                kept |= {"replies": [reply.text for reply in sampled[i]], "greedy": greedy[i][0].text}
-                file.write(json.dumps({"index": start + i} | kept) + "\n")
-        bar.update(len(questions))
-    bar.close()
+                file.write(json.dumps({"index": i, **kept, "replies": [reply.text for reply in replies], "greedy": best.text}) + "\n")
     return vlm
 
 
 def grade(rows, accepted=frozenset(), seed=0):
-    """Kept rows -> the dict of `evaluate`; `accepted`: what the judge was asked and said yes to."""
+    """Kept rows -> the dict of `evaluate`, and more; `accepted`: what the judge was asked and said yes to."""
     sampled = [[extract_answer(reply) for reply in row["replies"]] for row in rows]
     greedy = [extract_answer(row["greedy"]) for row in rows]
     result = score(sampled, greedy, rows, seed, lambda a, row: benchmarks.right(a, row) or to_judge(a, row) in accepted)
-    return result | {"of_readable": result["sampled"] / max(1e-9, 1 - result["unread"])}
+    low, high = interval(result["per_question"]["greedy"])
+    return result | {"greedy_low": low, "greedy_high": high, "of_readable": result["sampled"] / max(1e-9, 1 - result["unread"])}
 
 
 JUDGE = """Compare two answers to one question. Do they say the same?
@@ -192,32 +174,45 @@ def judge(name, rows, path):
     return {text for text in wrong if re.match(r"\W*yes\b", known[text], re.IGNORECASE)}, len(wrong)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# How sure one can be
-
-
-def resample(values, seed=0, draws=2000):
-    """Means of `draws` samples of the questions `values` [Q], drawn again with replacement."""
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
-
+# ----------------------------------------------------------------------------------------- how sure one can be
 
 def bootstrap(values, seed=0, draws=2000):
     """95 % percentile interval of the mean of `values` [Q].
 
     Questions are drawn again, not samples: the n replies to one question are alike, and to treat them as
     Q * n independent trials would give an interval far too narrow.
-
-    >>> bootstrap([1.0, 1.0, 1.0])
-    (1.0, 1.0)
     """
-    return tuple(map(float, np.percentile(resample(values, seed, draws), [2.5, 97.5])))
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    return tuple(map(float, np.percentile(means, [2.5, 97.5])))
 
 
-def macro(sets, seed=0):
-    """(mean of the sets' means, low, high): a set counts the same however many questions it has."""
-    means = np.mean([resample(values, [seed, i]) for i, values in enumerate(sets)], axis=0)
-    return (float(np.mean([np.mean(values) for values in sets])), *map(float, np.percentile(means, [2.5, 97.5])))
+def wilson(values):
+    """95 % score interval of a share, of `values` [Q] that are 0 or 1 (Wilson 1927). At 0 or 100 % it does not shrink to nothing.
+
+    >>> [round(end, 3) for end in wilson([1] * 60)]
+    [0.94, 1.0]
+    """
+    n, p, z = len(values), float(np.mean(values)), 1.959964
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def interval(values, seed=0):
+    """95 % interval of the mean of `values` [Q], each the share of right replies to one question."""
+    return wilson(values) if set(values) <= {0, 1} else bootstrap(values, seed)
+
+
+def macro(results):
+    """What `grade` says of several sets -> the mean of each figure: a set counts the same however many questions it has.
+
+    The sets are independent, so the distances of the mean to the ends of its interval add as squares (Newcombe 1998).
+    """
+    average = {key: float(np.mean([r[key] for r in results])) for key in results[0] if key != "per_question"}
+    for key in ("sampled", "greedy"):
+        below, above = (math.hypot(*(r[key] - r[key + end] for r in results)) / len(results) for end in ("_low", "_high"))
+        average |= {key + "_low": average[key] - below, key + "_high": average[key] + above}
+    return average | {"questions": sum(r["questions"] for r in results)}
 
 
 def mcnemar(a, b):
@@ -244,114 +239,57 @@ def compare(a, b, seed=0):
     ours, theirs = a["per_question"], b["per_question"]
     if len(ours["sampled"]) != len(theirs["sampled"]):
         raise ValueError(f"not the same questions: {len(ours['sampled'])} and {len(theirs['sampled'])}")
-    difference = np.subtract(ours["sampled"], theirs["sampled"])  # [Q]
-    result = {"sampled": (float(difference.mean()), *bootstrap(difference, seed))}
-    for name in ("majority", "greedy"):
-        result[name] = (a[name] - b[name], *mcnemar(ours[name], theirs[name]))
-    return result
+    tests = {name: (a[name] - b[name], *mcnemar(ours[name], theirs[name])) for name in ("majority", "greedy")}
+    return {"sampled": (a["sampled"] - b["sampled"], *bootstrap(np.subtract(ours["sampled"], theirs["sampled"]), seed)), **tests}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Tables
-
-def markdown(header, rows):
-    """Aligned Markdown; the first column is text, the others are numbers.
-
-    >>> print(markdown(["model", "greedy"], [["tiny", "93.5"]]))
-    | model | greedy |
-    |:------|-------:|
-    | tiny  |   93.5 |
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-
-    def line(row):
-        padded = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|:" + "-" * (widths[0] + 1) + "|" + "".join("-" * (w + 1) + ":|" for w in widths[1:])
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def table(evals):
-    """A run's eval records (base, iteration 1, ...) -> Markdown that fits a terminal of 100 columns.
-
-    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n, greedy) and on
-    easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability and difficulty, entropy of types.
-    """
-    return markdown(*cells(evals))
-
+# ------------------------------------------------------------------------------------------------------ tables
 
 def overview(results):
-    """{(set, model): result} -> Markdown; with several sets also the macro average of every model."""
-    def percent(mean, low, high):
-        return f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-
-    sets, models = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
-    rows = [[Path(bench).name, model, percent(r["sampled"], r["sampled_low"], r["sampled_high"]),
-             percent(r["greedy"], *bootstrap(r["per_question"]["greedy"])),
-             *(f"{100 * r[key]:.1f}" for key in ("majority", "unread", "of_readable")), str(r["questions"])]
-            for (bench, model), r in results.items()]
-    for model in models if len(sets) > 1 else ():
-        own = [results[bench, model]["per_question"] for bench in sets]
-        rows.append(["macro average", model, *(percent(*macro([r[key] for r in own])) for key in ("sampled", "greedy")),
-                     f"{100 * macro([r['majority'] for r in own])[0]:.1f}", "", "", str(len(sets)) + " sets"])
-    return markdown(["set", "model", "sampled (95 %)", "greedy (95 %)", "majority", "no answer", "of readable",
-                     "questions"], rows)
+    """{(set, model): result} -> Markdown."""
+    percent = lambda r, key: f"{100 * r[key]:.1f} ({100 * r[key + '_low']:.1f}–{100 * r[key + '_high']:.1f})"
+    header = ["set", "model", "sampled (95 %)", "greedy (95 %)", "majority", "no answer", "of readable", "questions"]
+    return markdown(header, [
+        [Path(bench).name, model, percent(r, "sampled"), percent(r, "greedy"),
+         *(f"{100 * r[key]:.1f}" for key in ("majority", "unread", "of_readable")), str(r["questions"])]
+        for (bench, model), r in results.items()])
 
 
-def by_type(results, types):
-    """The same per content type: sampled / majority / greedy of each model in one cell."""
-    rows = []
-    for name in sorted(set(types)):
-        own = [i for i, kind in enumerate(types) if kind == name]
-        figures = [" / ".join(f"{100 * np.mean([r['per_question'][key][i] for i in own]):.1f}"
-                              for key in ("sampled", "majority", "greedy")) for r in results.values()]
-        rows.append([name, str(len(own)), *figures])
-    return markdown(["sampled / majority / greedy", "questions", *results], rows)
-
-
-def difference(comparison, names):
+def difference(comparison):
     """The paired comparison in words, one line per figure."""
-    gain, low, high = comparison["sampled"]
-    lines = [f"{names[0]} minus {names[1]}, paired on the same questions:",
-             f"  sampled   {100 * gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"]
+    line = "  {:9} {:+.1f} points".format
+    (gain, low, high), text = comparison["sampled"], "On {set}, {model} minus {other}, paired on the same questions:"
+    lines = [text.format(**comparison), line("sampled", 100 * gain) + f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"]
     for key in ("majority", "greedy"):
         gain, wins, losses, p = comparison[key]
-        lines.append(f"  {key:9} {100 * gain:+.1f} points: right alone on {wins}, wrong alone on {losses}, "
-                     f"McNemar exact p = {p:.2g}")
+        lines.append(line(key, 100 * gain) + f": right alone on {wins}, wrong alone on {losses}, McNemar exact p = {p:.2g}")
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Command line
+# ------------------------------------------------------------------------------------------------ command line
 
-# n, temperature, top-p, limit of a reply, questions between two writes: for sets from outside, for our charts
-DEFAULTS = (1, 0.6, 0.95, 4096, 128), (8, 1.0, 1.0, 512, 512)
+DEFAULTS = (1, 0.6, 0.95, 4096), (8, 1.0, 1.0, 512)     # n, temperature, top-p, tokens: for sets from outside, for our charts
+
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Accuracy, label audit, report.")
+    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Accuracy of checkpoints; the report of a run.")
     add = parser.add_argument
     add("--model", default="tiny", help="tiny, a folder, Qwen2-VL-2B, or any hub id")
     add("--compare", nargs="+", default=[], metavar="OTHER", help="models to compare it with, paired")
     add("--bench", nargs="+", default=["charts"], metavar="SET", help="charts, FILE.jsonl, FILE.parquet, a dataset's "
         "folder or hub id, a name such as MMMU, or paper: the twelve sets of the authors")
     add("-n", type=int, help="samples per question [8 on charts, else 1]")
-    add("--temperature", type=float, help="of the samples [1 on charts, else 0.6]")
-    add("--top-p", type=float, help="of the samples [1 on charts, else 0.95]")
     add("--questions", type=int, help="how many: the first ones [400 charts, else all]")
     add("--seed", type=int, default=0, help="of the charts and the samples")
     add("--max-new-tokens", type=int, help="limit of one reply [512 on charts, else 4096]")
     add("--out", default="runs/eval", help="folder of the replies and the tables")
     add("--rescore", action="store_true", help="ask nobody: score the replies that are there")
     add("--judge", metavar="MODEL", help="a model that decides where the rule says no")
-    add("--audit", metavar="RUN", help="audit the labels of a run, and do nothing else")
     add("--report", metavar="RUN", help="write RUN/report.html, and do nothing else")
     add("--png", metavar="FILE", help="with --report: the main curves as a figure, too")
     s = parser.parse_args(arguments)
-    for flag, low, high in (("n", 1, math.inf), ("questions", 1, math.inf), ("max_new_tokens", 1, math.inf),
-                            ("seed", 0, math.inf), ("temperature", 1e-3, math.inf), ("top_p", 1e-3, 1)):
-        if not low <= (low if getattr(s, flag) is None else getattr(s, flag)) <= high:
-            parser.error(f"{'-n' if flag == 'n' else '--' + flag.replace('_', '-')} must be {low} to {high}")
+    if s.seed < 0 or any(number is not None and number < 1 for number in (s.n, s.questions, s.max_new_tokens)):
+        parser.error("-n, --questions and --max-new-tokens must be 1 or more, --seed 0 or more")
     if len({s.model, *s.compare}) < 1 + len(s.compare) or s.png and not s.report:
         parser.error("--compare needs other models than --model, each once; --png goes with --report")
     s.bench = [b for name in dict.fromkeys(s.bench) for b in (benchmarks.SETS if name == "paper" else [name])]
@@ -361,19 +299,18 @@ def parse(arguments):
 def gather(s):
     """{(set, model): rows of replies}, after asking for what is not there yet."""
     found, sets, plain = {}, {}, lambda text: re.sub(r"[^\w.-]+", "-", text)
-    names = "image", "question", "answer", "content_type"
     for bench in () if s.rescore else s.bench:
-        sets[bench] = benchmarks.load(bench, s.questions) if bench != "charts" else (
-            bench, [dict(zip(names, (*q, kind))) for q, kind in zip(*charts(s.questions or 400, s.seed))], Path())
+        rows = [dict(zip(("image", "question", "answer", "content_type"), (*q, kind)))
+                for q, kind in zip(*charts(s.questions or 400, s.seed))] if bench == "charts" else ()
+        sets[bench] = (bench, rows, Path()) if rows else benchmarks.load(bench, s.questions)
     for model in (s.model, *s.compare):
         vlm = None                                  # one model at a time: a GPU need not hold two
         for bench in s.bench:
             path = Path(s.out) / plain(model) / f"{plain(bench)}.jsonl"
-            n, temperature, top_p, tokens, chunk = DEFAULTS[bench == "charts"]
+            n, temperature, top_p, tokens = DEFAULTS[bench == "charts"]
             if not s.rescore:
-                settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]),
-                                n=s.n or n, temperature=s.temperature or temperature, top_p=s.top_p or top_p,
-                                max_new_tokens=s.max_new_tokens or tokens, seed=s.seed, chunk=chunk)
+                settings = dict(model=model, weights=fingerprint(model), bench=bench, questions=len(sets[bench][1]), n=s.n or n,
+                                temperature=temperature, top_p=top_p, max_new_tokens=s.max_new_tokens or tokens, seed=s.seed)
                 vlm = collect(path, settings, *sets[bench], vlm)
             settings, *found[bench, model] = read_jsonl(path) or [{}]
             if len(found[bench, model]) != settings.get("questions"):
@@ -381,38 +318,41 @@ def gather(s):
     return dict(sorted(found.items(), key=lambda item: s.bench.index(item[0][0])))          # set by set
 
 
-def or_exit(function, *arguments):
-    """What a user can get wrong becomes one line and exit code 1; a bug further on keeps its traceback."""
-    try:
-        return function(*arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"eval.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("eval.py: stopped; the same command goes on after the last questions that were answered")
+def scores(s):
+    """Ask what is not there yet, and score all of it -> the tables, which are kept in `s.out` as Markdown and JSON."""
+    found, accepted, comparisons, text = gather(s), frozenset(), [], ""
+    if s.judge:
+        accepted, read = judge(s.judge, itertools.chain(*found.values()), Path(s.out) / "judge.jsonl")
+        text = f"\n\nThe judge {s.judge} overruled {len(accepted)} of {read} answers that the rule calls wrong."
+    results = {key: grade(rows, accepted, s.seed) for key, rows in found.items()}
+    for bench in s.bench:
+        for other in s.compare:
+            comparisons.append({"set": bench, "model": s.model, "other": other}
+                               | compare(results[bench, s.model], results[bench, other], s.seed))
+            text += "\n\n" + difference(comparisons[-1])
+    shown = dict(results)
+    for (bench, model), rows in found.items():                                  # and by the types of their questions
+        types = sorted({row["type"] for row in rows})
+        for kind in types if 1 < len(types) <= 20 else ():
+            own = [row for row in rows if row["type"] == kind]
+            shown[f"{bench}, {kind.replace('/', ' ')}", model] = grade(own, accepted, s.seed)
+    for model in (s.model, *s.compare) if len(s.bench) > 1 else ():
+        shown["macro average", model] = macro([results[bench, model] for bench in s.bench])
+    text = overview(shown) + text
+    rows = [{"set": b, "model": m} | {k: r[k] for k in r if k != "per_question"} for (b, m), r in shown.items()]
+    (Path(s.out) / "results.md").write_text(text + "\n", encoding="utf-8")
+    (Path(s.out) / "results.json").write_text(json.dumps({"results": rows, "comparisons": comparisons}, indent=2))
+    return text
 
 
 def main(arguments=None):
     s = parse(arguments)
-    if s.audit or s.report:
-        return print(or_exit(audit_run, s.audit) if s.audit else or_exit(report, s.report, s.png))
-    found, accepted, comparisons, text = or_exit(gather, s), frozenset(), [], ""
-    if s.judge:
-        accepted, read = or_exit(judge, s.judge, itertools.chain(*found.values()), Path(s.out) / "judge.jsonl")
-        text = f"\n\nThe judge {s.judge} overruled {len(accepted)} of {read} answers that the rule calls wrong."
-    results = {key: grade(rows, accepted, s.seed) for key, rows in found.items()}
-    text = overview(results) + text
-    for bench in s.bench:
-        types = [row["type"] for row in found[bench, s.model]]
-        if 1 < len(set(types)) <= 20:
-            text += f"\n\n{by_type({model: r for (b, model), r in results.items() if b == bench}, types)}"
-        for other in s.compare:
-            comparison = compare(results[bench, s.model], results[bench, other], s.seed)
-            comparisons.append({"set": bench, "model": s.model, "other": other} | comparison)
-            text += f"\n\nOn {bench}, {difference(comparison, (s.model, other))}"
-    print(text)
-    rows = [{"set": b, "model": m} | {k: r[k] for k in r if k != "per_question"} for (b, m), r in results.items()]
-    (Path(s.out) / "results.md").write_text(text + "\n", encoding="utf-8")
-    (Path(s.out) / "results.json").write_text(json.dumps({"results": rows, "comparisons": comparisons}, indent=2))
+    try:
+        print(report(s.report, s.png) if s.report else scores(s))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("eval.py: stopped; the same command goes on after the last questions that were answered")
 
 
 if __name__ == "__main__":

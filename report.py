@@ -2,9 +2,9 @@
 
     report("runs/first")  ->  runs/first/report.html          (also: python eval.py --report runs/first)
 
-Read from the run folder: config.json, metrics.jsonl, iterK/probe.jsonl, and audit.jsonl where `eval.py --audit` wrote
-one. What a run in progress has not written yet is left out. Curves are inline SVG in the palette of Okabe and Ito
-(lightened on dark ground), which colour-blind readers can tell apart; report.css becomes a part of the page.
+Read from the run folder: config.json, metrics.jsonl, iterK/probe.jsonl; what a run in progress has not written yet is left out.
+report_page.html is the page around it. matplotlib draws the curves, for the page (as SVG) and for `--png`, in the palette of
+Okabe and Ito, which colour-blind readers can tell apart; on the page the colours are its CSS variables, and so it can go dark.
 
 Everything a model wrote (captions, answers, code, errors) is untrusted: it passes through `esc` on its way
 into the page, pictures are decoded and encoded again, and the page's own policy forbids scripts and network.
@@ -16,17 +16,22 @@ import json
 import math
 import os
 import re
+import string
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+import matplotlib
+from matplotlib.figure import Figure
 from PIL import Image
 
-from answers import answers_match
+from answers import answers_match, tally
 
-STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-PHASES = ("proposer", "coder", "solver")        # role i is drawn in colour class c{i}
-COLOURS = dict(re.findall(r"--(c\d|gr)\w*: (#\w+)", STYLE[:STYLE.index("@media")]))       # of light ground, for paper
+PAGE = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
+COLOURS = dict(re.findall(r"--(\w+): (#\w+)", PAGE[:PAGE.index("@media")]))         # on light ground: {"c0": "#0072b2", ...}
+PHASES = ("proposer", "coder", "solver")        # role i has the colour c{i}
 SHOWN = 24                                      # gallery entries per iteration: the page stays far below 5 MB
+FEW = 8                                         # measurements that are shown one by one
 
 
 def esc(value):
@@ -35,6 +40,10 @@ def esc(value):
 
 def finite(x):
     return isinstance(x, (int, float)) and math.isfinite(x)
+
+
+def short(x):
+    return f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}".replace("e-0", "e-")
 
 
 # -------------------------------------------------------------------------------------------- the run folder
@@ -51,19 +60,43 @@ def read_jsonl(path):
 
 
 def read_run(folder):
-    """-> (config, {"step" | "data" | "eval" | "audit": records}) in order; what a resumed run repeats counts once."""
+    """-> (config, {"step" | "data" | "eval" | "audit": records}); record["x"] is where it stands on the axis of iterations.
+
+    Step t of T in iteration k stands at k - 1 + t / T, all else at k.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a run folder (no config.json): give the --out of a run")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    latest = {}
-    for record in read_jsonl(folder / "audit.jsonl") + read_jsonl(folder / "metrics.jsonl"):
-        latest[record["kind"], record["iteration"], record.get("phase"), record.get("step")] = record
-    records = sorted(latest.values(), key=lambda r: (r["iteration"], r.get("step", 0)))
-    return config, {kind: [r for r in records if r["kind"] == kind] for kind in ("step", "data", "eval", "audit")}
+    kinds, last = {"step": [], "data": [], "eval": [], "audit": []}, Counter()
+    for r in read_jsonl(folder / "metrics.jsonl"):
+        kinds[r["kind"]].append(r | {"x": r["iteration"]})
+        last[r.get("phase")] = max(last[r.get("phase")], r.get("step", 1))
+    for r in kinds["step"]:
+        r["x"] += r["step"] / last[r["phase"]] - 1
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), kinds
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+def markdown(header, rows):
+    """Aligned Markdown; the first column is text, the others are numbers.
+
+    >>> print(markdown(["model", "greedy"], [["tiny", "93.5"]]))
+    | model | greedy |
+    |:------|-------:|
+    | tiny  |   93.5 |
+    """
+    first, *widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = ["| " + " | ".join([f"{row[0]:{first}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], widths))]) + " |"
+             for row in (header, *rows)]
+    return "\n".join([lines[0], f"|:{'-' * (first + 1)}|" + "".join("-" * (w + 1) + ":|" for w in widths), *lines[1:]])
 
 
 def cells(evals):
-    """Eval records -> header and rows of the results, on the page and the terminal (`table` in eval.py)."""
+    """Eval records (base, iteration 1, ...) -> header and rows of the results, on the page and on the terminal.
+
+    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority of n, greedy) and on
+    easy ones; proposals that parse; codes that draw. In [0, 1]: mean solvability and difficulty, entropy of types.
+    """
     def number(r, key, scale=100, digits=1):    # 100 goes without decimals: a terminal is 100 columns wide
         return f"{scale * r[key]:.{digits}f}".replace("100.0", "100") if finite(r.get(key)) else "–"
 
@@ -76,219 +109,175 @@ def cells(evals):
          *(number(r, key, 1, 2) for key in ("solvability", "difficulty", "type_entropy"))] for r in evals]
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-# One coordinate system for all, a viewBox of W x H; X and Y map data into it. The x axis is the iteration.
-W, H, LEFT, RIGHT, TOP, BOTTOM = 350, 214, 40, 8, 24, 34
-
-
-def ticks(low, high, most=5):
-    """Round numbers that cover low..high in at most `most` steps.
-
-    >>> ticks(0, 0.7), ticks(-3, 12)
-    ([0.0, 0.2, 0.4, 0.6, 0.8], [-5.0, 0.0, 5.0, 10.0, 15.0])
-    """
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    for step in (power, 2 * power, 5 * power, 10 * power):
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        if last - first <= most:
-            break
-    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
-
-
-def axes(start, end, ys, label):
-    """-> (X, Y, svg of the frame): x from `start` to `end`, y over the ticks `ys` with `label` above."""
-    X = lambda x: LEFT + (x - start) / (end - start) * (W - LEFT - RIGHT)
-    Y = lambda y: H - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (H - TOP - BOTTOM)
-    svg = ""
-    for y in ys:
-        text = f"{y:g}".replace("e-0", "e-")
-        svg += (f'<path class="{"grid" if y else "zero"}" d="M{LEFT} {Y(y):.1f}H{W - RIGHT}"/>'
-                f'<text class="end" x="{LEFT - 6}" y="{Y(y) + 3.5:.1f}">{text}</text>')
-    for x in range(math.ceil(start), math.floor(end) + 1, math.ceil((end - start) / 10)):
-        svg += f'<text class="middle" x="{X(x):.1f}" y="{H - BOTTOM + 16}">{x or "base"}</text>'
-    return X, Y, (f'{svg}<text class="end" x="{W - RIGHT}" y="{H - 4}">iteration →</text>'
-                  f'<text x="{LEFT - 34}" y="{TOP - 13}">↑ {esc(label)}</text>')
-
-
-def figure(title, note, svg, legend=(), table=""):
-    """legend: (name, colour class) pairs. Title, legend and note are HTML, so that they wrap on a phone."""
-    keys = "".join(f'<span class="{style}"><i></i>{esc(name)}</span>' for name, style in legend)
-    drawing = f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{esc(title)}">{svg}</svg>'
-    return (f'<figure{" class=wide" * bool(table)}><h3>{esc(title)}</h3><p class="key">{keys}</p>'
-            f'{table or drawing}<figcaption>{esc(note)}</figcaption></figure>')
-
-
-def curve(title, note, series, label, scale=1, top=0):
-    """One panel of lines; "" while there is nothing to draw.
-
-    series: (name, colour class, points). A point is (x, y), or (x, y, low, high): low and high make a band.
-    `scale` multiplies y (100 for %). The y axis always includes 0 and reaches `top` at least.
-    Few measurements get a dot each, and the last of them stands in the legend.
-    """
-    lines = [(name, style, [(p[0], *(scale * v for v in p[1:])) for p in points if all(map(finite, p))])
-             for name, style, points in series]
-    if not (drawn := [line for line in lines if line[2]]):
-        return ""
-    xs = [p[0] for _, _, points in drawn for p in points]
-    values = [v for _, _, points in drawn for p in points for v in p[1:]]
-    low, high = min(0, *values), max(top, *values)
-    # What has no value for the base starts half an iteration early: a single iteration stands in the middle.
-    start, end = (0, max(1, *xs)) if min(xs) < 1 else (0.5, max(xs) + 0.5)
-    X, Y, svg = axes(start, end, ticks(low, high if high > low else low + 1), label)
-    path = lambda pairs: "M" + "L".join(f"{X(x):.1f} {Y(y):.1f}" for x, y in pairs)
-    legend, few = [], max(len(points) for _, _, points in drawn) <= 12
-    for name, style, points in drawn:
-        if len(points[0]) == 4:
-            outline = [(p[0], p[3]) for p in points] + [(p[0], p[2]) for p in reversed(points)]
-            svg += f'<path class="band {style}" d="{path(outline)}Z"/>'
-        svg += f'<path class="line {style}" d="{path(p[:2] for p in points)}"/>'
-        if few:
-            texts = [f"{name} {p[1]:{'.3g' if abs(p[1]) < 1000 else '.0f'}}" for p in points]
-            svg += "".join(f'<circle class="{style}" cx="{X(p[0]):.1f}" cy="{Y(p[1]):.1f}" r="3">'
-                           f'<title>{esc(text)}</title></circle>' for p, text in zip(points, texts))
-            name = texts[-1]
-        legend.append((name, style))
-    return figure(title, note, svg, legend)
-
-
-def boxes(title, note, groups, label):
-    """One box per iteration: quartiles, median, whiskers from the 5th to the 95th percentile. {x: values}."""
-    X, Y, svg = axes(min(groups, default=0) - 0.6, max(groups, default=0) + 0.6, ticks(0, 1), label)
-    for x, values in groups.items():
-        low, first, median, third, high = (round(Y(v), 1) for v in np.percentile(values, [5, 25, 50, 75, 95]))
-        left, middle, right = (round(X(x + shift), 1) for shift in (-0.22, 0, 0.22))
-        svg += (f'<path class="line c2" d="M{middle} {low}V{first}M{middle} {third}V{high}"/>'
-                f'<path class="box c2" d="M{left} {third}H{right}V{first}H{left}Z"/>'
-                f'<path class="line thick c2" d="M{left} {median}H{right}"/>')
-    return groups and figure(title, note, svg)
-
-
-def stacks(title, note, groups, label):
-    """One bar of shares per iteration. {x: {name: count}}."""
-    names = sorted(set().union(*groups.values()), key=lambda name: (name == "other", name))
-    style = {name: "grey" if name == "other" else f"c{i % 7}" for i, name in enumerate(names)}
-    X, Y, svg = axes(min(groups, default=0) - 0.6, max(groups, default=0) + 0.6, ticks(0, 100), label)
-    for x, counts in groups.items():
-        below, left, right = 0, round(X(x - 0.32), 1), round(X(x + 0.32), 1)
-        for name in filter(counts.get, names):
-            share = 100 * counts[name] / sum(counts.values())
-            low, high = round(Y(below), 1), round(Y(below + share), 1)
-            svg += (f'<path class="bar {style[name]}" d="M{left} {low}H{right}V{high}H{left}Z">'
-                    f'<title>{esc(name)}: {share:.0f} %</title></path>')
-            below += share
-    return groups and figure(title, note, svg, style.items())
-
-
-def meter(percent, style):
-    return f'<span class="meter {style}"><i style="width:{percent:.1f}%"></i></span>'
+def table(evals):
+    """The results of a run as Markdown that fits a terminal of 100 columns."""
+    return markdown(*cells(evals))
 
 
 def tr(first, *others):
     return f"<tr><th>{first}</th>{''.join(f'<td>{other}</td>' for other in others)}</tr>"
 
 
+def meter(percent, colour):
+    return f'<span class="meter {colour}"><i style="width:{percent:.1f}%"></i></span>'
+
+
 def funnel(records):
-    """What each phase asked the Proposer for and what was left of it: a table, a bar under each number."""
+    """What each phase asked the Proposer for and what was left of it, a bar under each number."""
     stages, rows = ("asked", "valid", "rendered", "evaluated", "kept"), ""
-    for r in sorted(records, key=lambda r: (PHASES.index(r["phase"]), r["iteration"])):
-        style = f"c{PHASES.index(r['phase'])}"
-        rows += tr(f"{r['phase']} {r['iteration']}", *(
-            f"{n:g}{meter(100 * n / max(r['asked'], 1), style)}" if finite(n) else "–" for n in map(r.get, stages)))
-    body = f'<div class="scroll"><table class="funnel"><thead>{tr("", *stages)}</thead>{rows}</table></div>'
-    return rows and figure("From proposals to training data", "What each phase asked of the Proposer, and how much was "
-                           "parsed, drawn, answered, and kept.", "", table=body)
+    for r in sorted(records, key=lambda r: PHASES.index(r["phase"])):
+        bar = lambda n: meter(100 * n / max(r["asked"], 1), f"c{PHASES.index(r['phase'])}")
+        rows += tr(f"{r['phase']} {r['iteration']}", *(f"{n:g}{bar(n)}" if finite(n) else "–" for n in map(r.get, stages)))
+    return rows and (f'<figure class="wide"><h3>From proposals to training data</h3><p class="key"></p><div class="scroll">'
+                     f'<table class="funnel"><thead>{tr("", *stages)}</thead>{rows}</table></div><figcaption>What each phase '
+                     "asked of the Proposer, and how much was parsed, drawn, answered, and kept.</figcaption></figure>")
 
 
-# ------------------------------------------------------------------------------------------------- the panels
+# ---------------------------------------------------------------------------------------------------- curves
 
-def outcome_curves(evals, data, audits):
-    """What is measured once per iteration (0 is the base), as arguments of `curve`: of the roles, of the labels."""
-    def line(name, style, *keys, records=evals):
-        return name, style, [(r["iteration"], *map(r.get, keys)) for r in records]
-
-    def audit(**styles):
-        return [line(key.replace("_", " "), style, key, records=audits) for key, style in styles.items()]
-
-    kept = [line(p, f"c{i}", "kept", records=[r for r in data if r["phase"] == p]) for i, p in enumerate(PHASES)]
-    return [
-        ("Held-out accuracy", "On charts no role was trained on; the band is the 95 % interval.",
-         [line("sampled", "c2", "sampled", "sampled_low", "sampled_high"), line("majority", "c0", "majority"),
-          line("greedy", "c1", "greedy"), line("easy questions", "c3 dash", "easy")], "%", 100, 100),
-        ("Proposals and pictures", "Replies of the Proposer that parse, codes of the Coder that draw.",
-         [line("valid proposals", "c0", "valid"), line("rendered", "c1", "render")], "%", 100, 100),
-        ("Solvability", "How often the Solver reads the Proposer's easy answer off the picture (s).",
-         [line("s", "c2", "solvability")], "mean s", 1, 1),
-        ("Difficulty", "min(c, 1 − c) of the hard question: highest when half of the answers agree.",
-         [line("d", "c3", "difficulty")], "mean d", 1, 0.5),
-        ("Easy–hard gap", "Agreement on easy questions minus agreement on hard ones.",
-         [line("gap", "c4", "easy_hard_gap")], "gap", 1, 0),
-        ("Variety of types", "Entropy of the content types: 0 is one type only, 1 is all types equally.",
-         [line("entropy", "c0", "type_entropy")], "entropy", 1, 1),
-        ("Length of code", "Mean tokens of one program by the Coder.", [line("tokens", "c1", "code_tokens")], "tokens"),
-        ("Training sets", "Prompts left after the filters. The Coder's shrink as everything renders.", kept, "prompts"),
-    ], [("Are the labels true?", "Labels and Proposer's answers that are true, where known; labels that equal the "
-         "Proposer's answer.", audit(label_true="c2", proposer_true="c0", agree_proposer="c3 dash"), "%", 100, 100),
-        ("Ways to cheat", "Labels also given without the picture; written into it; the commonest. Grey: questions with "
-         "known truth.", audit(blind="c1", written="c4", top_label="c5", checkable="grey"), "%", 100, 100),
-        ("Entropy of labels", "Of the votes behind one label (mean), and of all labels together.",
-         audit(vote_entropy="c3", label_entropy="c0"), "nats")]
+class Panel(NamedTuple):
+    title: str
+    note: str
+    label: str                                  # of the y axis; the x axis is the iteration, and 0 the base
+    series: list                                # of (name, colour, points): (x, y) or, with a band, (x, y, low, high)
+    top: float = 0                              # the y axis goes from 0 or below to here or above
+    kind: str = "lines"                         # or boxes, whose y are lists; or bars, which stand on each other
 
 
-def training_curves(steps):
-    """What is measured every step, as arguments of `curve`. Step t of T in iteration k stands at x = k - 1 + t / T."""
-    def line(name, style, role, key):
-        own = [r for r in steps if r["phase"] == role]
-        last = max((r["step"] for r in own), default=1)
-        return name, style, [(r["iteration"] - 1 + r["step"] / last, r.get(key)) for r in own]
-
-    def roles(key):
-        return [line(role, f"c{i}", role, key) for i, role in enumerate(PHASES)]
-
-    def parts(role, **styles):
-        return [line(key.replace("_", " "), style, role, key) for key, style in styles.items()]
-
-    clips = [line(f"{role} {end}", f"c{i}{dash}", role, f"clip_{end}")
-             for end, dash in (("high", ""), ("low", " dash")) for i, role in enumerate(PHASES)]
-    return [
-        ("Reward", "Mean over a step; each role has its own scale.", roles("reward"), "reward"),
-        ("Proposer: what its proposals led to", "Means over a step.",
-         parts("proposer", valid="c0", rendered="c1", solvability="c2", difficulty="c3"), "share", 1, 1),
-        ("Proposer: penalties", "Too easy or hopeless (E), one type too often (T), texts alike (V).",
-         parts("proposer", easy_hard="c4", type="c5", diversity="c3"), "taken off"),
-        ("Coder: parts of its reward", "Means over a step.",
-         parts("coder", rendered="c1", solvability="c2", difficulty="c3"), "share", 1, 1),
-        ("Solver: parts of its reward", "Answers equal to the majority label; replies in the form asked for.",
-         parts("solver", accuracy="c2", format="grey"), "share", 1, 1),
-        ("KL to the start of the phase", "k3 estimate per token.", roles("kl"), "nats"),
-        ("Entropy", "Of the next token, over the rollouts' own tokens.", roles("entropy"), "nats"),
-        ("Clipped tokens", "Share of tokens whose ratio left the clip range.", clips, "%", 100),
-        ("Gradient norm", "Before clipping.", roles("grad_norm"), "norm"),
-        ("Groups without signal", "All rewards of a group are equal.", roles("zero_variance"), "%", 100, 100),
-        ("Cut replies", "Rollouts stopped by the length limit.", roles("truncated"), "%", 100),
-        ("Rollout against trainer", "Largest gap of a token's log-prob when sampled and when trained on.",
-         roles("logp_gap"), "|Δ log p|")]
+def lines(records, scale=1, dash="", **colours):
+    """One line for each key = colour; what has no value is left out. A key that comes with _low and _high has a band."""
+    series = []
+    for key, colour in colours.items():
+        points = [(r["x"], *(r.get(k) for k in (key, f"{key}_low", f"{key}_high") if k == key or k in r)) for r in records]
+        points = [(x, *(scale * y for y in ys)) for x, *ys in points if all(map(finite, ys))]
+        series += [(key.replace("_", " "), colour + dash, points)] if points else []
+    return series
 
 
-def figure_png(folder, path):
-    """The main curves of a run as one figure for a paper, drawn with matplotlib; the ending of `path` is the format."""
-    from matplotlib.figure import Figure
+def roles(records, key, scale=1, dash=""):
+    """One line for each role."""
+    return [(role, colour, points) for i, role in enumerate(PHASES)
+            for _, colour, points in lines([r for r in records if r["phase"] == role], scale, dash, **{key: f"c{i}"})]
 
-    _, kinds = read_run(Path(folder))
-    together, labels = outcome_curves(kinds["eval"], kinds["data"], kinds["audit"])
-    panels = [panel for panel in (*together[:5], labels[0]) if any(points for _, _, points in panel[2])]
-    drawing = Figure(figsize=(9, 2.7 * math.ceil(len(panels) / 3)), layout="constrained")
-    for place, (title, _, series, label, scale, top) in enumerate(panels, 1):
-        plot = drawing.add_subplot(math.ceil(len(panels) / 3), 3, place, title=title, xlabel="iteration", ylabel=label)
-        for name, style, points in series:
-            points = [(x, *(scale * v for v in ys)) for x, *ys in points if all(map(finite, ys))]
-            for xs, ys, *band in [tuple(zip(*points))] if points else []:
-                look = dict(color=COLOURS[style[:2]], ls="--" if "dash" in style else "-", marker="o", ms=3)
-                plot.plot(xs, ys, label=name, **look)
-                plot.fill_between(xs, *(band or (ys, ys)), color=look["color"], alpha=0.16, lw=0)
-        plot.set_ylim(min(0, plot.get_ylim()[0]), max(top, plot.get_ylim()[1]))
-        plot.xaxis.get_major_locator().set_params(integer=True)
-        plot.legend(frameon=False, fontsize="small")
+
+def draw(axes, panel):
+    """Draw `panel` on matplotlib's `axes`."""
+    below, few = Counter(), all(len(points) <= FEW for _, _, points in panel.series)
+    for name, style, points in panel.series:
+        x, y, *band = zip(*points)
+        colour, *dashed = style.split()
+        look = {"color": COLOURS[colour], "clip_on": False}
+        if panel.kind == "bars":
+            axes.bar(x, y, 0.64, [below[i] for i in x], **look)
+            below.update(dict(zip(x, y)))                                           # a Counter adds
+        elif panel.kind == "boxes":
+            parts = ("boxprops", "whiskerprops", "medianprops")
+            axes.boxplot(y, positions=x, widths=0.4, whis=(5, 95), showfliers=False, showcaps=False, manage_ticks=False,
+                         **{part: look | {"lw": 3 if part == "medianprops" else 1.7} for part in parts})
+        else:
+            axes.plot(x, y, "--" if dashed else "-", marker="o" * few, label=name, **look)
+            axes.fill_between(x, *(band or (y, y)), color=COLOURS[colour], alpha=0.16, lw=0)
+    xs = [x for _, _, points in panel.series for x, *_ in points]
+    # What has no value for the base starts half an iteration early: a single iteration stands in the middle.
+    start, end = (0, max(1, *xs)) if min(xs) < 1 and panel.kind == "lines" else (min(xs) // 1 - 0.5, max(xs) + 0.5)
+    ticks = range(math.ceil(start), math.floor(end) + 1, math.ceil((end - start) / 10))
+    axes.set(xlim=(start, end), xticks=ticks, xticklabels=[x or "base" for x in ticks])
+    axes.axhline(0, color=COLOURS["soft"], lw=0.8)
+    axes.update_datalim([(start, panel.top or not axes.dataLim.height)])            # all zero: up to 1
+    axes.autoscale(axis="y")
+    axes.yaxis.set_major_formatter(lambda y, _: short(y))
+    axes.set_xlabel("iteration →", loc="right")
+    axes.set_title("↑ " + panel.label, loc="left")
+
+
+GREY = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+LOOK = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "lines.linewidth": 1.7, "lines.markersize": 5,
+        "axes.axisbelow": True, **{f"axes.spines.{side}": False for side in ("top", "right", "left", "bottom")},
+        "axes.grid": True, "axes.grid.axis": "y", "grid.color": COLOURS["rule"], **dict.fromkeys(GREY, COLOURS["soft"]),
+        "axes.xmargin": 0, "axes.ymargin": 0, "axes.autolimit_mode": "round_numbers", "xtick.major.size": 0,
+        "ytick.major.size": 0, "xtick.major.pad": 6, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "same every time"}
+
+
+@matplotlib.rc_context(LOOK)
+def figure(panel):
+    """The panel as HTML. Title, legend and note wrap on a phone; the curve is SVG in the page's own font and colours."""
+    drawing = Figure(figsize=(350 / 72, 206 / 72))                                  # a unit of the SVG is a pixel
+    draw(drawing.add_axes((0.13, 0.17, 0.84, 0.72)), panel)
+    drawing.savefig(file := io.StringIO(), format="svg", transparent=True)
+    svg = re.sub(r'(?s)^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*;| id="[\w.]+_\d+"', "",
+                 file.getvalue()).replace("<svg", f'<svg role="img" aria-label="{esc(panel.title)}"', 1)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    keys = ""
+    for name, colour, points in panel.series:
+        values = [short(y) for _, y, *_ in points if finite(y) and len(points) <= FEW]
+        keys += f'<span class="{colour}"><i></i>{esc(name)} {" → ".join(values)}</span>'
+    return (f'<figure><h3>{esc(panel.title)}</h3><p class="key">{keys}</p>{svg}'
+            f'<figcaption>{esc(panel.note)}</figcaption></figure>')
+
+
+@matplotlib.rc_context(LOOK)
+def figure_png(panels, path):
+    """The main curves as one figure for a paper; the ending of `path` is the format."""
+    drawing, panels = Figure(figsize=(9, 5.4), layout="constrained"), [panel for panel in panels if panel.series]
+    for place, panel in enumerate(panels, 1):
+        draw(axes := drawing.add_subplot(2, 3, place), panel)
+        axes.set_title(f"{panel.title} ({panel.label})", loc="left", color=COLOURS["ink"])
+        axes.legend(fontsize="small", labelspacing=0.2)
     drawing.savefig(path, dpi=200)
+
+
+def panels(kinds):
+    """All of them, in three parts: what the roles make and their labels once per iteration, training every step."""
+    evals, data, audits, steps = (kinds[kind] for kind in ("eval", "data", "audit", "step"))
+    proposer, coder, solver = ([r for r in steps if r["phase"] == role] for role in PHASES)
+    consistency = [(r["x"], r["hard_consistency"]) for r in evals if r.get("hard_consistency")]
+    types = {r["x"]: Counter(r["types"]) for r in evals if r.get("types")}
+    names = sorted(set().union(*types.values()), key=lambda name: (name == "other", name))
+    kinds = [(name, "grey" if name == "other" else f"c{i % 7}", [(x, 100 * n[name] / n.total()) for x, n in types.items()])
+             for i, name in enumerate(names)]
+    return [
+        Panel("Held-out accuracy", "On charts no role was trained on, hard questions and easy; the band is the 95 % interval.", "%",
+              lines(evals, 100, sampled="c2", majority="c0", greedy="c1", easy="c3 dash"), 100),
+        Panel("Proposals and pictures", "Replies of the Proposer that parse, codes of the Coder that draw.", "%",
+              lines(evals, 100, valid="c0", render="c1"), 100),
+        Panel("Solvability", "How often the Solver reads the Proposer's easy answer off the picture (s).", "mean s",
+              lines(evals, solvability="c2"), 1),
+        Panel("Difficulty", "min(c, 1 − c) of the hard question: highest when half of the answers agree.", "mean d",
+              lines(evals, difficulty="c3"), 0.5),
+        Panel("Easy–hard gap", "Agreement on easy questions minus agreement on hard ones.", "share", lines(evals, easy_hard_gap="c4")),
+        Panel("Consistency on hard questions", "Share of answers equal to their majority: quartiles, 5–95 %.", "consistency c",
+              [("consistency", "c2", consistency)] if consistency else [], 1, "boxes"),
+        Panel("Content types", "What the Proposer writes about.", "% of valid proposals", kinds, 100, "bars"),
+        Panel("Variety of types", "Entropy of the content types: 0 is one type only, 1 is all types equally.", "entropy",
+              lines(evals, type_entropy="c0"), 1),
+        Panel("Length of code", "Mean tokens of one program by the Coder.", "tokens", lines(evals, code_tokens="c1")),
+        Panel("Training sets", "Prompts left after the filters. The Coder's shrink as everything renders.", "prompts",
+              roles(data, "kept"))], [
+        Panel("Are the labels true?", "Labels and Proposer's answers that are true, where known; labels that equal the Proposer's "
+              "answer.", "%", lines(audits, 100, label_true="c2", proposer_true="c0", agree_proposer="c3 dash"), 100),
+        Panel("Ways to cheat", "Labels also given without the picture; written into it; the commonest. Grey: questions with known "
+              "truth.", "%", lines(audits, 100, blind="c1", written="c4", top_label="c5", checkable="grey"), 100),
+        Panel("Entropy of labels", "Of the votes behind one label (mean), and of all labels together.", "nats",
+              lines(audits, vote_entropy="c3", label_entropy="c0"))], [
+        Panel("Reward", "Mean over a step; each role has its own scale.", "reward", roles(steps, "reward")),
+        Panel("Proposer: what its proposals led to", "Means over a step.", "share",
+              lines(proposer, valid="c0", rendered="c1", solvability="c2", difficulty="c3"), 1),
+        Panel("Proposer: penalties", "Too easy or hopeless (E), one type too often (T), texts alike (V).", "taken off",
+              lines(proposer, easy_hard="c4", type="c5", diversity="c3")),
+        Panel("Coder: parts of its reward", "Means over a step.", "share",
+              lines(coder, rendered="c1", solvability="c2", difficulty="c3"), 1),
+        Panel("Solver: parts of its reward", "Answers equal to the majority label; replies in the form asked for.", "share",
+              lines(solver, accuracy="c2", format="grey"), 1),
+        Panel("KL to the start of the phase", "k3 estimate per token.", "nats", roles(steps, "kl")),
+        Panel("Entropy", "Of the next token, over the rollouts' own tokens.", "nats", roles(steps, "entropy")),
+        Panel("Clipped tokens", "Share of tokens whose ratio left the clip range, above or (dashed) below.", "%",
+              roles(steps, "clip_high", 100) + roles(steps, "clip_low", 100, " dash")),
+        Panel("Gradient norm", "Before clipping.", "norm", roles(steps, "grad_norm")),
+        Panel("Groups without signal", "All rewards of a group are equal.", "%", roles(steps, "zero_variance", 100), 100),
+        Panel("Cut replies", "Rollouts stopped by the length limit.", "%", roles(steps, "truncated", 100)),
+        Panel("Rollout against trainer", "Largest gap of a token's log-prob when sampled and when trained on.", "|Δ log p|",
+              roles(steps, "logp_gap"))]
 
 
 # ------------------------------------------------------------------------------------------------ the gallery
@@ -306,51 +295,39 @@ def picture(path, caption):
             f'width="{zoom * image.width}" height="{zoom * image.height}">')
 
 
-def tally(answers):
-    """[(answer, votes)], most votes first, ties as they appear; an answer joins the first one it matches."""
-    votes = {}
-    for answer in answers:
-        first = next((a for a in votes if a == answer or answers_match(a, answer)), answer)
-        votes[first] = votes.get(first, 0) + 1
-    return sorted(votes.items(), key=lambda pair: -pair[1])
-
-
 def ballot(name, question, answer, answers):
     """One question: the Proposer's answer, and a bar per distinct answer of the Solver."""
     rows = ""
-    for given, count in tally(answers or ()):
+    for given, votes in sorted(tally(answers or ()).items(), key=lambda pair: -pair[1]):
         same = answers_match(given, answer)
-        text = esc("no answer" if given is None else str(given)[:60] + " ✓" * same)
-        rows += f"<li><span>{text}</span>{meter(100 * count / len(answers), 'c2' if same else 'grey')}{count}</li>"
-    return (f'<p><b>{name}</b> {esc(question)} <span class="a">{esc(answer)}</span></p>'
-            f'<ul class="votes">{rows}</ul>')
+        text = "no answer" if given is None else str(given)[:60] + " ✓" * same
+        rows += f"<li><span>{esc(text)}</span>{meter(100 * votes / len(answers), 'c2' if same else 'grey')}{votes}</li>"
+    return f'<p><b>{name}</b> {esc(question)} <span class="a">Proposer: {esc(answer)}</span></p><ul class="votes">{rows}</ul>'
 
 
 def card(folder, row):
-    """One proposal's fate: its picture, or why there is none; texts, votes, code. Or the reply."""
+    """One proposal's fate: its picture, or why there is none; texts, votes, code. Or the reply that was no proposal."""
     valid = row.get("caption") is not None
     shown = f'<div class="none">no {"picture" if valid else "proposal"}</div>'
     if valid and row.get("picture") and (folder / row["picture"]).is_file():
         shown = picture(folder / row["picture"], row["caption"])
-    tags = " · ".join(esc(row[key]) for key in ("content_type", "topic") if row.get(key))
-    shown += f'<p class="tag">{tags}</p>' + (f'<p>{esc(row["caption"])}</p>' if valid else "")
+    shown += f'<p class="tag">{" · ".join(esc(row[key]) for key in ("content_type", "topic") if row.get(key))}</p>'
+    shown += f"<p>{esc(row['caption'])}</p>" if valid else ""
     if error := row.get("error") if valid else "The reply could not be parsed.":
         shown += f'<p class="error">{esc(str(error)[:300])}</p>'
     for kind in ("easy", "hard") if valid else ():
         shown += ballot(kind.title(), *(row.get(f"{kind}_{x}") for x in ("question", "answer", "answers")))
     if source := row.get("code" if valid else "reply"):
-        name = f"code ({esc(row.get('language'))})" if valid else "reply"
-        shown += (f'<details{" open" * (not valid)}><summary>{name}</summary>'
-                  f'<pre>{esc(str(source)[:4000])}</pre></details>')
+        name, state = (f"code ({esc(row.get('language'))})", "") if valid else ("reply", "open")
+        shown += f"<details {state}><summary>{name}</summary><pre>{esc(str(source)[:4000])}</pre></details>"
     return f"<article>{shown}</article>"
 
 
 def gallery(folder):
     """Every probe.jsonl, base first; of each an even spread of SHOWN rows: failures keep their share."""
     probes = {int(path.parent.name[4:]): read_jsonl(path) for path in folder.glob("iter*/probe.jsonl")}
-    probes = {k: rows for k, rows in sorted(probes.items()) if rows}
     sections = ""
-    for k, rows in probes.items():
+    for k, rows in sorted(probes.items()):
         count = min(SHOWN, len(rows))
         cards = "".join(card(folder, rows[i * len(rows) // count]) for i in range(count))
         valid, drawn = (sum(row.get(key) is not None for row in rows) for key in ("caption", "picture"))
@@ -363,98 +340,55 @@ def gallery(folder):
 
 # --------------------------------------------------------------------------------------------------- the page
 
-def loop(evals, data, audits):
-    """The loop with this run's figures on its arrows, base → newest; HTML, to stand upright on a phone."""
-    def change(key, scale=100, digits=0, unit=" %", records=evals):
-        values = [f"{scale * r[key]:.{digits}f}" for r in records if finite(r.get(key))]
-        return f"<b>{' → '.join(dict.fromkeys(values[:1] + values[-1:])) or '–'}{unit}</b>".replace(" ", "&nbsp;")
-
-    kept = change("kept", 1, 0, "", [r for r in data if r["phase"] == "solver"])
-    true = f", {change('label_true', records=audits)} of them true where that is known" * bool(audits)
-    s, d, right = change("solvability", 1, 2, ""), change("difficulty", 1, 2, ""), change("sampled", 100, 1)
-    return LOOP.format(valid=change("valid"), drawn=change("render"), right=right, s=s, d=d, kept=kept, true=true)
-
-
 def headline(evals):
     """The run in one sentence, and how sure that is."""
     evals = [r for r in evals if finite(r.get("sampled"))]
     if not evals:
         return "Nothing is measured yet", ""
-    first, last = evals[0], evals[-1]
-    before, after = (f"{100 * r['sampled']:.1f} %" for r in (first, last))
+    percent = lambda r, *keys: "–".join(f"{100 * r[key]:.1f}" for key in keys) + " %"
+    first, last, count = evals[0], evals[-1], evals[-1]["iteration"] - evals[0]["iteration"]
+    before, after = percent(first, "sampled"), percent(last, "sampled")
     if first is last:
         return f"The base answers {before} of held-out questions; no iteration is finished yet", ""
     verb = "rose" if last["sampled"] > first["sampled"] else "fell"
     change = f"stayed at {before}" if before == after else f"{verb} from {before} to {after}"
-    count = last["iteration"] - first["iteration"]
-    before, after = (f"{100 * r['sampled_low']:.1f}–{100 * r['sampled_high']:.1f}" for r in (first, last))
-    return (f"Held-out accuracy {change} in {count} iteration{'s' * (count > 1)}",
-            f"95 % intervals: {before} % before, {after} % after.")
+    before, after = (percent(r, "sampled_low", "sampled_high") for r in (first, last))
+    return f"Held-out accuracy {change} in {count} iteration{'s' * (count > 1)}", f"95 % intervals: {before} before, {after} after."
 
 
-def report(folder, figure=None):
-    """Write `folder`/report.html, and `figure` (see figure_png) -> the path. FileNotFoundError if it is no run."""
+def change(records, key, scale=1, digits=0):
+    """A figure of the first record and of the newest: "57 → 79"."""
+    values = [f"{scale * r[key]:.{digits}f}" for r in records if finite(r.get(key))]
+    return " → ".join(dict.fromkeys(values[:1] + values[-1:])) or "–"
+
+
+def report(folder, png=None):
+    """Write `folder`/report.html, and `png` (see figure_png) -> the path. FileNotFoundError if it is no run."""
     folder = Path(folder)
     config, kinds = read_run(folder)
     evals, steps, data, audits = (kinds[kind] for kind in ("eval", "step", "data", "audit"))
-    title, certainty = headline(evals)
+    title, lede = headline(evals)
     if steps and steps[-1]["iteration"] > max((r["iteration"] for r in evals), default=0):
-        certainty = f"{certainty} Iteration {steps[-1]['iteration']} is not finished.".strip()
-    seconds = sum(r["seconds"] for records in kinds.values() for r in records if finite(r.get("seconds")))
-    together, labels, training = ([curve(*panel) for panel in panels] for panels in (
-        *outcome_curves(evals, data, audits), training_curves(steps)))
-    consistency, types = ({r["iteration"]: r[k] for r in evals if r.get(k)} for k in ("hard_consistency", "types"))
-    together[5:5] = (boxes("Consistency on hard questions", "Share of answers equal to their majority: quartiles, "
-                           "5–95 %.", consistency, "consistency c"),
-                     stacks("Content types", "What the Proposer writes about.", types, "% of valid proposals"))
-    body = ""
-    for name, note, panels in (("What the three roles make together", "", together + [funnel(data)]),
-                               ("The label audit", AUDIT, labels), ("How training went", "", training)):
-        if any(panels):
-            body += f'<h2>{name}</h2>{note}<div class="figures">{"".join(filter(None, panels))}</div>'
-    pictures, (header, results) = gallery(folder), cells(evals)
-    body += f'<h2>Gallery</h2><p class="prose">{GALLERY}</p>{pictures}' * bool(pictures)
-    page = PAGE.format(
-        style=STYLE, title=esc(title).replace(" %", "&nbsp;%"), lede=esc(certainty).replace(" %", "&nbsp;%"),
-        tiny=TINY if config.get("model") == "tiny" else "", model=esc(config.get("model")), steps=len(steps),
-        minutes=f"{seconds / 60:.1f}", header=tr(*header),
-        results="".join(tr(name.replace("it ", "iteration "), *row) for name, *row in results),
-        samples=header[2].removeprefix("maj@"), body=body, loop=loop(evals, data, audits),
+        lede = f"{lede} Iteration {steps[-1]['iteration']} is not finished.".strip()
+    outcomes, labels, training = parts = panels(kinds)
+    figures = ["".join(figure(panel) for panel in part if panel.series) for part in parts]
+    header, results = cells(evals)
+    page = string.Template(PAGE).substitute(                                        # an empty section is not shown
+        title=esc(title).replace(" %", "&nbsp;%"), lede=esc(lede).replace(" %", "&nbsp;%"), steps=len(steps),
+        outcomes=figures[0] + funnel(data), labels=figures[1], training=figures[2], gallery=gallery(folder),
+        model=esc(config.get("model")),
+        tiny="It was pretrained on procedural scenes of the same kind as the held-out charts." if config.get("model") == "tiny" else "",
+        minutes=f"{sum(r['seconds'] for records in kinds.values() for r in records if finite(r.get('seconds'))) / 60:.1f}",
+        valid=change(evals, "valid", 100), drawn=change(evals, "render", 100), right=change(evals, "sampled", 100, 1),
+        s=change(evals, "solvability", 1, 2), d=change(evals, "difficulty", 1, 2),
+        kept=change([r for r in data if r["phase"] == "solver"], "kept"),
+        true=f", <b>{change(audits, 'label_true', 100)} %</b> of them true where that is known" if audits else "",
+        header=tr(*header), results="".join(tr(name.replace("it ", "iteration "), *row) for name, *row in results),
+        samples=header[2].removeprefix("maj@"),
         settings="".join(tr(esc(key), esc(value)) for key, value in (config.get("settings") or {}).items()))
     partial = folder / "report.html.tmp"
     partial.write_bytes(page.encode("utf-8", "replace"))  # models write half surrogate pairs, UTF-8 cannot
     os.replace(partial, folder / "report.html")
-    if figure is not None:
-        figure_png(folder, figure)
+    if png:
+        figure_png([*outcomes[:5], labels[0]], png)
     return folder / "report.html"
-
-
-LOOP = """<ol class="loop"><li class="c0"><b>Proposer</b><span>invents a caption and two questions</span></li>
-<li class="flow">{valid} valid</li><li class="c1"><b>Coder</b><span>writes the program that draws it</span></li>
-<li class="flow">{drawn} drawn</li><li class="c2"><b>Solver</b><span>looks, answers; held-out {right}</span></li></ol>
-<p class="back"><span><i>Reward of Proposer and Coder:</i> easy answer read, s {s}; hard question open, d {d}.</span>
-<span><i>The Solver's lessons:</i> {kept} open questions, labelled by its own majority{true}.</span></p>"""
-AUDIT = """<p class="prose">Nobody tells the Solver a right answer: its label is the majority of its own answers.
-Here is how good these labels were when it was trained on them.</p>"""
-TINY = "The tiny base was pretrained on procedural scenes of the same kind as the held-out charts."
-GALLERY = """Each card is one proposal: the picture its code draws, both questions with the Proposer's own answer, and
-the Solver's votes. ✓ marks votes equal to the Proposer's answer. For a hard question the longest bar with an answer is
-what a Solver would be trained on, marked or not."""
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>{style}</style></head><body><main>
-<p class="kicker">MM-Zero, report of a run</p><h1>{title}</h1><p class="lede">{lede}</p>
-<p class="prose">A Proposer writes captions and questions, a Coder draws them, a Solver answers; each is trained on
-rewards computed from the other two, and no data comes from outside. What the base could do before, it has from its own
-pretraining. {tiny} Base model: {model}; {steps} steps; {minutes} minutes.</p>
-{loop}
-<div class="scroll"><table class="results"><thead>{header}</thead>{results}</table></div>
-<p class="note">In %: accuracy on hard questions about held-out charts as the mean of {samples} samples, by their
-majority, and by one greedy reply; on easy questions; proposals that parse; codes that draw a picture. From 0 to 1: mean
-solvability and difficulty of the roles' own pictures (difficulty is at most 0.5), entropy of their content types.</p>
-{body}
-<details class="era"><summary>Settings</summary><table class="settings">{settings}</table></details>
-</main></body></html>
-"""

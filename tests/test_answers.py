@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from answers import MAX_ANSWER, answers_match, canonical, extract_answer, vote
+from answers import MAX_ANSWER, answers_match, canonical, extract_answer, tally, vote
 
 approx = pytest.approx
 
@@ -169,6 +169,11 @@ def test_vote(answers, winner, consistency):
     assert vote(answers) == (winner, approx(consistency))
 
 
+def test_tally_merges_what_says_the_same_and_counts_what_could_not_be_read():
+    assert list(tally(["3", None, "4", "4.0", "none", "4", ["5"]]).items()) == [("3", 1), (None, 3), ("4", 3)]
+    assert tally([]) == {}
+
+
 def test_consistency_is_the_share_that_matches_the_winner_and_no_answer_beats_it_within_its_unit():
     rng = random.Random(2)
     pool = ["5", "5.0", "5 cm", "5cm", "5 m", "7", "7 m", "-7", None, "none", "b", "(B)", "25%", "25", "0.25"]
@@ -179,5 +184,7 @@ def test_consistency_is_the_share_that_matches_the_winner_and_no_answer_beats_it
         assert winner is None or winner in answers
         exact = Counter(canonical(answer) for answer in answers if canonical(answer))
         assert c >= max(exact.values(), default=0) / len(answers)
+        assert sum(tally(answers).values()) == len(answers)
+        assert all(n == sum(answers_match(a, b) for b in answers) for a, n in tally(answers).items() if a == winner and a)
         unread = [None] * 3
         assert vote(answers + unread) == (winner, approx(c * len(answers) / (len(answers) + 3)))

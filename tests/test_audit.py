@@ -1,6 +1,5 @@
 """The label audit (audit.py) and the truth about tiny scenes (tiny/truth.py)."""
 
-import json
 import math
 import random
 from types import SimpleNamespace
@@ -8,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 import audit
-import eval as evaluation
-import report as reporting
 from tiny import world
 from tiny.truth import read, truth
 
@@ -167,22 +164,3 @@ def test_blind_answers_are_asked_without_a_picture_as_labels_are(monkeypatch):
         2,
         3,
     )
-
-
-def test_audit_of_a_run_asks_the_solver_that_made_the_labels(tmp_path, monkeypatch, capsys):
-    loaded = []
-    monkeypatch.setattr(audit, "VLM", SimpleNamespace(load=lambda name: loaded.append(str(name)) or name))
-    monkeypatch.setattr(audit, "blind_answers", lambda vlm, rows, **options: [[row["label"]] for row in rows])
-    (tmp_path / "config.json").write_text('{"model": "base", "settings": {"answer_tokens": 64}}')
-    for k in (1, 2, 10):
-        (tmp_path / f"iter{k}").mkdir()
-        (tmp_path / f"iter{k}/solver.jsonl").write_text(
-            "".join(json.dumps(r) + "\n" for r in ROWS[: 2 if k == 2 else 4])
-        )
-    evaluation.main(["--audit", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert loaded == ["base", str(tmp_path / "iter1/solver"), str(tmp_path / "iter2/solver")]
-    assert "iteration             1       2      10" in out and "agree_proposer      0.5     0.5     0.5" in out
-    records = reporting.read_run(tmp_path)[1]["audit"]
-    assert [(r["iteration"], r["questions"], r["blind"]) for r in records] == [(1, 4, 1.0), (2, 2, 1.0), (10, 4, 1.0)]
-    assert "Are the labels true?" in evaluation.report(tmp_path).read_text()

@@ -19,6 +19,8 @@ from PIL import Image
 
 import benchmarks
 import eval as evaluation
+import mmzero
+from prompts import fill
 from vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,15 +83,22 @@ def test_evaluate_counts_by_hand(monkeypatch):
     assert all(c.get("top_p", 1.0) == 1.0 and c.get("top_k", 0) == 0 for c in calls)
 
 
+def kept(hits):
+    """Rows as they are kept, one reply a question, right or wrong as `hits` says."""
+    reply = {True: r"\boxed{1}", False: r"\boxed{2}"}
+    return [dict(text="", answers=["1"], choices=[], tolerance=0, decimals=None, replies=[reply[h]], greedy=reply[h]) for h in hits]
+
+
 def test_macro_counts_every_set_the_same():
-    small, large = [1.0, 0.0, 1.0, 1.0], [0.0] * 300 + [1.0] * 100
-    mean, low, high = evaluation.macro([small, large])
-    assert mean == pytest.approx(0.5) and evaluation.macro([small]) == pytest.approx(
-        (0.75, *evaluation.macro([small])[1:])
-    )
+    small, large = ([evaluation.grade(kept(hits)) for hits in ([True] * 24 + [False] * 8, [False] * 300 + [True] * 100)])
+    average = evaluation.macro([small, large])
+    assert average["sampled"] == average["greedy"] == average["majority"] == pytest.approx(0.5) and average["questions"] == 432
     # The variance of the mean of two independent means is a quarter of the sum of theirs.
-    spread = math.sqrt(0.75 * 0.25 / 4 + 0.25 * 0.75 / 400) / 2
-    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.15)
+    spread = math.sqrt(0.75 * 0.25 / 32 + 0.25 * 0.75 / 400) / 2
+    assert (average["sampled_high"] - average["sampled_low"]) / 2 == pytest.approx(1.96 * spread, rel=0.1)
+    assert evaluation.macro([small]) == pytest.approx({k: v for k, v in small.items() if k != "per_question"})
+    perfect = evaluation.macro([evaluation.grade(kept([True] * 20))] * 4)
+    assert perfect["greedy_low"] < 0.95 and perfect["greedy_high"] == 1 == perfect["greedy"]
 
 
 def test_evaluate_refuses_nothing():
@@ -104,6 +113,21 @@ def test_bootstrap_covers_the_mean_about_95_times_in_100():
         hits += low <= 0.6 <= high
     assert 180 <= hits <= 199
     assert evaluation.bootstrap([0, 1, 1, 0.5], 3) == evaluation.bootstrap([0, 1, 1, 0.5], 3)
+
+
+def test_wilson_covers_a_share_that_is_all_but_one_where_the_bootstrap_does_not():
+    rng, hits = np.random.default_rng(2), {evaluation.wilson: 0, evaluation.bootstrap: 0}
+    for _ in range(300):
+        values = rng.binomial(1, 0.97, size=40)
+        for method in hits:
+            low, high = method(values) if method is evaluation.wilson else method(values, draws=200)
+            hits[method] += low <= 0.97 <= high
+    assert 275 <= hits[evaluation.wilson] <= 299 and hits[evaluation.bootstrap] < 240
+    # It is where |p - share| = z sqrt(p (1 - p) / n), and a bootstrap would say (0, 0), (1, 1).
+    for share, n in ((0.0, 9), (0.25, 8), (1.0, 60)):
+        for p, end in zip(evaluation.interval([1] * int(share * n) + [0] * int((1 - share) * n)), (0, 1)):
+            assert abs(p - share) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), rel=1e-3) or p == share == end
+    assert evaluation.interval([0.5, 0.25, 1]) == evaluation.bootstrap([0.5, 0.25, 1])
 
 
 def test_mcnemar_against_enumeration():
@@ -135,14 +159,6 @@ def test_compare_is_paired():
     assert evaluation.compare(b, a)["greedy"][1:3] == evaluation.compare(a, b)["greedy"][2:0:-1]
     with pytest.raises(ValueError, match="same questions"):
         evaluation.compare(a, result(accuracy[:7]))
-
-
-def test_by_type_splits_the_questions(monkeypatch):
-    replies(monkeypatch, [["1", "1"], ["2", "1"], ["1", "1"]], ["1", "2", "1"])
-    result = evaluation.evaluate(Echo(), [(PICTURE, "?", "1")] * 3, n=2)
-    text = evaluation.by_type({"m": result}, ["map", "table", "map"])
-    assert re.search(r"\| map +\| +2 \| 100.0 / 100.0 / 100.0 \|", text)
-    assert re.search(r"\| table +\| +1 \| +50.0 / 0.0 / 0.0 \|", text)  # a tie goes to the answer seen first
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -195,7 +211,7 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
     [
         (
             {"image": "a.png", "prompt": "q", "answer": "7"},
-            "line 1: no column for the question; found image, prompt, answer; wanted image: images or",
+            "question 1: no column for the question; found image, prompt, answer; wanted image: images or",
         ),
         (
             {"picture": "a.png", "q": "q"},
@@ -205,7 +221,7 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         ({"image": "a.png", "question": "q", "answer": ""}, "the question or the answer is empty"),
         ("{", "line 1 is not JSON"),
         ("[1]", "found no object"),
-        ("", "holds no questions"),
+        ("", "bench.jsonl: no column for the image and the question and the answer; found no rows; wanted"),
     ],
 )
 def test_bad_lines_say_what_and_where(tmp_path, row, message):
@@ -430,9 +446,13 @@ def models(monkeypatch):
                 [SimpleNamespace(text="Yes." if "wrong" in text and "sure" in text else "No, differs")]
                 for text in prompts
             ]
-        rng, known = random.Random(f"{options['seed']} {temperature}"), Models.knows[vlm.name]
+        known = Models.knows[vlm.name]
         answers = ["1" if int(re.search(r"q(\d+)", prompt)[1]) < known else "wrong" for prompt in prompts]
-        return [[SimpleNamespace(text=f"{rng.random()} \\boxed{{{answer}}}") for _ in range(n)] for answer in answers]
+        luck = [random.Random(f"{options['seed']} {temperature} {number}") for number in options["numbers"]]
+        return [
+            [SimpleNamespace(text=f"{rng.random()} \\boxed{{{answer}}}") for _ in range(n)]
+            for rng, answer in zip(luck, answers, strict=True)
+        ]
 
     monkeypatch.setattr(evaluation, "VLM", Models)
     monkeypatch.setattr(evaluation, "generate", fake)
@@ -471,8 +491,8 @@ def test_main_compares_models_on_one_set(models, capsys, tmp_path):
     ]
     assert Models.loads == ["good", "bad", "half"] and models[0]["max_new_tokens"] == 4096
     assert models[0]["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
-    assert re.search(r"\| bench.jsonl \| +good \| +100.0 \(100.0–100.0\) \| +100.0 \(100.0–100.0\) \|", out)
-    assert re.search(r"\| +half \| +60.0 \(20.0–100.0\) \|", out)
+    assert re.search(r"\| bench.jsonl \| +good \| +100.0 \(56.6–100.0\) \| +100.0 \(56.6–100.0\) \|", out)
+    assert re.search(r"\| +half \| +60.0 \(23.1–88.2\) \|", out)
     assert "good minus bad, paired" in out and "+100.0 points, 95 % interval +100.0 to +100.0" in out
     assert "right alone on 5, wrong alone on 0, McNemar exact p = 0.062" in out  # 2 / 2^5
     assert "right alone on 2, wrong alone on 0, McNemar exact p = 0.5" in out
@@ -500,6 +520,15 @@ def test_several_sets_and_the_macro_average(models, capsys, tmp_path):
     assert "75.0" in capsys.readouterr().out and "macro" not in out.split("macro average")[1]
 
 
+def test_the_types_of_the_questions_have_rows_of_their_own(models, capsys, tmp_path):
+    rows = [{"image": "a.png", "question": f"q{i}", "answer": "1", "category": "art/map"[:3 + 4 * (i > 1)]} for i in range(6)]
+    evaluation.main(["--model", "half", "--bench", str(write_bench(tmp_path, *rows)), "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert re.search(r"\| bench.jsonl +\| +half \| +50.0 .* 6 \|", out)
+    assert re.search(r"\| bench.jsonl, art +\| +half \| +100.0 .* 2 \|", out)
+    assert re.search(r"\| bench.jsonl, art map +\| +half \| +25.0 .* 4 \|", out)
+
+
 def independent_scores(path):
     """The ten lines that any reader could write: scores from the kept replies alone (plain answers only)."""
     greedy, sampled = [], []
@@ -518,12 +547,13 @@ def independent_scores(path):
 def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys):
     """The real tiny base on its charts; the same figures as `evaluate`, with which a run measures itself."""
     evaluation.main(["--questions", "14", "-n", "3", "--max-new-tokens", "64", "--out", str(tmp_path)])
-    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
     assert independent_scores(tmp_path / "tiny/charts.jsonl") == (
         pytest.approx(result["sampled"]),
         pytest.approx(result["greedy"]),
     )
-    assert 0 < result["greedy"] < 1 and "data_chart" in capsys.readouterr().out  # a row per content type
+    assert 0 < result["greedy"] < 1 and "charts, data_chart" in capsys.readouterr().out  # a row per content type
+    assert sum(r["greedy"] * r["questions"] for r in types) == pytest.approx(14 * result["greedy"])
     direct = evaluation.evaluate(VLM.load("tiny"), evaluation.charts(14)[0], n=3, max_new_tokens=64)
     assert {k: direct[k] for k in direct if k not in ("seconds", "per_question")} == {
         k: result[k] for k in direct if k not in ("seconds", "per_question")
@@ -531,7 +561,7 @@ def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys)
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "DEFAULTS", ((2, 0.6, 0.95, 64, 2), evaluation.DEFAULTS[1]))  # chunks of two
+    monkeypatch.setattr(evaluation, "CHUNK", 2)
     bench, whole, path = six(tmp_path), tmp_path / "whole", re.sub(r"[^\w.-]+", "-", six(tmp_path)) + ".jsonl"
     evaluation.main(["--model", "half", "--bench", bench, "--out", str(whole)])
     lines = (whole / "half" / path).read_text().splitlines(keepends=True)
@@ -542,11 +572,11 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkey
         models.clear()
         evaluation.main(["--model", "half", "--bench", bench, "--out", str(broken)])
         assert (broken / "half" / path).read_text().splitlines(keepends=True) == lines
-        assert sum(len(call["prompts"]) for call in models) == 2 * (6 - max(0, kept - 1) // 2 * 2)
+        assert sum(len(call["prompts"]) for call in models) == 2 * (6 - max(0, kept - 1))
     (broken / "half" / path).write_text("".join(lines[:4]))
     for change, message in (
         (["--seed", "1"], "seed 0 there, 1 now"),
-        (["-n", "5"], "n 2 there, 5 now"),
+        (["-n", "5"], "n 1 there, 5 now"),
         (["--rescore"], "not complete"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -614,19 +644,28 @@ def test_the_judge_is_any_model_of_ours(tmp_path):
 # Plain transformers
 
 
-def test_a_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
-    """Loaded, fed and decoded by the library alone (its slow image processor needs no torchvision)."""
-    VLM.load("tiny").save(tmp_path)
-    ours = VLM.load(tmp_path)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    pictures = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil.from_pretrained(
-        tmp_path
-    )
-    questions, _ = evaluation.charts(5, seed=4)
-    prompts = [ours.encode(text, [picture]) for picture, text, _ in questions]
-    replies = [group[0].text for group in evaluation.generate(ours, prompts, max_new_tokens=64, temperature=0.0)]
-    for (picture, text, _), reply in zip(questions, replies):
+def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
+    """A step of every role by the loop, at a step size that shows; then loaded, fed and decoded by the library alone
+    (its slow image processor needs no torchvision)."""
+    settings = "--iterations 1 --steps 1 --questions 0 --probe 0 --lr 3e-3 --proposer-prompts 4 --proposer-rollouts 2 --codes 1"
+    settings += " --coder-proposals 8 --solver-proposals 48 --labels 8 --solver-prompts 8 --workers 1"
+    mmzero.self_evolve(mmzero.parse([*settings.split(), "--out", str(tmp_path)]))
+    folder = tmp_path / "iter1/solver"
+    ours, base = VLM.load(folder), VLM.load("tiny")
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(ours.model.parameters(), base.model.parameters()))
+    assert moved > 1e-3
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    pictures = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil.from_pretrained(folder)
+    questions, _ = evaluation.charts(12, seed=4)
+    texts = [fill(ours.prompts["solver"], question=text) for _, text, _ in questions]
+
+    def answers(vlm):
+        prompts = [vlm.encode(text, [picture]) for text, (picture, _, _) in zip(texts, questions)]
+        return [group[0].text for group in evaluation.generate(vlm, prompts, max_new_tokens=64, temperature=0.0)]
+
+    assert answers(ours) != answers(base)
+    for (picture, _, _), text, reply in zip(questions, texts, answers(ours)):
         seen = pictures(images=[picture], return_tensors="pt")
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
@@ -653,8 +692,7 @@ def test_a_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
         ["--seed", "-1"],
         ["--quest", "3"],
         ["--compare", "tiny"],
-        ["--temperature", "0"],
-        ["--top-p", "1.5"],
+        ["--max-new-tokens", "0"],
         ["--png", "x.png"],
     ],
 )
@@ -669,7 +707,6 @@ def test_nonsense_flags_are_refused(arguments, capsys):
     [
         (["--bench", "missing.jsonl"], "no benchmark missing.jsonl"),
         (["--report", "missing"], "missing is not a run folder"),
-        (["--audit", "missing"], "missing has no iterK/solver.jsonl"),
         (["--rescore"], "tiny/charts.jsonl is missing or not complete"),
         (["--model", "nowhere"], "'nowhere' is neither a folder"),
     ],
