@@ -38,12 +38,12 @@ def make_tokenizer(vocabulary=300):
     return tokenizer
 
 
-def make_checkpoint(folder, family="qwen2_vl", seed=0, std=0.3, hidden=32, layers=2, tie=True, prompts=True):
+def make_checkpoint(folder, family="qwen2_vl", seed=0, std=0.3, hidden=32, layers=2, tie=True, prompts=True, inner=0):
     """Write a random checkpoint and return its folder. `std` is large, so that logits differ clearly."""
     folder, tokenizer = Path(folder), make_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     section = [hidden // 32, hidden // 32 * 2, hidden // 32]     # sums to half of a head
-    text = dict(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden,
+    text = dict(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=inner or 2 * hidden,
                 num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, initializer_range=std,
                 max_position_embeddings=4096, bos_token_id=None, eos_token_id=ids["<|im_end|>"],
                 rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": section})
