@@ -1,14 +1,21 @@
 """Settings, presets and the command line that is derived from them."""
 import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import mmzero
 import roles
+from helpers_models import REAL_CHAT_TEMPLATE
+from prompts import PROMPTS
 from settings import PAPER, PRESETS, TINY, Settings, check, parse
+from vlm import TINY as TINY_MODEL
+from vlm import VLM
 
 ROOT = Path(roles.__file__).parent
 
@@ -74,3 +81,19 @@ def test_help_needs_no_network_and_no_weights():
     done = subprocess.run([sys.executable, "-c", "import sys, settings\ntry: settings.parse(['--help'])\nfinally: assert 'torch' not in sys.modules"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "1x24gb" in done.stdout, done.stderr
+
+
+def test_the_command_runs_from_a_folder(tmp_path, capsys):
+    """A checkpoint as the hub has them: the chat template of a real one, apart from the tokenizer, and no prompts of its own."""
+    shutil.copytree(TINY_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("prompts.json", "chat_template.jinja"))
+    (tmp_path / "model/chat_template.json").write_text(json.dumps({"chat_template": REAL_CHAT_TEMPLATE}))
+    flags = ["--model", str(tmp_path / "model"), "--preset", "tiny", "--out", str(tmp_path / "run"), "--iterations", "1", "--steps", "1",
+             "--proposer-prompts", "2", "--coder-proposals", "4", "--solver-proposals", "4", "--questions", "0", "--probe", "2", "--workers", "1",
+             "--proposal-tokens", "24", "--code-tokens", "24"]
+    with pytest.raises(SystemExit) as stop:
+        mmzero.main([*flags, "--dry-run"])
+    assert stop.value.code is None and not (tmp_path / "run").exists()
+    mmzero.main(flags)
+    saved = VLM.load(tmp_path / "run/iter1/solver", device="cpu")
+    assert saved.prompts == PROMPTS and "You help" in saved.tokenizer.decode(saved.encode("hi").tokens)
+    assert "it 1" in capsys.readouterr().out

@@ -14,7 +14,8 @@ import vlm as vlm_module
 from generate import generate
 from grpo import Rollout, policy_loss, token_logps
 from helpers_models import SPECIAL, for_the_library, make_checkpoint
-from vlm import FAMILIES, VLM, find_checkpoint, next_position
+from prompts import PROMPTS
+from vlm import FAMILIES, SHORT_NAMES, VLM, find_checkpoint, next_position
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +342,6 @@ def test_untied_head_is_saved(tmp_path):
 
 
 def test_prompts_of_the_project_without_prompts_json(tmp_path):
-    from prompts import PROMPTS
     assert VLM.load(make_checkpoint(tmp_path / "model", prompts=False)).prompts == PROMPTS
 
 
@@ -406,13 +406,35 @@ def test_unknown_names(monkeypatch, tmp_path):
                          ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT")]:
         with pytest.raises(FileNotFoundError) as error:
             VLM.load(name)
-        assert f"hf download {hub_id}" in one_line(error)
+        assert f"hf download {hub_id} --local-dir {name.split('/')[-1]}, then here: --model {name.split('/')[-1]}" in one_line(error)
 
 
-def test_short_name_is_fetched(monkeypatch, folders):
-    hub = {"Qwen/Qwen2-VL-2B-Instruct": folders["qwen2_vl"]}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: hub[hub_id])
-    assert find_checkpoint("Qwen2-VL-2B") == folders["qwen2_vl"]
+def test_a_folder_named_like_a_short_name_is_it(monkeypatch, tmp_path):
+    """What the line above says works: after `hf download ... --local-dir Qwen2-VL-2B` the same command finds the folder."""
+    make_checkpoint(tmp_path / "Qwen2-VL-2B", real=True, prompts=False)
+    monkeypatch.chdir(tmp_path)
+    model = VLM.load("Qwen2-VL-2B", device="cpu")
+    assert model.prompts == PROMPTS and "You help" in model.tokenizer.decode(model.encode("hi", [picture(64, 64)]).tokens)
+
+
+def test_float32_products_are_exact():
+    """Positions up to the longest prompt go through a float32 product (rotary angles); TF32 keeps 11 bits."""
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_short_name_is_fetched_and_another_family_before_its_weights_is_not(monkeypatch, folders, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}')
+    hub, asked = {"Qwen/Qwen2-VL-2B-Instruct": folders["qwen2_vl"], "some/llava": tmp_path}, []
+
+    def fetch(hub_id, allow_patterns):
+        asked.append("*.safetensors" in allow_patterns)
+        return hub[hub_id]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_checkpoint("Qwen2-VL-2B") == folders["qwen2_vl"] and asked == [False, True]
+    assert find_checkpoint("Qwen2-VL-2B", weights=False) == folders["qwen2_vl"] and asked == [False, True, False]
+    with pytest.raises(ValueError, match="'llava_onevision'; supported are Qwen2-VL"):
+        find_checkpoint("some/llava")
+    assert asked == [False, True, False, False]
 
 
 def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
@@ -424,12 +446,16 @@ def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
     assert "tiny/build.py" in one_line(error)
 
 
-def test_no_vlm(tmp_path):
-    transformers.LlamaConfig().save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", ["llama", "llava", "qwen3_vl_moe", "internvl", "gemma3"])
+def test_another_model_is_refused_by_name(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ValueError) as error:
         VLM.load(tmp_path)
     text = one_line(error)
-    assert "'llama'" in text and all(name in text for name in ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL"))
+    assert f"'{kind}'" in text and all(name in text for name in ("Qwen2-VL", "Qwen2.5-VL", "MiMo-VL", "Qwen3-VL", *SHORT_NAMES))
+
+
+def test_a_config_that_is_no_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json"):
         VLM.load(tmp_path)
