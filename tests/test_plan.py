@@ -75,11 +75,12 @@ class Allocated(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("family, pictures, checkpointing, lora", [
-    ("qwen2_vl", False, True, 0), ("qwen2_vl", True, True, 0), ("qwen2_5_vl", True, True, 0), ("qwen3_vl", True, True, 0),
-    ("qwen2_vl", False, False, 0), ("qwen2_vl", True, True, 4)])
-def test_the_formula_is_what_a_training_step_allocates(tmp_path, monkeypatch, family, pictures, checkpointing, lora):
-    """The peak of real steps, with the autocast of a GPU: bf16 compute on float32 masters."""
+@pytest.mark.parametrize("family, groups, pictures, checkpointing, lora", [
+    ("qwen2_vl", 16, False, True, 0), ("qwen2_vl", 16, True, True, 0), ("qwen2_5_vl", 16, True, True, 0), ("qwen3_vl", 16, True, True, 0),
+    ("qwen2_vl", 16, False, False, 0), ("qwen2_vl", 16, True, True, 4), ("qwen2_vl", 4, False, True, 0)])
+def test_the_formula_is_what_a_training_step_allocates(tmp_path, monkeypatch, family, groups, pictures, checkpointing, lora):
+    """The peak of real steps, with the autocast of a GPU: bf16 compute on float32 masters. 4 groups are little beside the
+    weights, and come in two passes: a bf16 copy of all weights, kept through a pass as autocast would, is seen by the second."""
     folder = make_checkpoint(tmp_path / "model", family, std=0.02, hidden=128, layers=8, inner=768)     # 6 times as wide inside, as real ones
     actor = VLM.load(folder, device="cpu", dtype="bfloat16")
     if lora:
@@ -97,21 +98,20 @@ def test_the_formula_is_what_a_training_step_allocates(tmp_path, monkeypatch, fa
         passes.append((batch["input_ids"].numel(), int(batch["image_grid_thw"].prod(1).sum()) // 4 if pictures else 0))
         return hidden(self, batch, *rest)
     monkeypatch.setattr(VLM, "hidden", spy)
-    rng, rollouts = random.Random(0), []
-    for g in range(16):
+    rng, rollouts, (longest, budget) = random.Random(0), [], (90, 4096) if groups == 16 else (20, 120)
+    for g in range(groups):
         image = [Image.frombytes("RGB", (128, 128), rng.randbytes(3 * 128 * 128))] if pictures else []
         prompt = policy.encode("how many?", image)
         for advantage in (1.0, -1.0):
-            tokens = [rng.randrange(20, 200) for _ in range(90)]
-            rollouts.append(Rollout(prompt, tokens, [0.0] * 90, advantage, group=g))
+            tokens = [rng.randrange(20, 200) for _ in range(longest)]
+            rollouts.append(Rollout(prompt, tokens, [0.0] * longest, advantage, group=g))
     optimizer = make_optimizer(policy)
     with Allocated(policy, actor) as allocated:
         for _ in range(2):                                      # the moments are there from the second on
-            train_step(policy, actor, rollouts, optimizer, token_budget=4096)
+            train_step(policy, actor, rollouts, optimizer, token_budget=budget)
     m = memory(measure(policy.config), lora=lora, tokens=max(t for t, _ in passes), seen=max(p for _, p in passes), checkpointing=checkpointing)
-    fixed = m["held"] + m["gradients"]
-    print({k: round(v / 1e6, 1) for k, v in m.items()}, "measured", round(allocated.peak / 1e6, 1))
-    assert 0.8 < (allocated.peak - fixed) / (m["training"] - fixed) < 1.08
+    print({k: round(v / 1e6, 1) for k, v in m.items()}, "measured", round(allocated.peak / 1e6, 1), "in", len(passes), "passes")
+    assert 0.9 < allocated.peak / m["training"] < 1.05
 
 
 def test_a_slot_is_what_the_engine_reserves(tmp_path, monkeypatch):
