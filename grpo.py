@@ -200,7 +200,8 @@ def token_logps(vlm, rows, temperature=1.0, chunk=None):
         batch["position_ids"] = batch["position_ids"] - torch.tensor(shifts, device=device)     # [3, R, L]
 
     def work():
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        # No cache: it would hold a bf16 copy of every weight until the end of the pass, and none is used twice.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             hidden = vlm.hidden(batch).flatten(0, 1)                        # [R * L, D]
             return ChunkedLogProbs.apply(hidden[torch.tensor(sources, device=device)], vlm.head,
                                          torch.tensor(targets, device=device), temperature, chunk)

@@ -1,7 +1,8 @@
 """MM-Zero: one base vision-language model becomes three roles that teach each other, with no data from outside.
 
     python mmzero.py                             the embedded tiny base, on a laptop
-    python mmzero.py --model Qwen2-VL-2B         a real one (settings of the paper)
+    python mmzero.py --model Qwen2-VL-2B         a real one (settings of the paper; --preset for smaller machines)
+    python mmzero.py --model Qwen2-VL-2B --dry-run                 what that needs, and whether it fits here
 
 One iteration is three phases (the paper's method section); in each, one role is trained with GRPO and the other two are
 frozen:
@@ -18,18 +19,14 @@ Deviations from the authors' released code, on purpose: phase C is judged by Sol
 weights); one program instead of services; the optimiser starts fresh in every phase, as theirs does.
 """
 
-import argparse
-import dataclasses
 import hashlib
-import inspect
 import itertools
 import json
 import os
 import random
-import re
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 # How long a waiting thread spins before it sleeps; read once, when torch is first imported. OpenMP's own choice, for ever,
@@ -44,105 +41,13 @@ import rewards
 from audit import audit, blind_answers
 from eval import charts, evaluate, table
 from grpo import Rollout, group_advantages, make_optimizer, train_step
+from plan import plan
 from prompts import TOPICS
 from report import report
-from roles import LANGUAGES, ROLES, Draft, Roles
+from roles import ROLES, Draft, Roles
 from run import Run
+from settings import PAPER, TINY, Settings, check, parse
 from vlm import check_family, find_checkpoint
-
-# ------------------------------------------------------------------------------------------------ settings
-
-@dataclass(frozen=True)
-class Settings:
-    """Every number of a run. The defaults are the paper's, for real models; TINY below is for the embedded base."""
-    model: str = "tiny"                 # tiny, a short name such as Qwen2-VL-2B, a folder, or a hub id
-    out: str = ""                       # folder of the run; empty: runs/<model>-<language>-seed<seed>
-    language: str = "svg"               # what the Coder writes: svg, python, or mixed (taking turns)
-    iterations: int = 3                 # how often all three roles are trained; 0: only measure the base
-    seed: int = 0                       # of everything that is sampled
-    # Proposer: how much is sampled per step, and how often it is trained in an iteration.
-    proposer_steps: int = 20            # GRPO steps (rollout batches) per iteration
-    proposer_prompts: int = 18          # prompts (topics, in turn) per step
-    proposer_rollouts: int = 4          # G: proposals per prompt
-    proposer_update: int = 18           # prompts per optimiser update
-    codes: int = 4                      # N: codes the frozen Coder writes per proposal
-    answers: int = 5                    # K: answers of the frozen Solver per question, while training P and C
-    # Coder
-    coder_steps: int = 20               # GRPO steps per iteration
-    coder_proposals: int = 3304         # fresh proposals, of which those of middling render rate are trained on
-    coder_prompts: int = 256            # proposals per step
-    coder_rollouts: int = 4             # G: codes per proposal
-    coder_update: int = 64              # proposals per optimiser update
-    # Solver
-    solver_steps: int = 20              # GRPO steps per iteration
-    solver_proposals: int = 5000        # fresh proposals, one code each, of which the open questions are trained on
-    labels: int = 10                    # answers per question from which the majority label is taken
-    solver_prompts: int = 512           # pictures per step
-    solver_rollouts: int = 8            # G: answers per picture
-    solver_update: int = 128            # pictures per optimiser update
-    # GRPO
-    lr: float = 1e-6                    # AdamW, constant
-    weight_decay: float = 0.01          # of AdamW
-    kl: float = 0.01                    # weight of the k3 KL to the model that the phase began with
-    clip_low: float = 0.2               # the ratio may fall to 1 - this
-    clip_high: float = 0.3              # and rise to 1 + this
-    clip_dual: float = 3.0              # for a negative advantage the surrogate is bounded by this times it
-    grad_norm: float = 1.0              # gradients are scaled down to this norm
-    token_budget: int = 16384           # tokens, padding included, per forward and backward pass
-    lora: int = 0                       # rank of the adapters that are trained instead of all weights; 0: all weights
-    lora_alpha: float = 32.0            # adapters are scaled by this / rank
-    save_steps: int = 2                 # the state inside a phase is saved every so many steps
-    checkpointing: bool = True          # recompute activations in the backward pass: less memory, a third more time
-    # Lengths, in tokens
-    proposal_tokens: int = 4096         # a proposal is cut here
-    code_tokens: int = 4096             # a code is cut here
-    answer_tokens: int = 4096           # an answer is cut here
-    # Pictures and machine
-    min_pixels: int = 262144            # smaller pictures are scaled up to this area; 0: as the checkpoint has it
-    max_pixels: int = 1638400           # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
-    slots: int = 0                      # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
-    workers: int = 0                    # processes that render; 0: one per core
-    render_seconds: float = 5.0         # a program that draws for longer is stopped
-    unsafe_python: bool = False         # run Python though this machine cannot confine it
-    # Measuring, before the first and after every iteration
-    questions: int = 420                # held-out questions of either kind; 0: none
-    split: str = "test"                 # their pictures: test, or validation while choosing settings
-    probe: int = 128                    # proposals that the three roles make and answer together
-
-
-PAPER = Settings()
-# The embedded base has 1.3 M parameters where the paper's have 2 to 8 billion: a larger step size, smaller batches
-# and short texts, so that three iterations take a few minutes on two cores. Rewards and filters are the same.
-TINY = replace(
-    PAPER, proposer_steps=6, coder_steps=6, coder_proposals=192, coder_prompts=48,
-    coder_update=48, solver_steps=12, solver_proposals=2048, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
-    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096, save_steps=4)
-
-
-def check(s: Settings) -> None:
-    """ValueError with one line that says what would be right."""
-    def need(name, good, rule):
-        if not good:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(s, name)!r}: it should be {rule}")
-
-    need("language", s.language in LANGUAGES, "svg, python or mixed")
-    need("split", s.split in ("test", "validation"), "test or validation")
-    for f in dataclasses.fields(s):
-        if f.type in (int, "int") and f.name not in (
-                "seed", "iterations", "min_pixels", "max_pixels", "slots", "workers", "questions", "probe", "lora"):
-            need(f.name, getattr(s, f.name) >= 1, "a whole number, 1 or more")
-        elif f.type in (int, float, "int", "float"):
-            need(f.name, getattr(s, f.name) >= 0, "0 or more")
-    for name in ("proposer_rollouts", "coder_rollouts", "solver_rollouts"):
-        need(name, getattr(s, name) >= 2, "2 or more: a group's advantage compares its rollouts")
-    need("lora_alpha", s.lora_alpha > 0, "above 0")
-    need("lr", 0 < s.lr < 1, "between 0 and 1")
-    need("clip_low", s.clip_low < 1, "below 1")
-    need("clip_dual", s.clip_dual > 1, "above 1")
-    need("grad_norm", s.grad_norm > 0, "above 0")
-    need("render_seconds", s.render_seconds > 0, "above 0")
-    need("max_pixels", not s.max_pixels or s.max_pixels >= s.min_pixels, "0, or at least --min-pixels")
-
 
 def subseed(*parts) -> int:
     """A seed of its own for everything that is sampled, so that a resumed run draws what the first one would have.
@@ -417,33 +322,12 @@ def self_evolve(settings: Settings) -> Run:
     return run
 
 
-def parse(arguments=None) -> Settings:
-    """The command line is the settings' fields; what is not given is the paper's, or TINY's for the embedded base."""
-    parser = argparse.ArgumentParser(description="MM-Zero: three roles of one vision-language model evolve without data.",
-                                     allow_abbrev=False)
-    # The comment behind each field is also its help text.
-    says = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE))
-    for f in dataclasses.fields(Settings):
-        kind = {"int": int, "float": float, "str": str, "bool": bool}[getattr(f.type, "__name__", f.type)]
-        options = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
-        default = [getattr(preset, f.name) for preset in (PAPER, TINY)]
-        options["help"] = f"{says[f.name].replace('%', '%%')} [{default[0]}" + (f"; tiny: {default[1]}]" if default[0] != default[1] else "]")
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
-    parser.add_argument("--steps", type=int, metavar="INT", default=argparse.SUPPRESS, help="GRPO steps per iteration of all three roles at once")
-    parser.add_argument("--preset", choices=("tiny", "paper"), default=argparse.SUPPRESS,
-                        help="where the other settings come from; default: tiny for --model tiny, else paper")
-    given = vars(parser.parse_args(arguments))
-    if "steps" in given:
-        steps = given.pop("steps")
-        given = {f"{role}_steps": steps for role in ROLES} | given
-    preset = given.pop("preset", "tiny" if given.get("model", "tiny") == "tiny" else "paper")
-    return replace({"tiny": TINY, "paper": PAPER}[preset], **given)
-
-
 def main(arguments=None):
-    settings = parse(arguments)
+    settings, gpus = parse(arguments)
     parallel.start()
     try:
+        if gpus is not None:                                    # --dry-run
+            sys.exit((reason := plan(settings, gpus)) and f"mmzero.py: {reason}")
         self_evolve(settings)
         parallel.stop()
     except (ValueError, OSError, RuntimeError) as error:

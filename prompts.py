@@ -89,6 +89,7 @@ The picture
   picture. Do not write the questions, the reasoning or any hint into the picture either.
 - Readable at a glance: text of 14 pixels or more, dark on light, nothing overlapping or cut off at the
   edges, margins on all sides, a legend where colours carry meaning.
+- A picture of one colour only counts as none, and so does one that is more than 100 times as long as wide.
 """
 
 SVG_GUIDE = """
@@ -114,10 +115,10 @@ The code
 - One complete Python script, run once from an empty folder. It may use Pillow, numpy, matplotlib and
   modules of the standard library that only compute, such as math and random. Nothing else is installed.
 - No network, no reading of files, no other processes or threads, no input, no arguments: all of these are
-  refused. It has about five seconds and little memory.
+  refused. It is stopped after 5 seconds, and at 1 GB of memory.
 - What counts as the picture: the last one saved with Pillow's Image.save or matplotlib's savefig, under a
   plain name such as "chart.png"; if none was, a Pillow image in a variable named img or image; if there is
-  none, the open matplotlib figure. Make exactly one. A picture of one colour only counts as none.
+  none, the open matplotlib figure. Make exactly one.
 - Neither side may be larger than 2048 pixels; about 800 by 600 is good. White background. For a figure use
   figsize=(8, 6), dpi=100 and tight_layout.
 - Write all values into the code, so that every run draws the same picture. Use the fonts that come with

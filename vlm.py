@@ -1,8 +1,8 @@
 """A vision-language model: load it, turn text and pictures into its inputs, save it.
 
-transformers gives the network and its weights, nothing else. What goes into the network is made here: chat
-text, image tokens, the patches of a picture, M-RoPE positions. So torchvision is not needed, and every number
-that enters the network can be followed on this page. The tests compare each with the library's own.
+transformers gives the network and its weights, nothing else. What goes into the network is made here: chat text, image tokens,
+the patches of a picture, M-RoPE positions. So torchvision is not needed, and every number that enters the network can be
+followed on this page. The tests compare each with the library's own.
 
 Families: Qwen2-VL, Qwen2.5-VL (MiMo-VL is one of these) and Qwen3-VL.
 
@@ -31,8 +31,11 @@ from torch import Tensor
 
 import parallel
 from lora import merged_state, save_adapters
+from prompts import PROMPTS
 
 transformers.utils.logging.disable_progress_bar()       # a run loads and saves all the time
+# No TF32: large products run in bf16 anyway; left in float32 are the rotary angles, whose positions TF32 (11 bits) rounds beyond 2,048.
+torch.set_float32_matmul_precision("highest")
 
 FAMILIES = {                                            # model_type in config.json -> class of transformers
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -47,8 +50,7 @@ SHORT_NAMES = {
 }
 TINY = Path(__file__).parent / "tiny" / "model"
 # Small files of a checkpoint which we read or other programs want: kept as they were found, and saved again.
-SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-              "chat_template.json")
+SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ def smart_resize(height, width, factor, min_pixels, max_pixels) -> tuple[int, in
 def mrope_positions(tokens: list[int], image_token: int, grids, merge: int) -> Tensor:
     """[3, L] positions (time, height, width) of a prompt. `grids`: (t, h, w) of each picture, in patches.
 
-    Text counts on along the three axes at once. A picture that begins at position p puts its merged patch
-    (t, i, j) at (p + t, p + i, p + j), and the text behind it goes on at p + max(rows, columns): just past
-    its longer side, not past its number of patches.
+    Text counts on along the three axes at once. A picture that begins at position p puts its merged patch (t, i, j) at
+    (p + t, p + i, p + j), and the text behind it goes on at p + max(rows, columns): past its longer side, not its number of patches.
 
     >>> mrope_positions([5, 9, 9, 9, 9, 9, 9, 6], image_token=9, grids=[(1, 4, 6)], merge=2).tolist()
     [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
@@ -135,15 +136,12 @@ class VLM:
     def load(cls, name_or_path, device="auto", dtype="auto", attention="auto") -> "VLM":
         """`tiny`, a short name such as `Qwen2-VL-2B`, a folder, or a hub id.
 
-        "auto": device is CUDA where there is one; dtype is bfloat16 on CUDA and float32 on CPU; attention is
-        flash_attention_2 on CUDA where that package is installed, PyTorch's own ("sdpa") otherwise.
-        Raises FileNotFoundError for a name that leads nowhere, ValueError for a model outside the families.
+        "auto": device is CUDA where there is one; dtype bfloat16 on CUDA, float32 on CPU; attention flash_attention_2 on CUDA where that
+        package is installed, else PyTorch's own ("sdpa"). FileNotFoundError: a name that leads nowhere. ValueError: no such family.
         """
         folder = find_checkpoint(str(name_or_path))
         family = check_family(folder)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         if dtype == "auto":
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         elif isinstance(dtype, str):
@@ -153,8 +151,8 @@ class VLM:
             flash = device.type == "cuda" and half and transformers.utils.is_flash_attn_2_available()
             attention = "flash_attention_2" if flash else "sdpa"
         try:
-            model, report = getattr(transformers, FAMILIES[family]).from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+            network = getattr(transformers, FAMILIES[family])
+            model, report = network.from_pretrained(folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, SafetensorError) as error:                 # weights or tokenizer missing, or cut off
             raise FileNotFoundError(f"{name_or_path}: {str(error).splitlines()[0]}") from error
@@ -167,11 +165,7 @@ class VLM:
         self.family, self.lora = model.config.model_type, None      # see lora.py
         files = [folder / name for name in SIDE_FILES if (folder / name).exists()]
         self.side_files = {file.name: file.read_text() for file in files}
-        if (folder / "prompts.json").exists():
-            self.prompts = json.loads((folder / "prompts.json").read_text())
-        else:
-            from prompts import PROMPTS
-            self.prompts = PROMPTS
+        self.prompts = json.loads((folder / "prompts.json").read_text()) if (folder / "prompts.json").exists() else PROMPTS
         # Qwen's generation config names <|im_end|> and <|endoftext|>, and replies end with either.
         eos = model.generation_config.eos_token_id
         eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
@@ -224,10 +218,9 @@ class VLM:
     def encode(self, text, images=()) -> Prompt:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins to write.
 
-        `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an order.
-        A picture is a PIL image, or what `cut` made of one (which saves cutting it again for another question).
-        Nothing in a text is ever read as a special token: what one role wrote is quoted in another's prompt,
-        and a proposal that says <|im_end|> must not be able to end that turn.
+        `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an order. A picture is a PIL image, or
+        what `cut` made of one (which saves cutting it again for another question). Nothing in a text is ever read as a special token:
+        what one role wrote is quoted in another's prompt, and a proposal that says <|im_end|> must not be able to end that turn.
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
         texts = [part for part in parts if isinstance(part, str)]
@@ -246,16 +239,13 @@ class VLM:
     def _template(self, is_text: tuple[bool, ...]) -> list:
         """The rendered chat template for texts and pictures in this order: special ids, strings between them.
 
-        A slot stands for each text: special tokens are found before anything a user wrote is in the string.
-        The strings are tokenized with the text in place: merges across the seam ("user\\n" and a text that
-        begins with a new line) come out as in training.
+        A slot stands for each text: special tokens are found before anything a user wrote is in the string. The strings are tokenized
+        with the text in place: merges across the seam ("user\\n" and a text that begins with a new line) come out as in training.
         """
         if is_text not in self._templates:
             number = itertools.count()
-            content = [{"type": "text", "text": slot(next(number))} if text else {"type": "image"}
-                       for text in is_text]
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+            content = [{"type": "text", "text": slot(next(number))} if text else {"type": "image"} for text in is_text]
+            rendered = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
             pieces = [piece for piece in self._special.split(rendered) if piece]
             ids = self.tokenizer.convert_tokens_to_ids
             pieces = [ids(piece) if self._special.fullmatch(piece) else piece for piece in pieces]
@@ -353,8 +343,10 @@ class VLM:
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of `weights` in host memory; of sharded ones, this rank's shards."""
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights().items()}
+        """A copy of `weights` in host memory (pinned: a role comes back at the speed of the bus); of sharded ones, this rank's shards."""
+        pin = self.device.type == "cuda" and parallel.world() == 1
+        copies = ((name, weight.detach().to("cpu", copy=True)) for name, weight in self.weights().items())
+        return {name: copy.pin_memory() if pin else copy for name, copy in copies}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -368,12 +360,14 @@ class VLM:
     def save(self, folder) -> None:
         """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
 
-        Weights keep the dtype they are held in. All is written under a temporary name first, so the folder
-        appears only when it is whole; one that was there before is replaced. With LoRA: the merged weights, and
-        the adapters beside them. All ranks call it, rank 0 writes.
+        Weights keep the dtype they are held in. All is written under a temporary name first, so the folder appears only when it is whole;
+        one that was there is replaced. With LoRA: the merged weights, and the adapters beside them. All ranks call it, rank 0 writes.
         """
-        weights = merged_state(self.model) if self.lora else {n: parallel.whole(w.detach()).cpu()
-                                                              for n, w in self.model.named_parameters()}
+        if self.lora:
+            weights = merged_state(self.model)
+        else:       # all ranks make each weight whole together, but only the one that writes keeps it
+            whole = ((name, parallel.whole(w.detach())) for name, w in self.model.named_parameters())
+            weights = {name: w.cpu() for name, w in whole if not parallel.rank()}
         if parallel.rank():
             return
         folder = Path(folder).absolute()
@@ -411,25 +405,30 @@ def fill_slots(piece: str, texts: list[str]) -> str:
     return re.sub("\ue000(\\d+)\ue001", lambda match: texts[int(match[1])], piece)
 
 
-def find_checkpoint(name: str) -> Path:
-    """The folder of `tiny`, of a folder's name, or of what the hub (or its cache) has under this name."""
-    if name == "tiny":
-        if not (TINY / "config.json").exists():
-            raise FileNotFoundError(f"the tiny base is not in {TINY}; make it with: python tiny/build.py")
-        return TINY
-    if Path(name).is_dir():
-        return Path(name)
+def find_checkpoint(name: str, weights=True) -> Path:
+    """The folder of `tiny`, of a folder's name, or of what the hub (or its cache) has under this name.
+
+    A model outside the families is refused before its weights are fetched. weights=False: they are not wanted at all.
+    """
+    if name == "tiny" and not (TINY / "config.json").exists():
+        raise FileNotFoundError(f"the tiny base is not in {TINY}; make it with: python tiny/build.py")
+    if name == "tiny" or Path(name).is_dir():
+        return TINY if name == "tiny" else Path(name)
     hub_id = SHORT_NAMES.get(name, name)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", hub_id):
         raise FileNotFoundError(f"{name!r} is neither a folder nor a known model; known: tiny, "
                                 f"{', '.join(SHORT_NAMES)}, or a hub id such as Qwen/Qwen2-VL-2B-Instruct")
     from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
-    except Exception as error:      # no network, no such repository, a gated one: many classes, one way out
-        raise FileNotFoundError(
-            f"{name!r} is no folder here and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}); with a network, try: hf download {hub_id}") from error
+
+    def fetch(*more):
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.jinja", "*.txt", *more]))
+        except Exception as error:      # no network, no such repository, a gated one: many classes, one way out
+            raise FileNotFoundError(
+                f"{name!r} is no folder here and could not be fetched from the Hugging Face hub ({type(error).__name__}); where there is a "
+                f"network: hf download {hub_id} --local-dir {Path(name).name}, then here: --model {Path(name).name}") from error
+    check_family(folder := fetch())
+    return fetch("*.safetensors") if weights else folder
 
 
 def check_family(folder: Path) -> str:
@@ -440,6 +439,6 @@ def check_family(folder: Path) -> str:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder}/config.json is no JSON object: {error}") from error
     if family not in FAMILIES:
-        raise ValueError(f"{folder} holds a model of type {family!r}; supported are the vision-language "
-                         f"families Qwen2-VL, Qwen2.5-VL (with MiMo-VL) and Qwen3-VL ({', '.join(FAMILIES)})")
+        raise ValueError(f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL (with MiMo-VL) and "
+                         f"Qwen3-VL (types {', '.join(FAMILIES)}), of these by name: {', '.join(SHORT_NAMES)}")
     return family

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
+import render
 import rewards
+import sandbox
 from prompts import PROMPTS, TOPICS, fill
+from settings import Settings
 
 PROPOSAL = rewards.Proposal("map", "a {easy_answer} caption", "What is at {topic}?", "7 {",
                             "Total of } and {x}?", "12 cm")
@@ -65,10 +68,12 @@ def test_content_types_are_listed_where_they_are_explained_and_where_they_are_ch
                             prompt)) == rewards.CONTENT_TYPES
 
 
-@pytest.mark.parametrize("language, limit", [("svg", "1024"), ("python", "2048")])
-def test_coder_prompt_shows_the_fence_and_the_limits(language, limit):
+@pytest.mark.parametrize("language", render.MAX_SIDE)
+def test_coder_prompt_shows_the_fence_and_the_limits(language):
     text = FILLED[language]
-    assert limit in text and not {"1024", "2048"} - {limit} & set(re.findall(r"\d+", text))
+    side = {name: str(number) for name, number in render.MAX_SIDE.items()}
+    assert side[language] in text and not {*side.values()} - {side[language]} & set(re.findall(r"\d+", text))
+    assert f"{render.MAX_ASPECT} times as long as wide" in text and "one colour only counts as none" in text
     assert [label for label, _ in rewards.fenced_blocks(text)] == [language]
     assert all(name.upper() in text for name in CODER_FIELDS)
     assert "answer must not be written in the" in " ".join(text.split())
@@ -82,7 +87,36 @@ def test_coder_prompt_names_what_the_sandbox_takes():
     for word in ("Pillow, numpy, matplotlib", "No network", "no reading of files", "Image.save",
                  "img or image", "figure"):
         assert word in python
+    assert f"after {Settings().render_seconds:.0f} seconds, and at {sandbox.MEMORY >> 30} GB" in python
+    for package in re.search(r"may use (.*) and", python)[1].replace("Pillow", "PIL").split(", "):
+        assert package in render.PACKAGES                       # what a program may read, it may use
     assert python.index("Image.save") < python.index("img or image") < python.index("open matplotlib figure")
+
+
+PICTURES = {                    # what the guides say: drawn, or not, and which picture counts (by its width)
+    "svg": [('<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40" viewBox="0 0 60 40"><rect width="60" height="40" fill="white"/>'
+             '<defs><linearGradient id="g"><stop stop-color="red"/></linearGradient></defs><g><circle cx="9" cy="9" r="5" fill="url(#g)"/>'
+             '<polyline points="1,1 9,30" stroke="#123456" fill="none"/><text x="5" y="30" font-size="14" font-family="sans-serif">a '
+             '<tspan>&lt; b</tspan></text></g></svg>', 60),
+            ('<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="white"/></svg>', None),
+            ('<svg xmlns="http://www.w3.org/2000/svg" width="606" height="6"><path d="M0 0h9v3z"/></svg>', None)],
+    "python": [('from PIL import Image\nImage.new("RGB", (9, 9)).save("a.png")\nfor w in (50, 70):\n    i = Image.new("RGB", (w, 40), "white")\n'
+                '    i.putpixel((3, 3), (0, 0, 0))\n    i.save("chart.png")\nimg = i.crop((0, 0, 20, 20))', 70),
+               ('from PIL import Image\nimg = Image.new("RGB", (33, 40))\nimg.putpixel((3, 3), (9, 9, 9))', 33),
+               ("import matplotlib.pyplot as plt\nplt.figure(figsize=(8, 6), dpi=100)\nplt.plot([1, 2])\nplt.tight_layout()", 800),
+               ('from PIL import Image\nopen("/etc/passwd")\nimg = Image.effect_noise((9, 9), 50)', None),
+               ('import threading\nthreading.Thread(target=print).start()\nfrom PIL import Image\nimg = Image.effect_noise((9, 9), 50)', None),
+               ("import pandas", None)],
+}
+
+
+@pytest.mark.parametrize("language", PICTURES)
+def test_the_guides_say_what_the_renderer_does(language):
+    with render.Renderer(1, 60.0) as renderer:
+        if language == "python" and renderer.refusal:
+            pytest.skip(renderer.refusal)
+        for (code, width), drawn in zip(PICTURES[language], renderer.render([(code, language) for code, _ in PICTURES[language]])):
+            assert (drawn.image and drawn.image.width) == width, (code, drawn.error)
 
 
 def test_solver_form_is_the_one_that_is_paid():

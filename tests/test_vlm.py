@@ -1,9 +1,9 @@
 """What goes into the network, compared with the library's own making of it; loading, saving, refusing."""
 import itertools
 import json
-import math
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -11,8 +11,11 @@ import transformers
 from PIL import Image
 
 import vlm as vlm_module
+from generate import generate
+from grpo import Rollout, policy_loss, token_logps
 from helpers_models import SPECIAL, for_the_library, make_checkpoint
-from vlm import FAMILIES, VLM, find_checkpoint, next_position
+from prompts import PROMPTS
+from vlm import FAMILIES, SHORT_NAMES, VLM, find_checkpoint, next_position
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def picture(width, height, mode="RGB"):
     return Image.fromarray(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()).convert(mode)
 
 
-SIZES = [(64, 64), (50, 70), (33, 200), (7, 9), (300, 211), (16, 16), (129, 31)]
+SIZES = [(64, 64), (50, 70), (33, 200), (7, 9), (300, 211), (16, 16), (129, 31), (1, 1), (1, 190), (560, 3), (901, 1203)]
 
 
 # ------------------------------------------------------------------------------------ pictures
@@ -93,30 +96,121 @@ def conversations():
     yield [a]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_equal_the_library(models, family):
-    model = models[family]
-    theirs = transformers.Qwen2VLImageProcessorPil(**json.loads(model.side_files["preprocessor_config.json"]))
-    for parts in conversations():
+def as_the_library_does(model, parts, reply=()) -> dict:
+    """Their way: render all at once, cut the pictures, repeat image tokens as the grids say. No positions: the model finds them."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+    text = model.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    pictures = [part for part in parts if not isinstance(part, str)]
+    cutter = transformers.Qwen2VLImageProcessorPil(**json.loads(model.side_files["preprocessor_config.json"]))
+    inputs = dict(cutter(pictures, return_tensors="pt")) if pictures else {}
+    for rows, columns in inputs["image_grid_thw"][:, 1:].tolist() if pictures else []:
+        text = text.replace("<|image_pad|>", "<|kept|>" * (rows * columns // 4), 1)
+    ids = model.tokenizer(text.replace("<|kept|>", "<|image_pad|>"), return_tensors="pt").input_ids
+    ids = torch.cat([ids, torch.tensor([list(reply)], dtype=torch.long)], 1)
+    return inputs | {"input_ids": ids, "mm_token_type_ids": (ids == model.config.image_token_id).int()}
+
+
+def larger_conversations():
+    yield from conversations()
+    yield ["which?", picture(190, 150)]                                 # 7 x 5 tokens: more than a window of Qwen2.5-VL (4 x 4)
+
+
+def all_conversations():
+    yield from larger_conversations()
+    yield from ([picture(*size), "how many?"] for size in SIZES)
+
+
+# What is compared with transformers, on checkpoints with the published shape rules, at toy width. -> the largest difference,
+# as a share of the largest value; 1.0 for things that should be the very same and are not.
+
+def apart(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def inputs(model):
+    found = [0.0]
+    for parts in all_conversations():
+        prompt, theirs = model.encode(parts), as_the_library_does(model, parts)
+        grids = theirs["image_grid_thw"].tolist() if prompt.pictures else []
+        same = prompt.tokens == theirs["input_ids"][0].tolist() and [list(p.grid) for p in prompt.pictures] == grids
+        found.append(float(not same))
+        if grids:
+            found.append(apart(torch.cat([p.pixels for p in prompt.pictures]), theirs["pixel_values"]))
+    return max(found)
+
+
+def positions(model):
+    different = False
+    for parts in all_conversations():
+        prompt, theirs = model.encode(parts), as_the_library_does(model, parts)
+        found, delta = model.model.model.get_rope_index(theirs["input_ids"], mm_token_type_ids=theirs["mm_token_type_ids"],
+                                                        image_grid_thw=theirs.get("image_grid_thw"))
+        different |= not torch.equal(prompt.positions, found[:, 0]) or next_position(prompt) != len(prompt.tokens) + delta.item()
+    return float(different)
+
+
+@torch.no_grad()
+def forward(model):
+    found = []
+    for parts in larger_conversations():
+        ours = model.hidden(model.collate([model.encode(parts)])) @ model.head.T
+        found.append(apart(ours, model.model(**as_the_library_does(model, parts)).logits))
+    return max(found)
+
+
+def greedy(model):
+    different, never = False, [model.config.image_token_id, model.config.video_token_id]
+    for parts in larger_conversations():
+        theirs = as_the_library_does(model, parts)
+        theirs = model.model.generate(**theirs, do_sample=False, max_new_tokens=24, suppress_tokens=never)[0, theirs["input_ids"].shape[1]:]
+        different |= generate(model, [model.encode(parts)], max_new_tokens=24, temperature=0)[0][0].tokens != theirs.tolist()
+    return float(different)
+
+
+def gradient(model):
+    """Of a training step: our packed log-probs and our loss against autograd through their forward, one reply at a time."""
+    network, rollouts, reference = model.model, [], 0.0
+    for group, parts in enumerate(larger_conversations()):
         prompt = model.encode(parts)
-        # Their way: render all at once, repeat image tokens as the grids say, let the model find positions.
-        content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                   for part in parts]
-        text = model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-        pictures = [part for part in parts if not isinstance(part, str)]
-        grids = theirs(pictures, return_tensors="pt")["image_grid_thw"] if pictures else None
-        for rows, columns in grids[:, 1:].tolist() if pictures else []:
-            text = text.replace("<|image_pad|>", "<|kept|>" * (rows * columns // 4), 1)
-        ids = model.tokenizer(text.replace("<|kept|>", "<|image_pad|>"), return_tensors="pt").input_ids
-        assert prompt.tokens == ids[0].tolist()
-        is_image = (ids == model.config.image_token_id).int()
-        positions, delta = model.model.model.get_rope_index(
-            ids, mm_token_type_ids=is_image, image_grid_thw=grids)
-        assert torch.equal(prompt.positions, positions[:, 0])
-        assert next_position(prompt) == len(prompt.tokens) + delta.item()
-        assert [list(p.grid) for p in prompt.pictures] == (grids.tolist() if pictures else [])
-        assert all(len(p.pixels) == math.prod(p.grid) for p in prompt.pictures)
+        for k, advantage in enumerate((1.5, -0.5)):
+            rollouts.append(Rollout(prompt, [60 + group, 70 + k, 80, model.eos_ids[0]][k:], [0.0] * (4 - k), advantage, group=group))
+    count = sum(len(r.tokens) for r in rollouts)
+    for r, parts in zip(rollouts, (parts for parts in larger_conversations() for _ in range(2))):
+        logits = network(**as_the_library_does(model, parts, r.tokens)).logits[0, -len(r.tokens) - 1:-1]
+        logp = logits.log_softmax(-1).gather(1, torch.tensor(r.tokens)[:, None])
+        reference = reference - r.advantage * (logp - logp.detach()).exp().sum() / count
+    theirs = torch.cat([g.flatten() for g in torch.autograd.grad(reference, list(network.parameters()))])
+    rows = [rollouts[i:i + 2] for i in range(0, len(rollouts), 2)]
+    logp, _, mask = token_logps(model, rows)
+    loss, _ = policy_loss(logp, logp.detach(), None, torch.tensor([r.advantage for r in rollouts]), mask)
+    return apart(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]), theirs)
+
+
+@torch.no_grad()
+def save_and_load(model):
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model")
+        alone = transformers.AutoModelForImageTextToText.from_pretrained(f"{folder}/model")
+        theirs = as_the_library_does(model, [picture(50, 70), "how many?"])
+        return apart(alone(**theirs).logits, model.hidden(model.collate([model.encode([picture(50, 70), "how many?"])])) @ model.head.T)
+
+
+NAMES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL and MiMo-VL", "qwen3_vl": "Qwen3-VL"}
+TOLERANCE = {inputs: 1e-5, positions: 0, forward: 1e-5, greedy: 0, gradient: 1e-5, save_and_load: 1e-5}
+
+
+@pytest.fixture(scope="module")
+def real_ones(tmp_path_factory):
+    root = tmp_path_factory.mktemp("real")
+    return {family: VLM.load(make_checkpoint(root / family, family, std=0.15, real=True), device="cpu") for family in FAMILIES}
+
+
+@pytest.mark.parametrize("what", TOLERANCE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("family", FAMILIES, ids=NAMES.get)
+def test_equal_to_the_library(real_ones, family, what):
+    found = what(real_ones[family])
+    print(f"| {NAMES[family]} | {what.__name__} | {found:.1e} | {TOLERANCE[what]:.0e} |")            # pytest -s shows the table
+    assert found <= TOLERANCE[what]
 
 
 def test_pictures_go_first(models):
@@ -248,7 +342,6 @@ def test_untied_head_is_saved(tmp_path):
 
 
 def test_prompts_of_the_project_without_prompts_json(tmp_path):
-    from prompts import PROMPTS
     assert VLM.load(make_checkpoint(tmp_path / "model", prompts=False)).prompts == PROMPTS
 
 
@@ -313,13 +406,35 @@ def test_unknown_names(monkeypatch, tmp_path):
                          ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT")]:
         with pytest.raises(FileNotFoundError) as error:
             VLM.load(name)
-        assert f"hf download {hub_id}" in one_line(error)
+        assert f"hf download {hub_id} --local-dir {name.split('/')[-1]}, then here: --model {name.split('/')[-1]}" in one_line(error)
 
 
-def test_short_name_is_fetched(monkeypatch, folders):
-    hub = {"Qwen/Qwen2-VL-2B-Instruct": folders["qwen2_vl"]}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: hub[hub_id])
-    assert find_checkpoint("Qwen2-VL-2B") == folders["qwen2_vl"]
+def test_a_folder_named_like_a_short_name_is_it(monkeypatch, tmp_path):
+    """What the line above says works: after `hf download ... --local-dir Qwen2-VL-2B` the same command finds the folder."""
+    make_checkpoint(tmp_path / "Qwen2-VL-2B", real=True, prompts=False)
+    monkeypatch.chdir(tmp_path)
+    model = VLM.load("Qwen2-VL-2B", device="cpu")
+    assert model.prompts == PROMPTS and "You help" in model.tokenizer.decode(model.encode("hi", [picture(64, 64)]).tokens)
+
+
+def test_float32_products_are_exact():
+    """Positions up to the longest prompt go through a float32 product (rotary angles); TF32 keeps 11 bits."""
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_short_name_is_fetched_and_another_family_before_its_weights_is_not(monkeypatch, folders, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}')
+    hub, asked = {"Qwen/Qwen2-VL-2B-Instruct": folders["qwen2_vl"], "some/llava": tmp_path}, []
+
+    def fetch(hub_id, allow_patterns):
+        asked.append("*.safetensors" in allow_patterns)
+        return hub[hub_id]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_checkpoint("Qwen2-VL-2B") == folders["qwen2_vl"] and asked == [False, True]
+    assert find_checkpoint("Qwen2-VL-2B", weights=False) == folders["qwen2_vl"] and asked == [False, True, False]
+    with pytest.raises(ValueError, match="'llava_onevision'; supported are Qwen2-VL"):
+        find_checkpoint("some/llava")
+    assert asked == [False, True, False, False]
 
 
 def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
@@ -331,12 +446,16 @@ def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
     assert "tiny/build.py" in one_line(error)
 
 
-def test_no_vlm(tmp_path):
-    transformers.LlamaConfig().save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", ["llama", "llava", "qwen3_vl_moe", "internvl", "gemma3"])
+def test_another_model_is_refused_by_name(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ValueError) as error:
         VLM.load(tmp_path)
     text = one_line(error)
-    assert "'llama'" in text and all(name in text for name in ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL"))
+    assert f"'{kind}'" in text and all(name in text for name in ("Qwen2-VL", "Qwen2.5-VL", "MiMo-VL", "Qwen3-VL", *SHORT_NAMES))
+
+
+def test_a_config_that_is_no_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json"):
         VLM.load(tmp_path)
