@@ -64,9 +64,9 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
         step()
 
     optimizer.step = watch
-    batches = [len(grpo.micro_batches([r for r in rollouts if r.group < 2], 60, 0))]
+    batches = [len(grpo.micro_batches([r for r in rollouts if r.group < 2], 60))]
     statistics = grpo.train_step(policy, reference, rollouts, optimizer, groups_per_update=2, temperature=0.8, kl_coef=0.3,
-                                 max_grad_norm=1e9, token_budget=60, row_tokens=0)
+                                 max_grad_norm=1e9, token_budget=60)
     return {"gradients": seen, "weights": {n: parallel.whole(w.detach()) for n, w in policy.weights().items()},
             "statistics": statistics, "batches": batches}
 
