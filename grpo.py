@@ -51,10 +51,12 @@ def group_advantages(rewards, eps=1e-6):
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)}; right is [prompts, two or more rollouts]")
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
+    if not (finite := rewards.isfinite().all(1, keepdim=True)).all() and rank() == 0:
+        print(f"grpo: {int((~finite).sum())} groups have a reward that is no finite number: they teach nothing", file=sys.stderr)
     # Equal rewards must give exactly 0, and rounding gets in the way: 0.1 + 0.2 is not 0.3, and the mean of
     # seven times 0.9 is not 0.9.
     equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-9
-    return advantages.masked_fill(equal, 0.0).float()
+    return advantages.masked_fill(equal | ~finite, 0.0).float()
 
 
 # ---- the loss ---------------------------------------------------------------------------------------------
@@ -106,11 +108,13 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
 # ---- log-probs --------------------------------------------------------------------------------------------
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` tokens at a time: [n, V] never exists.
+    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` words at a time: [n, V] never exists.
 
-    The forward keeps log-sum-exp [n]; the backward projects each chunk again and uses, with p = softmax(z),
-        z = h W^T / tau,    d logp / dz = onehot(target) - p,    dh = dz W / tau,    dW = dz^T h / tau.
-    Entropy lse - sum(p z) is a by-product, without gradient.
+    Words, not tokens: so each part of W is read, and each part of its gradient written, once a pass. With c running over chunks,
+        z_c = h W_c^T / tau,    lse = log sum_c exp lse_c,    entropy = lse - sum_c exp(lse_c - lse) E_c[z],
+    and the backward projects again: with p = exp(z - lse),
+        d logp / dz = onehot(target) - p,    dh = sum_c dz_c W_c / tau,    dW_c = dz_c^T h / tau.
+    Entropy is a by-product, without gradient.
     """
 
     @staticmethod
@@ -119,52 +123,64 @@ class ChunkedLogProbs(torch.autograd.Function):
         # Under autocast the product runs in bf16; the backward runs outside of autocast, so the type is kept.
         ctx.compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.temperature, ctx.chunk = temperature, chunk
-        logp, lse, entropy = (torch.empty(len(targets), device=hidden.device) for _ in range(3))    # float32
-        w = weight.to(ctx.compute)
-        for i in range(0, len(targets), chunk):
-            part = slice(i, i + chunk)
-            z = (hidden[part].to(ctx.compute) @ w.T).float().div_(temperature)                  # [chunk, V]
-            lse[part] = z.logsumexp(1)
-            logp[part] = z.gather(1, targets[part, None])[:, 0] - lse[part]
-            entropy[part] = lse[part] - ((z - lse[part, None]).exp_() * z).sum(1)
+        h, logit, lses, means = hidden.to(ctx.compute), 0.0, [], []
+        for v in range(0, len(weight), chunk):
+            z = (h @ weight[v:v + chunk].to(ctx.compute).T).float().div_(temperature)       # [n, chunk]
+            here, word = chosen(targets, v, z.shape[1])
+            logit = logit + z.gather(1, word)[:, 0] * here
+            top = z.amax(1, keepdim=True)
+            e = (z - top).exp_()
+            total = e.sum(1)
+            lses.append(total.log() + top[:, 0])
+            means.append(e.mul_(z).sum(1) / total)                          # E_c[z]
+        lses = torch.stack(lses)                                            # [chunks, n]
+        lse = lses.logsumexp(0)
         ctx.save_for_backward(hidden, weight, targets, lse)
+        entropy = lse - ((lses - lse).exp() * torch.stack(means)).sum(0)
         ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+        return logit - lse, entropy
 
     @staticmethod
     def backward(ctx, grad, _):                                             # [n]
         hidden, weight, targets, lse = ctx.saved_tensors
-        w = weight.to(ctx.compute)
-        d_hidden = torch.empty_like(hidden)
-        # A sum over chunks: in float32. A frozen head (LoRA) has none.
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for i in range(0, len(targets), ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            h, g = hidden[part].to(ctx.compute), grad[part, None] / ctx.temperature
-            z = (h @ w.T).float().div_(ctx.temperature)
-            dz = z.sub_(lse[part, None]).exp_().mul_(-g)                    # -g p
-            dz.scatter_add_(1, targets[part, None], g)                      # + g onehot(target)
-            dz = dz.to(ctx.compute)
-            d_hidden[part] = dz @ w
+        h, g = hidden.to(ctx.compute), grad / ctx.temperature
+        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)            # a sum over chunks: in float32
+        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None            # a frozen head (LoRA) has none
+        for v in range(0, len(weight), ctx.chunk):
+            w = weight[v:v + ctx.chunk].to(ctx.compute)
+            dz = (h @ w.T).float().div_(ctx.temperature).sub_(lse[:, None]).exp_().mul_(-g[:, None])        # -g p
+            here, word = chosen(targets, v, len(w))
+            dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(ctx.compute)              # + g onehot(target)
+            d_hidden += dz @ w
             if d_weight is not None:
-                for v in range(0, len(w), 16384):                           # in parts: dz^T h is as large as the head
-                    d_weight[v:v + 16384] += dz[:, v:v + 16384].T @ h
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+                d_weight[v:v + ctx.chunk] = dz.T @ h
+        return d_hidden.to(hidden.dtype), d_weight, None, None, None
 
 
-def tokens_at_once(vocabulary):
-    """The chunk of ChunkedLogProbs: 64 MB of float32 logits.
+def chosen(targets, first, words):
+    """Is a token's target among the `words` from `first` on, and where there (any place, if not)? Without asking the GPU.
 
-    >>> tokens_at_once(151936), tokens_at_once(600)
-    (110, 2048)
+    >>> here, word = chosen(torch.tensor([7, 2, 5]), 4, 4)
+    >>> here.tolist(), word[here].tolist()
+    ([True, False, True], [[3], [1]])
     """
-    return max(1, min(2048, 2**24 // vocabulary))
+    place = targets - first
+    return (place >= 0) & (place < words), place.clamp(0, words - 1)[:, None]
+
+
+def words_at_once(tokens):
+    """The chunk of ChunkedLogProbs: 64 MB of float32 logits, at least 256 words.
+
+    >>> words_at_once(2048), words_at_once(16384), words_at_once(10**6)
+    (8192, 1024, 256)
+    """
+    return max(256, 2**24 // tokens)
 
 
 @dataclass(eq=False)
 class Rollout:
     """One sampled reply, as the trainer needs it."""
-    prompt: Prompt               # one object for the whole group: that is how replies are seen to share a row
+    prompt: Prompt               # one object for the whole group: that is how it is seen that they share it
     tokens: list[int]            # the reply, the sampled end token included
     full_logps: list[float]      # the sampler's log softmax(logits / temperature) of them, for `logp_gap`
     advantage: float = 0.0
@@ -192,8 +208,8 @@ def token_logps(vlm, rows, temperature=1.0, chunk=None):
 
     def work():
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            hidden = vlm.hidden(batch)[0, sources]                          # [n, D]
-            return ChunkedLogProbs.apply(hidden, vlm.head, targets, temperature, chunk or tokens_at_once(len(vlm.head)))
+            hidden = vlm.hidden(batch)[0].index_select(0, sources)          # [n, D]
+            return ChunkedLogProbs.apply(hidden, vlm.head, targets, temperature, chunk or words_at_once(len(targets)))
     logp, entropy = within(vlm.model, work)
     return unflatten(logp, rows), unflatten(entropy, rows), reply_mask(rows, device)
 

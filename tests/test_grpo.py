@@ -74,6 +74,20 @@ def test_equal_rewards_have_exactly_no_advantage(value):
     assert group_advantages([[0.1 + 0.2, 0.3, 0.3]]).eq(0).all()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_silences_its_group_alone_and_says_so(vlm, bad, capsys):
+    rewards = [[1.0, 2.0, 3.0], [0.0, bad, 1.0]]
+    advantages = group_advantages(rewards)
+    assert torch.equal(advantages[0], group_advantages(rewards[:1])[0]) and advantages[0].ne(0).any() and advantages[1].eq(0).all()
+    assert "1 groups have a reward that is no finite number" in capsys.readouterr().err
+    rollouts = make_rollouts(vlm, groups=2, size=3)
+    for r, advantage in zip(rollouts, advantages.flatten().tolist()):
+        r.advantage = advantage
+    stats = train_step(vlm, vlm, rollouts, make_optimizer(vlm, lr=1e-4))
+    assert stats["updates"] == 1 and stats["zero_variance"] == 0.5 and math.isfinite(stats["loss"])
+    assert all(w.isfinite().all() for w in vlm.state().values())
+
+
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match="two or more"):
         group_advantages([[1.0]])
@@ -146,7 +160,7 @@ def test_padding_is_left_out_and_the_denominator_is_ours():
 
 # ---- log-probs -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("chunk", [1, 5, 16, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 25, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_log_probs_are_those_of_full_logits(chunk, temperature):
     torch.manual_seed(0)
@@ -175,7 +189,7 @@ def test_chunked_log_probs_never_hold_tokens_times_vocabulary(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", watch)
     hidden, head = torch.randn(64, 4, requires_grad=True), torch.randn(100, 4, requires_grad=True)
     ChunkedLogProbs.apply(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, 8)[0].sum().backward()
-    assert largest == 8 * 100
+    assert largest == 64 * 8
 
 
 def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
@@ -216,6 +230,14 @@ def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
     assert scale > 0.1
     torch.testing.assert_close(shared / scale, gradients(vlm) / scale, atol=1e-5, rtol=1e-4)
     assert any(p.grad.abs().max() > 0 for n, p in vlm.model.named_parameters() if "visual" in n)
+
+
+def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypatch):
+    rollouts, seen = make_rollouts(vlm, groups=3, size=3), []           # groups 0 and 2 have a picture
+    forward = vlm.model.model.visual.forward
+    monkeypatch.setattr(vlm.model.model.visual, "forward", lambda pixels, **k: (seen.append(len(pixels)), forward(pixels, **k))[1])
+    train_step(vlm, None, rollouts, Recorder(vlm), kl_coef=0)
+    assert seen == [sum(len(rollouts[i].prompt.pictures[0].pixels) for i in (0, 6))]
 
 
 def test_untied_head(tmp_path):
