@@ -35,6 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 import benchmarks
+import parallel
 from answers import answers_match, extract_answer, vote
 from generate import generate
 from prompts import fill
@@ -78,14 +79,16 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
 
     Returns shares in [0, 1]: sampled with its 95 % interval (sampled_low, sampled_high), majority, greedy, unread;
     questions, n, seconds; and per_question = {"sampled" | "majority" | "greedy": [one per question]}, to compare.
+    Of several ranks each asks its share of the questions, and all get the whole result.
     """
     if not questions or n < 1:
         raise ValueError(f"an evaluation needs questions and samples: got {len(questions)} and n = {n}")
     begun = time.perf_counter()
-    prompts = [vlm.encode(fill(vlm.prompts["solver"], question=text), [picture]) for picture, text, _ in questions]
+    prompts = [vlm.encode(fill(vlm.prompts["solver"], question=text), [picture]) for picture, text, _ in parallel.share(questions)]
     sampled, greedy = (
-        [[extract_answer(reply.text) for reply in group] for group in generate(
-            vlm, prompts, n=m, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress)]
+        parallel.gather([[extract_answer(reply.text) for reply in group] for group in generate(
+            vlm, prompts, n=m, temperature=t, max_new_tokens=max_new_tokens, seed=seed, progress=progress,
+            numbers=parallel.share(range(len(questions))))])
         for m, t in ((n, 1.0), (1, 0.0)))
     result = score(sampled, [answer for answer, in greedy], [truth for _, _, truth in questions], seed)
     return result | {"seconds": time.perf_counter() - begun}

@@ -4,8 +4,8 @@ Implements the optimisation of MM-Zero (arXiv 2603.09206) as its authors configu
 advantages, a clipped and dual-clipped surrogate, a k3 KL term to the weights the phase began with, token mean
 over the whole mini-batch. Read it top to bottom: advantages -> loss -> log-probs -> micro-batches -> step.
 
-Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, R rows
-of L tokens (a row: one prompt and one or more of its replies), D hidden size, V vocabulary, n reply tokens.
+Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, L tokens of the
+micro-batch (packed: nothing is padded), n reply tokens, D hidden size, V vocabulary.
 
 Deliberate choices, where an implementer could do otherwise:
 - Old log-probs are the trainer's own, not the sampler's. At a step's first update they equal `logp` and are
@@ -15,7 +15,7 @@ Deliberate choices, where an implementer could do otherwise:
   that of the KL term alone, which AdamW would blow up to a step of full size.
 - Groups that do not fill the last mini-batch are spread evenly (100 at 64 per update: 50 + 50, not 64 + 36),
   because AdamW gives the update of a small leftover the same size as any other.
-- Replies of one prompt share a row, so prompt and picture go through the network once, not G times.
+- Replies of one prompt follow it in one packed sequence: prompt and picture go through the network once, not G times.
 - With torchrun the micro-batches of an update are dealt out to the ranks (parallel.py); their gradients are added
   up, and the denominator is that of all of them, so several ranks make the step that one would make.
 """
@@ -24,10 +24,19 @@ import sys
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from parallel import deal, gather, rank, sum_gradients, whole, within, world
-from vlm import Prompt
+from vlm import Prompt, next_position
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
 
 
 # ---- advantages -------------------------------------------------------------------------------------------
@@ -42,10 +51,12 @@ def group_advantages(rewards, eps=1e-6):
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)}; right is [prompts, two or more rollouts]")
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
+    if not (finite := rewards.isfinite().all(1, keepdim=True)).all() and rank() == 0:
+        print(f"grpo: {int((~finite).sum())} groups have a reward that is no finite number: they teach nothing", file=sys.stderr)
     # Equal rewards must give exactly 0, and rounding gets in the way: 0.1 + 0.2 is not 0.3, and the mean of
     # seven times 0.9 is not 0.9.
     equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-9
-    return advantages.masked_fill(equal, 0.0).float()
+    return advantages.masked_fill(equal | ~finite, 0.0).float()
 
 
 # ---- the loss ---------------------------------------------------------------------------------------------
@@ -97,11 +108,13 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
 # ---- log-probs --------------------------------------------------------------------------------------------
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` tokens at a time: [n, V] never exists.
+    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` words at a time: [n, V] never exists.
 
-    The forward keeps log-sum-exp [n]; the backward projects each chunk again and uses, with p = softmax(z),
-        z = h W^T / tau,    d logp / dz = onehot(target) - p,    dh = dz W / tau,    dW = dz^T h / tau.
-    Entropy lse - sum(p z) is a by-product, without gradient.
+    Words, not tokens: so each part of W is read, and each part of its gradient written, once a pass. With c running over chunks,
+        z_c = h W_c^T / tau,    lse = log sum_c exp lse_c,    entropy = lse - sum_c exp(lse_c - lse) E_c[z],
+    and the backward projects again: with p = exp(z - lse),
+        d logp / dz = onehot(target) - p,    dh = sum_c dz_c W_c / tau,    dW_c = dz_c^T h / tau.
+    Entropy is a by-product, without gradient.
     """
 
     @staticmethod
@@ -110,52 +123,64 @@ class ChunkedLogProbs(torch.autograd.Function):
         # Under autocast the product runs in bf16; the backward runs outside of autocast, so the type is kept.
         ctx.compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.temperature, ctx.chunk = temperature, chunk
-        logp, lse, entropy = (torch.empty(len(targets), device=hidden.device) for _ in range(3))    # float32
-        w = weight.to(ctx.compute)
-        for i in range(0, len(targets), chunk):
-            part = slice(i, i + chunk)
-            z = (hidden[part].to(ctx.compute) @ w.T).float().div_(temperature)                  # [chunk, V]
-            lse[part] = z.logsumexp(1)
-            logp[part] = z.gather(1, targets[part, None])[:, 0] - lse[part]
-            entropy[part] = lse[part] - ((z - lse[part, None]).exp_() * z).sum(1)
+        h, logit, lses, means = hidden.to(ctx.compute), 0.0, [], []
+        for v in range(0, len(weight), chunk):
+            z = (h @ weight[v:v + chunk].to(ctx.compute).T).float().div_(temperature)       # [n, chunk]
+            here, word = chosen(targets, v, z.shape[1])
+            logit = logit + z.gather(1, word)[:, 0] * here
+            top = z.amax(1, keepdim=True)
+            e = (z - top).exp_()
+            total = e.sum(1)
+            lses.append(total.log() + top[:, 0])
+            means.append(e.mul_(z).sum(1) / total)                          # E_c[z]
+        lses = torch.stack(lses)                                            # [chunks, n]
+        lse = lses.logsumexp(0)
         ctx.save_for_backward(hidden, weight, targets, lse)
+        entropy = lse - ((lses - lse).exp() * torch.stack(means)).sum(0)
         ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+        return logit - lse, entropy
 
     @staticmethod
     def backward(ctx, grad, _):                                             # [n]
         hidden, weight, targets, lse = ctx.saved_tensors
-        w = weight.to(ctx.compute)
-        d_hidden = torch.empty_like(hidden)
-        # A sum over chunks: in float32. A frozen head (LoRA) has none.
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for i in range(0, len(targets), ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            h, g = hidden[part].to(ctx.compute), grad[part, None] / ctx.temperature
-            z = (h @ w.T).float().div_(ctx.temperature)
-            dz = z.sub_(lse[part, None]).exp_().mul_(-g)                    # -g p
-            dz.scatter_add_(1, targets[part, None], g)                      # + g onehot(target)
-            dz = dz.to(ctx.compute)
-            d_hidden[part] = dz @ w
+        h, g = hidden.to(ctx.compute), grad / ctx.temperature
+        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)            # a sum over chunks: in float32
+        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None            # a frozen head (LoRA) has none
+        for v in range(0, len(weight), ctx.chunk):
+            w = weight[v:v + ctx.chunk].to(ctx.compute)
+            dz = (h @ w.T).float().div_(ctx.temperature).sub_(lse[:, None]).exp_().mul_(-g[:, None])        # -g p
+            here, word = chosen(targets, v, len(w))
+            dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(ctx.compute)              # + g onehot(target)
+            d_hidden += dz @ w
             if d_weight is not None:
-                for v in range(0, len(w), 16384):                           # in parts: dz^T h is as large as the head
-                    d_weight[v:v + 16384] += dz[:, v:v + 16384].T @ h
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+                d_weight[v:v + ctx.chunk] = dz.T @ h
+        return d_hidden.to(hidden.dtype), d_weight, None, None, None
 
 
-def tokens_at_once(vocabulary):
-    """The chunk of ChunkedLogProbs: 64 MB of float32 logits.
+def chosen(targets, first, words):
+    """Is a token's target among the `words` from `first` on, and where there (any place, if not)? Without asking the GPU.
 
-    >>> tokens_at_once(151936), tokens_at_once(600)
-    (110, 2048)
+    >>> here, word = chosen(torch.tensor([7, 2, 5]), 4, 4)
+    >>> here.tolist(), word[here].tolist()
+    ([True, False, True], [[3], [1]])
     """
-    return max(1, min(2048, 2**24 // vocabulary))
+    place = targets - first
+    return (place >= 0) & (place < words), place.clamp(0, words - 1)[:, None]
+
+
+def words_at_once(tokens):
+    """The chunk of ChunkedLogProbs: 64 MB of float32 logits, at least 256 words.
+
+    >>> words_at_once(2048), words_at_once(16384), words_at_once(10**6)
+    (8192, 1024, 256)
+    """
+    return max(256, 2**24 // tokens)
 
 
 @dataclass(eq=False)
 class Rollout:
     """One sampled reply, as the trainer needs it."""
-    prompt: Prompt               # one object for the whole group: that is how replies are seen to share a row
+    prompt: Prompt               # one object for the whole group: that is how it is seen that they share it
     tokens: list[int]            # the reply, the sampled end token included
     full_logps: list[float]      # the sampler's log softmax(logits / temperature) of them, for `logp_gap`
     advantage: float = 0.0
@@ -166,45 +191,26 @@ class Rollout:
 def token_logps(vlm, rows, temperature=1.0, chunk=None):
     """Log-probs of replies -> (logp, entropy, mask): [N, T] each, in the order of `rows`, right-padded.
 
-    rows: list of lists of rollouts; those of one row have the same prompt object and are laid out as
-        prompt | reply 1 | reply 2 | ...
-    where each reply sees the prompt and itself, and its positions follow on from the prompt's. So the values
-    are those of separate sequences, but the prompt is computed once, and autograd adds up its gradients.
+    rows: list of lists of rollouts, those of one list with the same prompt object. The network sees one sequence of L tokens,
+        prompt | reply | reply | ... | prompt | reply | ...
+    where a reply sees its prompt and itself, and its positions follow on from the prompt's. So the values are those of separate
+    sequences, but nothing is padded, a prompt is computed once, and autograd adds up its gradients.
     """
-    sharing, chunk = max(map(len, rows)) > 1, chunk or tokens_at_once(len(vlm.head))
-    if sharing and not can_share(vlm):
-        raise ValueError("replies that share a row need attention=\"sdpa\": others cannot take their mask")
-    replies = [[token for r in row for token in r.tokens] for row in rows]
-    batch = vlm.collate([row[0].prompt for row in rows], replies, side="right")
-    width = batch["input_ids"].shape[1]
-    segments, shifts, sources, targets = [], [], [], []                     # [R, L], [R, L], [n], [n]
-    for b, row in enumerate(rows):
-        prompt = len(row[0].prompt.tokens)
-        segment, shift = [0] * prompt, [0] * prompt
-        for k, r in enumerate(row):
-            start = len(segment)
-            # The token at t is predicted by the state at t - 1: for the first one that is the prompt's last.
-            sources += [b * width + i for i in (prompt - 1, *range(start, start + len(r.tokens) - 1))]
-            targets += r.tokens
-            segment += [k + 1] * len(r.tokens)
-            shift += [start - prompt] * len(r.tokens)
-        segments.append(segment + [-1] * (width - len(segment)))
-        shifts.append(shift + [0] * (width - len(shift)))
-
-    device = batch["input_ids"].device
-    if sharing:                     # otherwise the plain causal mask is right as it is
-        segments = torch.tensor(segments, device=device)
-        query, key = segments[:, :, None], segments[:, None, :]
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        batch["attention_mask"] = (causal & ((key == 0) | (key == query)))[:, None]     # [R, 1, L, L]
-        batch["position_ids"] = batch["position_ids"] - torch.tensor(shifts, device=device)     # [3, R, L]
+    device, replies = vlm.device, [r for row in rows for r in row]
+    layout, sources = pack(rows, device, flash_attn_varlen_func is not None and device.type == "cuda")
+    batch = vlm.collate([row[0].prompt for row in rows])                    # for the pictures
+    batch["input_ids"] = torch.tensor([[t for row in rows for part in (row[0].prompt, *row) for t in part.tokens]], device=device)
+    batch["position_ids"] = torch.cat([positions for row in rows for positions in (row[0].prompt.positions, *(
+        (next_position(row[0].prompt) + torch.arange(len(r.tokens))).expand(3, -1) for r in row))], 1)[:, None].to(device)
+    batch |= {"attention_mask": None, "attention": {"layout": layout}}
+    vlm.model.model.language_model.config._attn_implementation = "packed"  # for good: a layer may be computed again in backward
+    targets = torch.tensor([token for r in replies for token in r.tokens], device=device)
 
     def work():
         # No cache: it would hold a bf16 copy of every weight until the end of the pass, and none is used twice.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            hidden = vlm.hidden(batch).flatten(0, 1)                        # [R * L, D]
-            return ChunkedLogProbs.apply(hidden[torch.tensor(sources, device=device)], vlm.head,
-                                         torch.tensor(targets, device=device), temperature, chunk)
+            hidden = vlm.hidden(batch)[0].index_select(0, sources)          # [n, D]
+            return ChunkedLogProbs.apply(hidden, vlm.head, targets, temperature, chunk or words_at_once(len(targets)))
     logp, entropy = within(vlm.model, work)
     return unflatten(logp, rows), unflatten(entropy, rows), reply_mask(rows, device)
 
@@ -219,48 +225,103 @@ def reply_mask(rows, device="cpu"):
     return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
 
 
-def can_share(vlm):
-    return vlm.config._attn_implementation == "sdpa"        # the flash-attn package knows no masks of [L, L]
-
-
 def unflatten(values, rows):
     """[n] -> [N, T], zero in the padding."""
     return pad_sequence(values.split([len(r.tokens) for row in rows for r in row]), batch_first=True)
 
 
-# ---- micro-batches ----------------------------------------------------------------------------------------
+# ---- micro-batches, and the attention inside one ------------------------------------------------------------
 
 def row_length(row):
     return len(row[0].prompt.tokens) + sum(len(r.tokens) for r in row)
 
 
-def micro_batches(rollouts, token_budget, row_tokens):
+def micro_batches(rollouts, token_budget):
     """Rollouts -> micro-batches: lists of rows, which are lists of rollouts of one prompt.
 
-    Replies share a row while it stays within `row_tokens` (attention costs its square; 0: one reply a row).
-    Rows, sorted by length, share a micro-batch while rows * longest, what padding makes of them, stays within
-    `token_budget`. A rollout that is longer than a limit stands alone.
+    The tokens of a micro-batch, a row's prompt once, stay within `token_budget`; a rollout longer than that stands alone. Prompts
+    are sorted by length. One whose replies do not fit goes on, prompt and all, in the next micro-batch.
     """
-    rows, filling = [], {}
+    groups, batches, used = {}, [], math.inf
     for r in rollouts:
-        row = filling.get(id(r.prompt))
-        if row is None or row_length(row) + len(r.tokens) > row_tokens:
-            row = filling[id(r.prompt)] = []
-            rows.append(row)
-        row.append(r)
-    batches = []
-    for row in sorted(rows, key=row_length):
-        if not batches or (len(batches[-1]) + 1) * row_length(row) > token_budget:
-            batches.append([])
-        batches[-1].append(row)
+        groups.setdefault(id(r.prompt), []).append(r)
+    for group in sorted(groups.values(), key=row_length):
+        row = []
+        for r in group:
+            used += len(r.tokens) + (0 if row else len(r.prompt.tokens))
+            if used > token_budget:
+                batches.append([])
+                row, used = [], len(r.prompt.tokens) + len(r.tokens)
+            if not row:
+                batches[-1].append(row)
+            row.append(r)
     return batches
 
 
+def pack(rows, device, flash=False):
+    """Where things are in the packed sequence -> (layout for `packed_attention`, sources [n]).
+
+    A segment is a prompt or a reply: its tokens are the queries; its keys are the same tokens, of a reply those of its prompt before
+    them. sources: the token at t is predicted by the state at t - 1: for a reply's first one that is its prompt's last.
+    """
+    prompts, replies, order, sources, start = [], [], [], [], 0
+    for row in rows:
+        prompt = torch.arange(start, start := start + len(row[0].prompt.tokens))
+        prompts.append((prompt, prompt))
+        order.append(prompts[-1])
+        for r in row:
+            own = torch.arange(start, start := start + len(r.tokens))
+            replies.append((own, torch.cat([prompt, own])))
+            order.append(replies[-1])
+            sources += [prompt[-1:], own[:-1]]
+    sources = torch.cat(sources).to(device)
+    if flash:
+        keys = torch.cat([keys for _, keys in order]).to(device)
+        lengths = [[len(segment[i]) for segment in order] for i in (0, 1)]
+        ends = [F.pad(torch.tensor(each).cumsum(0, dtype=torch.int32), (1, 0)).to(device) for each in lengths]
+        return (keys, *ends, *map(max, lengths)), sources
+    layout, places, done = [], torch.empty(start, dtype=torch.long), 0
+    for segments in (prompts, replies):             # two padded blocks [B segments, T queries, S keys]: prompts are much longer
+        queries, keys = (pad_sequence(each, batch_first=True) for each in zip(*segments))
+        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in segments]).T[..., None]           # [B, 1] each
+        i, j = torch.arange(queries.shape[1]), torch.arange(keys.shape[1])
+        mask = j <= (before + i)[..., None]                                 # [B, T, S]: the prompt, and up to itself
+        places[torch.cat([q for q, _ in segments])] = done + torch.arange(queries.numel()).view_as(queries)[i < own]
+        layout.append((queries.to(device), keys.to(device), mask[:, None].to(device)))
+        done += queries.numel()
+    return (layout, places.to(device)), sources
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **kwargs):
+    """Attention of transformers' layers: query [B, heads, L, H], key and value [B, key/value heads, L, H] -> [B, L, heads, H].
+
+    With a layout (B = 1): each prompt sees itself, each reply its prompt and itself, causally. Otherwise PyTorch's own.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))       # [L, heads, H]
+    if len(layout) == 5:                            # flash-attn: causal from the end, so a reply's first query sees its prompt
+        keys, *ends_and_longest = layout
+        return flash_attn_varlen_func(q, k.index_select(0, keys), v.index_select(0, keys), *ends_and_longest, softmax_scale=scaling, causal=True)[None], None
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+
+    def block(x, index):                            # index_select: its backward is much faster than that of x[index]
+        return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)             # [B, heads, T or S, H]
+    blocks, places = layout
+    found = [F.scaled_dot_product_attention(block(q, queries), block(k, keys), block(v, keys), mask, scale=scaling)
+             for queries, keys, mask in blocks]
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, places)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionMaskInterface.register("packed", sdpa_mask)
+
+
 @torch.no_grad()
-def score(vlm, rollouts, temperature=1.0, token_budget=8192, row_tokens=512):
+def score(vlm, rollouts, temperature=1.0, token_budget=8192):
     """Log-probs of each rollout's tokens under `vlm`: a list of [T_i], in the order given. The ranks share the work."""
     number, found = {r: i for i, r in enumerate(rollouts)}, {}
-    batches = micro_batches(rollouts, token_budget, row_tokens if can_share(vlm) else 0)
+    batches = micro_batches(rollouts, token_budget)
     for rows, _ in deal(batches) if batches else ():
         logp, _, mask = token_logps(vlm, rows, temperature)
         found.update((number[r], logp[i, mask[i]].cpu()) for i, r in enumerate(r for row in rows for r in row))
@@ -296,7 +357,7 @@ def mini_batches(rollouts, groups_per_update):
 
 def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None, temperature=1.0,
                clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01, max_grad_norm=1.0,
-               token_budget=8192, row_tokens=512):
+               token_budget=8192):
     """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
 
     policy, reference: VLMs; reference may be None if kl_coef is 0. temperature: that of the sampling.
@@ -318,16 +379,15 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
     everything = mini_batches(rollouts, groups_per_update)
     minis = [m for m in everything if any(r.advantage for r in m)]
     # Old log-probs are those before the first update, for which they are `logp` itself: not computed twice.
-    row_tokens = row_tokens if all(can_share(m) for m in (policy, reference) if m) else 0
     later = [r for m in minis[1:] for r in m]
-    old = dict(zip(later, score(policy, later, temperature, token_budget, row_tokens)))
+    old = dict(zip(later, score(policy, later, temperature, token_budget)))
 
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     sums, tokens, updates, skipped, grad_norms, gap = {}, 0, 0, 0, [], 0.0
     for number, mini in enumerate(minis):
         denominator, mine = sum(len(r.tokens) for r in mini), {}        # tokens of the update, computed once
         optimizer.zero_grad(set_to_none=True)
-        for rows, weight in deal(micro_batches(mini, token_budget, row_tokens)):
+        for rows, weight in deal(micro_batches(mini, token_budget)):
             logp, entropy, mask = token_logps(policy, rows, temperature)
             with torch.no_grad():
                 ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None

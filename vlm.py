@@ -330,7 +330,7 @@ class VLM:
                 deepstack = {"visual_pos_masks": places,
                              "deepstack_visual_embeds": [spread(level) for level in seen.deepstack_features]}
         return network.language_model(inputs_embeds=x, attention_mask=batch.get("attention_mask"), position_ids=batch["position_ids"],
-                                      past_key_values=past, use_cache=past is not None, **deepstack).last_hidden_state
+                                      past_key_values=past, use_cache=past is not None, **deepstack, **batch.get("attention", {})).last_hidden_state
 
     @property
     def head(self) -> Tensor:

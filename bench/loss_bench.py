@@ -8,12 +8,13 @@ Three ways that give the same numbers (checked before anything is timed):
     full       log_softmax of all logits, then gather                        [tokens, vocabulary] several times over
     selective  gather - logsumexp row by row, as TRL's `selective_log_softmax` does: the logits are there, the
                log-softmax is not. (TRL itself where it is installed, otherwise its three lines written out.)
-    chunked    ours (grpo.py): logits in chunks, computed again in the backward pass; with the entropy
+    chunked    ours (grpo.py): logits in chunks of words, computed again in the backward pass; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients that each of them has
 to hand over. On CPU it is the process's resident memory, on CUDA the allocator's figure.
 """
 import argparse
+import ctypes
 import gc
 import statistics
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from grpo import ChunkedLogProbs, tokens_at_once                            # noqa: E402
+from grpo import ChunkedLogProbs, words_at_once                            # noqa: E402
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -46,7 +47,7 @@ def selective(hidden, weight, targets, temperature):
 
 
 def chunked(hidden, weight, targets, temperature):
-    return ChunkedLogProbs.apply(hidden, weight, targets, temperature, tokens_at_once(len(weight)))[0]
+    return ChunkedLogProbs.apply(hidden, weight, targets, temperature, words_at_once(len(targets)))[0]
 
 
 class Peak:
@@ -66,6 +67,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
+            ctypes.CDLL(None).malloc_trim(0)                                # what the way before freed goes back
             Path("/proc/self/clear_refs").write_text("5")                   # the kernel forgets the old peak
             self.before = self._status("VmRSS")
         return self

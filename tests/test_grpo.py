@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import grpo
 from grpo import (ChunkedLogProbs, Rollout, group_advantages, make_optimizer, micro_batches, mini_batches,
                   policy_loss, row_length, score, token_logps, train_step)
-from helpers_models import make_checkpoint
+from helpers_models import for_the_library, make_checkpoint
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -71,6 +72,20 @@ def test_equal_rewards_have_exactly_no_advantage(value):
     assert group_advantages(torch.full((2, 7), value)).eq(0).all()
     assert group_advantages([[value] * 7]).eq(0).all()
     assert group_advantages([[0.1 + 0.2, 0.3, 0.3]]).eq(0).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_silences_its_group_alone_and_says_so(vlm, bad, capsys):
+    rewards = [[1.0, 2.0, 3.0], [0.0, bad, 1.0]]
+    advantages = group_advantages(rewards)
+    assert torch.equal(advantages[0], group_advantages(rewards[:1])[0]) and advantages[0].ne(0).any() and advantages[1].eq(0).all()
+    assert "1 groups have a reward that is no finite number" in capsys.readouterr().err
+    rollouts = make_rollouts(vlm, groups=2, size=3)
+    for r, advantage in zip(rollouts, advantages.flatten().tolist()):
+        r.advantage = advantage
+    stats = train_step(vlm, vlm, rollouts, make_optimizer(vlm, lr=1e-4))
+    assert stats["updates"] == 1 and stats["zero_variance"] == 0.5 and math.isfinite(stats["loss"])
+    assert all(w.isfinite().all() for w in vlm.state().values())
 
 
 def test_a_group_of_one_is_refused():
@@ -145,7 +160,7 @@ def test_padding_is_left_out_and_the_denominator_is_ours():
 
 # ---- log-probs -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("chunk", [1, 5, 16, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 25, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_log_probs_are_those_of_full_logits(chunk, temperature):
     torch.manual_seed(0)
@@ -174,13 +189,30 @@ def test_chunked_log_probs_never_hold_tokens_times_vocabulary(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", watch)
     hidden, head = torch.randn(64, 4, requires_grad=True), torch.randn(100, 4, requires_grad=True)
     ChunkedLogProbs.apply(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, 8)[0].sum().backward()
-    assert largest == 8 * 100
+    assert largest == 64 * 8
 
 
+def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
+    """What the flash-attn package documents of flash_attn_varlen_func: segment by segment, causal from the end."""
+    assert causal and longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max() and ends_q.dtype == torch.int32
+    found = []
+    for i, j, a, b in zip(ends_q, ends_q[1:], ends_k, ends_k[1:]):
+        allowed = torch.ones(j - i, b - a, dtype=torch.bool).tril(b - a - (j - i))
+        heads = [q[i:j, h] @ k[a:b, h * k.shape[1] // q.shape[1]].T * softmax_scale for h in range(q.shape[1])]
+        found.append(torch.stack([scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v[a:b, h * k.shape[1] // q.shape[1]]
+                                  for h, scores in enumerate(heads)], 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_rows_are_separate_sequences(models, family):
-    """Prompt and picture computed once for all replies: the same values and gradients as one sequence at a time."""
-    vlm = models[family]
+def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
+    """Nothing padded, prompt and picture computed once: the same values and gradients as one sequence at a time."""
+    vlm = copy.deepcopy(models[family])
+    if flash:                                                               # the layout of the GPU, on the CPU
+        pack = grpo.pack
+        monkeypatch.setattr(grpo, "pack", lambda rows, device, _: pack(rows, device, True))
+        monkeypatch.setattr(grpo, "flash_attn_varlen_func", varlen_by_hand)
     rollouts = make_rollouts(vlm)
     weights = [torch.randn(len(r.tokens)) for r in rollouts]
     rows = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
@@ -198,6 +230,14 @@ def test_shared_rows_are_separate_sequences(models, family):
     assert scale > 0.1
     torch.testing.assert_close(shared / scale, gradients(vlm) / scale, atol=1e-5, rtol=1e-4)
     assert any(p.grad.abs().max() > 0 for n, p in vlm.model.named_parameters() if "visual" in n)
+
+
+def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypatch):
+    rollouts, seen = make_rollouts(vlm, groups=3, size=3), []           # groups 0 and 2 have a picture
+    forward = vlm.model.model.visual.forward
+    monkeypatch.setattr(vlm.model.model.visual, "forward", lambda pixels, **k: (seen.append(len(pixels)), forward(pixels, **k))[1])
+    train_step(vlm, None, rollouts, Recorder(vlm), kl_coef=0)
+    assert seen == [sum(len(rollouts[i].prompt.pictures[0].pixels) for i in (0, 6))]
 
 
 def test_untied_head(tmp_path):
@@ -223,37 +263,45 @@ def test_mask_comes_from_lengths_and_the_end_token_is_trained(vlm):
     torch.testing.assert_close(logp.grad, torch.tensor([[-0.2] * 4, [-0.2, 0, 0, 0]]))       # five tokens, one each
 
 
-def test_score_keeps_the_order_and_needs_no_shared_rows(vlm):
+def test_score_keeps_the_order(vlm):
     rollouts = make_rollouts(vlm, groups=4, size=3)
     random.Random(1).shuffle(rollouts)
-    for row_tokens, budget in ((0, 1), (0, 300), (100, 200), (10_000, 10_000)):
-        for r, logp in zip(rollouts, score(vlm, rollouts, 1.3, budget, row_tokens)):
+    for budget in (1, 100, 200, 10_000):
+        for r, logp in zip(rollouts, score(vlm, rollouts, 1.3, budget)):
             torch.testing.assert_close(logp, slow_logps(vlm, r, 1.3)[0], atol=1e-5, rtol=1e-5)
             assert not logp.requires_grad
 
 
-def test_other_attention_does_not_share_rows(vlm):
-    rollouts = make_rollouts(vlm, groups=1, size=2)
-    expected, other = score(vlm, rollouts), copy.deepcopy(vlm)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ordinary_batches_are_what_they_were_after_a_packed_one(models, family):
+    """The attention that packing puts in stays in, so it must serve padded batches (generation, the library's own) too."""
+    vlm = copy.deepcopy(models[family])
     vlm.model.set_attn_implementation("eager")
-    torch.testing.assert_close(score(vlm, rollouts), expected, atol=1e-5, rtol=1e-5)
-    for policy, reference in ((vlm, other), (other, vlm)):                  # it is enough that one of them cannot
-        assert train_step(policy, reference, rollouts, Recorder(policy))["logp_gap"] < 1e-4
-    with pytest.raises(ValueError, match="sdpa"):
-        token_logps(vlm, [rollouts])
+    prompts = [r.prompt for r in make_rollouts(copy.deepcopy(vlm), groups=3, size=1)]
+    batches = [for_the_library(vlm.collate(prompts, side=side)) for side in ("left", "right")]
+    before = [vlm.model(**batch).logits[batch["attention_mask"].bool()] for batch in batches]
+    score(vlm, make_rollouts(vlm))
+    assert vlm.model.model.language_model.config._attn_implementation == "packed"
+    for batch, logits in zip(batches, before):
+        torch.testing.assert_close(vlm.model(**batch).logits[batch["attention_mask"].bool()], logits, atol=1e-4, rtol=1e-4)
 
 
 # ---- batches -------------------------------------------------------------------------------------------------
 
-def test_micro_batches_hold_everything_once_within_the_limits(vlm):
+def test_micro_batches_hold_everything_once_within_the_budget(vlm):
     rollouts = make_rollouts(vlm, groups=6, size=4)
-    for row_tokens, budget in ((0, 150), (60, 150), (90, 400), (1000, 1)):
-        batches = micro_batches(rollouts, budget, row_tokens)
+    random.Random(2).shuffle(rollouts)
+    for budget in (1, 70, 150, 400):
+        batches = micro_batches(rollouts, budget)
         assert sorted(map(id, (r for rows in batches for row in rows for r in row))) == sorted(map(id, rollouts))
         assert all(len({id(r.prompt) for r in row}) == 1 for rows in batches for row in rows)
-        assert all(row_length(row) <= row_tokens or len(row) == 1 for rows in batches for row in rows)
-        assert all(len(rows) * max(map(row_length, rows)) <= budget or len(rows) == 1 for rows in batches)
-    assert len(micro_batches(rollouts, 10**9, 10**9)) == 1 and len(micro_batches(rollouts, 10**9, 10**9)[0]) == 6
+        assert all(len({id(row[0].prompt) for row in rows}) == len(rows) for rows in batches)       # each prompt once
+        assert all(sum(map(row_length, rows)) <= budget or len(rows) == len(rows[0]) == 1 for rows in batches)
+        for one, two in zip(batches, batches[1:]):                                                  # and it is used
+            next_one = two[0][0]
+            again = 0 if one[-1][0].prompt is next_one.prompt else len(next_one.prompt.tokens)
+            assert sum(map(row_length, one)) + again + len(next_one.tokens) > budget
+    assert len(micro_batches(rollouts, 10**9)) == 1 and len(micro_batches(rollouts, 10**9)[0]) == 6
 
 
 def test_mini_batches_are_whole_groups_of_even_size():
@@ -289,10 +337,9 @@ def test_gradient_does_not_depend_on_how_rollouts_are_cut(vlm):
     torch.manual_seed(0)
     reference, rollouts = other_reference(vlm), make_rollouts(vlm, groups=5, size=3)
     results, sums = [], []
-    for row_tokens, budget in ((0, 1), (0, 250), (100, 300), (10_000, 100_000)):
+    for budget in (1, 90, 300, 100_000):
         optimizer = Recorder(vlm)
-        stats = train_step(vlm, reference, rollouts, optimizer, kl_coef=0.5, max_grad_norm=1e9,
-                           token_budget=budget, row_tokens=row_tokens)
+        stats = train_step(vlm, reference, rollouts, optimizer, kl_coef=0.5, max_grad_norm=1e9, token_budget=budget)
         results.append(optimizer.seen[0])
         sums.append([stats[k] for k in ("loss", "kl", "entropy", "grad_norm", "tokens")])
     # And the slow twin: all sequences by themselves, one sum.
@@ -401,7 +448,7 @@ def test_no_signal_is_no_update_but_a_silent_group_still_counts(vlm):
 def test_gap_between_sampler_and_trainer(vlm):
     rollouts = make_rollouts(vlm, groups=2, size=2)
     rollouts[1].full_logps[0] += 0.25
-    stats = train_step(vlm, vlm, rollouts, Recorder(vlm), row_tokens=0)
+    stats = train_step(vlm, vlm, rollouts, Recorder(vlm))
     assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-4)
     assert stats["logp_gap_mean"] == pytest.approx(0.25 / stats["tokens"], abs=1e-4)
 

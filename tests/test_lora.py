@@ -132,3 +132,23 @@ def test_two_steps_with_adapters(tmp_path, capsys):
     saved = load_file(run.folder / "iter1/proposer/adapter.safetensors")
     assert all(torch.equal(saved[n], w) for n, w in roles.weights["proposer"].items()) and saved.keys() == roles.weights["proposer"].keys()
     roles.renderer.close()
+
+
+def test_the_reference_is_the_adapters_of_the_phases_start(tmp_path):
+    """Not the base, and not what the policy has become: the KL is 0 at a phase's first step, and above 0 later."""
+    from test_mmzero import LITTLE
+    settings = mmzero.replace(LITTLE, lora=4, lr=1e-2, out=str(tmp_path / "run"))
+    roles = mmzero.Roles(settings, {role: "tiny" for role in mmzero.ROLES})
+    roles.renderer.close()
+    start = {name: weight + 0.05 * torch.randn(weight.shape) for name, weight in roles.weights["proposer"].items()}
+    roles.weights["proposer"] = start                                       # as after an iteration before
+    phase, kls = mmzero.Phase(roles, mmzero.Run(settings), 1, "proposer", 2), []
+    prompts = [roles.proposer_prompt("spatial and geometric reasoning")]
+    for step in (1, 2):
+        replies = phase.sample(prompts, 4, step, 1.0, 1.0, 16)
+        statistics = phase.learn(prompts, replies, [[1.0, 0.0, 1.0, 0.0]], 1, temperature=1.0)
+        assert statistics["updates"] == 1 and statistics["logp_gap"] < 1e-3
+        kls.append(statistics["kl"])
+        assert phase.reference is start and all(torch.equal(w, start[n]) for n, w in roles.actor.state().items())
+    assert kls[0] == pytest.approx(0, abs=1e-6) and kls[1] > 1e-4
+    assert any(not torch.equal(w, start[n]) for n, w in roles.policy.state().items())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import eval
 import grpo
 import parallel
 from generate import generate
@@ -64,9 +65,9 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
         step()
 
     optimizer.step = watch
-    batches = [len(grpo.micro_batches([r for r in rollouts if r.group < 2], 60, 0))]
+    batches = [len(grpo.micro_batches([r for r in rollouts if r.group < 2], 60))]
     statistics = grpo.train_step(policy, reference, rollouts, optimizer, groups_per_update=2, temperature=0.8, kl_coef=0.3,
-                                 max_grad_norm=1e9, token_budget=60, row_tokens=0)
+                                 max_grad_norm=1e9, token_budget=60)
     return {"gradients": seen, "weights": {n: parallel.whole(w.detach()) for n, w in policy.weights().items()},
             "statistics": statistics, "batches": batches}
 
@@ -77,6 +78,10 @@ def everything(checkpoint, out):
     replies = parallel.gather(generate(vlm, parallel.share(prompts), n=2, max_new_tokens=6, seed=3,
                                        numbers=parallel.share(range(5))))
     result = {"replies": [[r.tokens for r in group] for group in replies]}
+    questions, asked = eval.charts(7)[0], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval, "generate", lambda vlm, prompts, **k: (asked.append(len(prompts)), generate(vlm, prompts, **k))[1])
+        result["evaluation"] = eval.evaluate(VLM.load("tiny", device="cpu"), questions, n=3, max_new_tokens=48) | {"asked": asked}
     for pictures in (False, True):
         result[f"sharded, pictures {pictures}"] = one_step(checkpoint, pictures, True, checkpointing=pictures)
     result["copies"] = one_step(checkpoint, True, False)
@@ -151,6 +156,12 @@ def test_recomputed_activations_give_the_same_gradient(results):
 def test_samples_do_not_depend_on_the_number_of_ranks(results):
     _, one, two = results
     assert one["replies"] == two["replies"] and len({tuple(t) for g in one["replies"] for t in g}) > 5
+
+
+def test_an_evaluation_is_shared_out_and_the_same(results):
+    one, two = (dict(result["evaluation"]) for result in results[1:])
+    assert (one.pop("asked"), two.pop("asked")) == ([7, 7], [3, 3])             # rank 0 of two asks 3 of 7 questions
+    assert one.pop("seconds") and two.pop("seconds") and one == two and 0 < one["sampled"] < 1
 
 
 def test_weights_travel_between_shards_and_whole_networks(results):

@@ -210,7 +210,7 @@ def pretrain(vlm: VLM, steps: int, mix: dict[str, int], noise: float, seed: int,
                             vlm.tokenizer(reply, add_special_tokens=False).input_ids + [vlm.tokenizer.eos_token_id], [])
                     for text, shapes, reply in lessons]
         tokens, loss = sum(len(r.tokens) for r in rollouts), 0.0
-        for rows in micro_batches(rollouts, token_budget=1536, row_tokens=0):           # sorted by length: little padding
+        for rows in micro_batches(rollouts, token_budget=1536):
             logp, _, mask = token_logps(vlm, rows)
             part = -logp[mask].sum() / tokens
             part.backward()

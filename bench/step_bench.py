@@ -1,0 +1,180 @@
+"""One whole GRPO step against TRL's GRPOTrainer: rollouts, log-probs, reference, update.
+
+    pip install trl==1.16.0 accelerate datasets          (besides requirements.txt; measured with accelerate 1.15.0)
+    python bench/step_bench.py                           both models; some ten minutes on one core
+    python bench/step_bench.py --only tiny --steps 5     the embedded base alone
+
+    tiny    the embedded base, Proposer's prompts: 16 prompts x 4 replies of 64 tokens
+    100m    random weights, about 100 M parameters, the real 151,936 words: 2 prompts x 8 replies of 32 tokens
+    2b      (on a GPU) the shape of Qwen2-VL-2B, bf16 compute: 4 prompts x 8 replies of 512 tokens
+
+Same weights, prompts, group size, temperature, KL (0.01), clip, AdamW step, float32 on a CPU; every reply runs to the full length
+(the end token is one that is never drawn). TRL has its defaults, with these exceptions, all in its favour or needed for equal work:
+the numbers above; float32 (its default is bf16 autocast, on CPUs as well); no gradient checkpointing on tiny, where ours has
+none either (100m and 2b: both have it, its default). Prompts are text alone: TRL takes pictures through a processor that needs
+torchvision. Worth knowing: without Triton, TRL projects every position onto the vocabulary, prompts and padding as well.
+
+Seconds: both engines in turn in one process (ours runs whenever a step of TRL ended), the first step of each not counted; `ratio` is
+theirs by ours, step by step. Memory: the highest resident memory of a process in which one engine alone makes two steps.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # see mmzero.py
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch                                                                # noqa: E402
+
+from generate import generate                                               # noqa: E402
+from generate_bench import random_vlm                                       # noqa: E402
+from grpo import Rollout, group_advantages, make_optimizer, train_step      # noqa: E402
+from prompts import TOPICS, fill                                            # noqa: E402
+from vlm import VLM                                                         # noqa: E402
+
+CUDA = torch.cuda.is_available()
+#        prompts, replies each, tokens of a reply, gradient checkpointing, words of a prompt
+WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 32, True, 25), "2b": (4, 8, 512, True, 95)}
+SHAPES = {"100m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128),
+          "2b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)}
+LR, KL, CLIP = 1e-6, 0.01, (0.2, 0.3)
+
+
+def checkpoint(name, folder) -> Path:
+    """A checkpoint that both engines load, whose end token is never drawn: every reply has the full length."""
+    if name == "tiny":
+        vlm = VLM.load("tiny", device="cpu")
+    else:
+        vlm = random_vlm(folder, "cpu", torch.float32, **SHAPES[name])
+    vlm.tokenizer.eos_token = "<|video_pad|>"
+    vlm.model.generation_config.eos_token_id = vlm.config.video_token_id
+    vlm.save(folder / name)
+    return folder / name
+
+
+def texts(name, vlm) -> list[str]:
+    count, words = WORK[name][0], WORK[name][4]
+    if words is None:
+        return [fill(vlm.prompts["proposer"], topic=TOPICS[i % len(TOPICS)]) for i in range(count)]
+    return [" ".join(f"{TOPICS[(i + j) % len(TOPICS)].split()[0]} {j}" for j in range(words)) for i in range(count)]
+
+
+def reward(text: str) -> float:
+    """Any number that differs between replies."""
+    return zlib.crc32(text.encode()) / 2**32
+
+
+def ours(name, folder):
+    """-> a function that makes one step, as mmzero.py does, and the prompts."""
+    prompts, n, tokens, checkpointing, _ = WORK[name]
+    actor, policy = VLM.load(folder), VLM.load(folder, dtype="float32")
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable()
+        policy.model.train()
+    asked = [actor.encode(text) for text in texts(name, actor)]
+    reference, optimizer, steps = policy.state(), make_optimizer(policy, lr=LR), iter(range(10**9))
+
+    def step():
+        actor.load_state(policy.weights())
+        replies = generate(actor, asked, n=n, max_new_tokens=tokens, seed=next(steps))
+        assert all(len(r.tokens) == tokens for group in replies for r in group)
+        advantages = group_advantages([[reward(r.text) for r in group] for group in replies])
+        rollouts = [Rollout(asked[i], r.tokens, r.full_logps, float(advantages[i, j]), r.finished, group=i)
+                    for i, group in enumerate(replies) for j, r in enumerate(group)]
+        actor.load_state(reference)
+        statistics_ = train_step(policy, actor, rollouts, optimizer, kl_coef=KL, clip_low=CLIP[0], clip_high=CLIP[1], token_budget=4096)
+        assert statistics_["updates"] == 1 and statistics_["logp_gap"] < (0.5 if CUDA else 1e-2)
+    return step, asked
+
+
+def theirs(name, folder, steps, out, between=lambda seconds: None):
+    """`steps` steps of TRL; after each, `between` is called with its seconds."""
+    import datasets
+    import transformers
+    from trl import GRPOConfig, GRPOTrainer
+    prompts, n, tokens, checkpointing, _ = WORK[name]
+    vlm = VLM.load(folder, device="cpu")
+    rows = datasets.Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts(name, vlm)]})
+    batch = min(8, prompts * n)                                             # 8: TRL's default
+    config = GRPOConfig(
+        output_dir=str(out), use_cpu=not CUDA, bf16=CUDA, gradient_checkpointing=checkpointing, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=prompts * n // batch, num_generations=n, max_completion_length=tokens, beta=KL, epsilon=CLIP[0],
+        epsilon_high=CLIP[1], learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.01, max_steps=steps, shuffle_dataset=False,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            if CUDA:
+                torch.cuda.synchronize()
+            between(time.perf_counter() - self.begun)
+    trainer = GRPOTrainer(model, lambda completions, **_: [reward(c[0]["content"]) for c in completions], config, rows,
+                          processing_class=vlm.tokenizer, callbacks=[Clock()])
+    trainer.train()
+    lengths = {trainer.state.num_input_tokens_seen / steps / (prompts * n) - tokens}        # of the prompts
+    print(f"{name}: prompts of {lengths.pop():.0f} tokens", file=sys.stderr)
+
+
+def peak() -> float:
+    """GB: of the GPU, or resident memory of this process."""
+    if CUDA:
+        return torch.cuda.max_memory_allocated() / 1e9
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each engine [3]")
+    parser.add_argument("--only", nargs="+", default=["tiny", "100m"] + ["2b"] * CUDA, choices=[*WORK], help="which models")
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)        # engine, model, folder: two steps, then the peak
+    args = parser.parse_args()
+    try:
+        import accelerate, datasets, trl                                    # noqa: E401, F401
+    except ImportError as error:
+        sys.exit(f"step_bench.py: {error.name} is missing; pip install trl==1.16.0 accelerate datasets")
+    if args.memory:
+        engine, name, folder = args.memory
+        if engine == "ours":
+            step, _ = ours(name, folder)
+            step(), step()
+        else:
+            theirs(name, folder, 2, Path(folder).parent / "out")
+        return print(json.dumps(peak()))
+    print(f"torch {torch.__version__}, TRL {trl.__version__}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}")
+    for name in args.only:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = checkpoint(name, Path(scratch))
+            step, asked = ours(name, folder)
+            seconds = {"ours": [], "TRL": []}
+
+            def between(taken):
+                seconds["TRL"].append(taken)
+                begun = time.perf_counter()
+                step()
+                seconds["ours"].append(time.perf_counter() - begun)
+            theirs(name, folder, args.steps + 1, Path(scratch) / "out", between)
+            ratios = [b / a for a, b in zip(seconds["ours"][1:], seconds["TRL"][1:])]
+            memory = {}
+            for engine in seconds:
+                command = [sys.executable, __file__, "--memory", engine, name, str(folder)]
+                memory[engine] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            print(f"{name:5} {WORK[name][0]} prompts of {len(asked[0].tokens)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: "
+                  + ", ".join(f"{engine} {statistics.median(s[1:]):.2f} s {memory[engine]:.2f} GB" for engine, s in seconds.items())
+                  + f"; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
+                  f"memory {memory['ours'] / memory['TRL']:.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
