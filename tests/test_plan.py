@@ -111,7 +111,7 @@ def test_the_formula_is_what_a_training_step_allocates(tmp_path, monkeypatch, fa
             train_step(policy, actor, rollouts, optimizer, token_budget=budget)
     m = memory(measure(policy.config), lora=lora, tokens=max(t for t, _ in passes), seen=max(p for _, p in passes), checkpointing=checkpointing)
     print({k: round(v / 1e6, 1) for k, v in m.items()}, "measured", round(allocated.peak / 1e6, 1), "in", len(passes), "passes")
-    assert 0.9 < allocated.peak / m["training"] < 1.05
+    assert 0.9 < allocated.peak / m["training"] < 1.06
 
 
 def test_a_slot_is_what_the_engine_reserves(tmp_path, monkeypatch):
