@@ -158,22 +158,13 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 
 def chosen(targets, first, words):
-    """Is a token's target among the `words` from `first` on, and where there (any place, if not)? Without asking the GPU.
-
-    >>> here, word = chosen(torch.tensor([7, 2, 5]), 4, 4)
-    >>> here.tolist(), word[here].tolist()
-    ([True, False, True], [[3], [1]])
-    """
+    """Is each target among the `words` from `first` on [n], and where there [n, 1] (anywhere, if not)? Without asking the GPU."""
     place = targets - first
     return (place >= 0) & (place < words), place.clamp(0, words - 1)[:, None]
 
 
 def words_at_once(tokens):
-    """The chunk of ChunkedLogProbs: 64 MB of float32 logits, at least 256 words.
-
-    >>> words_at_once(2048), words_at_once(16384), words_at_once(10**6)
-    (8192, 1024, 256)
-    """
+    """The chunk of ChunkedLogProbs: 64 MB of float32 logits, but at least 256 words."""
     return max(256, 2**24 // tokens)
 
 
@@ -239,8 +230,8 @@ def row_length(row):
 def micro_batches(rollouts, token_budget):
     """Rollouts -> micro-batches: lists of rows, which are lists of rollouts of one prompt.
 
-    The tokens of a micro-batch, a row's prompt once, stay within `token_budget`; a rollout longer than that stands alone. Prompts
-    are sorted by length. One whose replies do not fit goes on, prompt and all, in the next micro-batch.
+    Its tokens, a row's prompt counted once, stay within `token_budget`; a rollout longer than that stands alone. Rows are sorted by
+    length. One whose replies do not fit goes on, prompt and all, in the next micro-batch.
     """
     groups, batches, used = {}, [], math.inf
     for r in rollouts:
@@ -264,32 +255,30 @@ def pack(rows, device, flash=False):
     A segment is a prompt or a reply: its tokens are the queries; its keys are the same tokens, of a reply those of its prompt before
     them. sources: the token at t is predicted by the state at t - 1: for a reply's first one that is its prompt's last.
     """
-    prompts, replies, order, sources, start = [], [], [], [], 0
+    segments, sources, start = [], [], 0
     for row in rows:
         prompt = torch.arange(start, start := start + len(row[0].prompt.tokens))
-        prompts.append((prompt, prompt))
-        order.append(prompts[-1])
+        segments.append((prompt, prompt))
         for r in row:
             own = torch.arange(start, start := start + len(r.tokens))
-            replies.append((own, torch.cat([prompt, own])))
-            order.append(replies[-1])
+            segments.append((own, torch.cat([prompt, own])))
             sources += [prompt[-1:], own[:-1]]
     sources = torch.cat(sources).to(device)
     if flash:
-        keys = torch.cat([keys for _, keys in order]).to(device)
-        lengths = [[len(segment[i]) for segment in order] for i in (0, 1)]
+        lengths = [[len(segment[i]) for segment in segments] for i in (0, 1)]
         ends = [F.pad(torch.tensor(each).cumsum(0, dtype=torch.int32), (1, 0)).to(device) for each in lengths]
-        return (keys, *ends, *map(max, lengths)), sources
-    layout, places, done = [], torch.empty(start, dtype=torch.long), 0
-    for segments in (prompts, replies):             # two padded blocks [B segments, T queries, S keys]: prompts are much longer
-        queries, keys = (pad_sequence(each, batch_first=True) for each in zip(*segments))
-        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in segments]).T[..., None]           # [B, 1] each
+        return (torch.cat([keys for _, keys in segments]).to(device), *ends, *map(max, lengths)), sources
+    blocks, places, done = [], torch.empty(start, dtype=torch.long), 0
+    for replies in (False, True):                   # two padded blocks [B segments, T queries, S keys]: prompts are much longer
+        block = [(q, k) for q, k in segments if (q is not k) == replies]
+        queries, keys = (pad_sequence(each, batch_first=True) for each in zip(*block))
+        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in block]).T[..., None]              # [B, 1] each
         i, j = torch.arange(queries.shape[1]), torch.arange(keys.shape[1])
         mask = j <= (before + i)[..., None]                                 # [B, T, S]: the prompt, and up to itself
-        places[torch.cat([q for q, _ in segments])] = done + torch.arange(queries.numel()).view_as(queries)[i < own]
-        layout.append((queries.to(device), keys.to(device), mask[:, None].to(device)))
+        places[torch.cat([q for q, _ in block])] = done + torch.arange(queries.numel()).view_as(queries)[i < own]
+        blocks.append((queries.to(device), keys.to(device), mask[:, None].to(device)))
         done += queries.numel()
-    return (layout, places.to(device)), sources
+    return (blocks, places.to(device)), sources
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **kwargs):

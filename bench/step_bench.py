@@ -166,14 +166,12 @@ def main():
                 seconds["ours"].append(time.perf_counter() - begun)
             theirs(name, folder, args.steps + 1, Path(scratch) / "out", between)
             ratios = [b / a for a, b in zip(seconds["ours"][1:], seconds["TRL"][1:])]
-            memory = {}
-            for engine in seconds:
-                command = [sys.executable, __file__, "--memory", engine, name, str(folder)]
-                memory[engine] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-            print(f"{name:5} {WORK[name][0]} prompts of {len(asked[0].tokens)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: "
-                  + ", ".join(f"{engine} {statistics.median(s[1:]):.2f} s {memory[engine]:.2f} GB" for engine, s in seconds.items())
-                  + f"; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
-                  f"memory {memory['ours'] / memory['TRL']:.0%}", flush=True)
+            a, b = (statistics.median(each[1:]) for each in seconds.values())
+            print(f"{name}: {WORK[name][0]} prompts of {len(asked[0].tokens)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: ours {a:.2f} s, "
+                  f"TRL {b:.2f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+            commands = ([sys.executable, __file__, "--memory", engine, name, str(folder)] for engine in seconds)
+            a, b = (json.loads(subprocess.run(c, capture_output=True, text=True, check=True).stdout.splitlines()[-1]) for c in commands)
+            print(f"{name}: ours {a:.2f} GB, TRL {b:.2f} GB, {a / b:.0%}", flush=True)
 
 
 if __name__ == "__main__":
