@@ -1,9 +1,9 @@
-"""Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew (the step from Coder to Solver in
-the paper's method). Here: the pool of helper processes, and the two functions that draw in them. sandbox.py: how these
-are confined. SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
+"""Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew (the step from Coder to Solver in the
+paper's method). Here: the pool of helper processes, and the two functions that draw in them. sandbox.py: how these are confined.
+SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
 
-Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too), else a variable
-`img` or `image`, else the open matplotlib figure. Every mode ends as RGB on white.
+Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too), else a variable `img` or
+`image`, else the open matplotlib figure. Every mode ends as RGB on white.
 """
 
 import argparse
@@ -38,11 +38,11 @@ MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; a larger picture
 MAX_ASPECT = 100                                      # the vision towers refuse 200 : 1
 DEFAULT_SIDE = 512                                    # pixels, for an SVG with neither size nor viewBox
 # Packages that children may read (those that programs may use, and what these import), modules imported ahead.
-PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six fontTools packaging
-    pyparsing cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2 defusedxml webencodings""".split()
-PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter
-    PIL.ImageFont PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath colorsys copy csv datetime decimal fractions
-    heapq json logging lzma pickle pprint secrets statistics string textwrap typing unicodedata uuid""".split()
+PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six fontTools packaging pyparsing
+    cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2 defusedxml webencodings""".split()
+PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter PIL.ImageFont
+    PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath colorsys copy csv datetime decimal fractions heapq json
+    logging lzma pickle pprint secrets statistics string textwrap typing unicodedata uuid""".split()
 NO_CAIRO = ("CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
             "`apt install libcairo2` (Debian, Ubuntu) or `brew install cairo` (macOS)")
 SAID = set()  # what this process has already told about the kernel
@@ -213,13 +213,15 @@ def pin_fonts(scratch):
 
 # -------------------------------------------------------------------------------- in a helper
 
-def worker(scratch, timeout):
+def worker(scratch, timeout, pixels):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
+        from cairosvg import surface
         from cairosvg.parser import Node
     except (ImportError, OSError):
         return sandbox.reply(1, 0, 0, f"{NO_CAIRO}\n\n".encode())
     normalise(Node)
+    lay_out_once(surface)
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # forks inherit the font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
     # What children may read: a few packages with their C libraries, the standard library, the pinned fonts.
@@ -229,7 +231,7 @@ def worker(scratch, timeout):
     paths += [path for path in Path(os.__file__).parent.iterdir() if path.name[4:] != "-packages"]  # site-, dist-
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
-    sandbox.serve(scratch, timeout, {"svg": draw_svg, "python": draw_python}, prepare,
+    sandbox.serve(scratch, timeout, pixels, {"svg": draw_svg, "python": draw_python}, prepare,
                   [path for path in paths if path.exists()])
 
 
@@ -240,6 +242,7 @@ def prepare(language, source):
             importlib.import_module(name)
         Image.init()  # all file formats
         sys.modules["PIL.ImageFont"].load_default(16)
+        sandbox.libc.malloc(4 << 20)
         gc.freeze()
     if b"matplotlib" in source and "matplotlib" not in sys.modules:  # it makes forks dearer: only if used
         logging.disable(logging.WARNING)  # "building the font cache"
@@ -296,6 +299,19 @@ def normalise(node_class):
         if "deg" in node.get("transform", ""):
             node["transform"] = re.sub(r"(?<=[\d.])deg\b", "", node["transform"])
     node_class.__init__ = read_and_rewrite
+
+
+def lay_out_once(surface):
+    """CairoSVG lays out each text twice: for the outline that a stroke follows, and to fill it. Without a stroke the first only
+    costs time (a third of a chart's): `Surface.draw` sets the cursor back after it."""
+    layout = surface.text
+
+    def text(canvas, node, draw_as_text=False):
+        filled = canvas.stroke_and_fill and node.get("display") != "none" and node.get("visibility") != "hidden"
+        if draw_as_text or not filled or node.get("stroke", "none") != "none":
+            layout(canvas, node, draw_as_text)
+    surface.text = text
+    surface.TAGS.update({tag: text for tag, function in surface.TAGS.items() if function is layout})
 
 
 def svg_size(width, height, viewbox):
@@ -368,21 +384,34 @@ def draw_python(source):
     import numpy
     random.seed(0)
     numpy.random.seed(0)
-    saved, save, mkdir = [], Image.Image.save, os.mkdir
+    saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
 
     def inside(path):
         return isinstance(path, (str, os.PathLike)) and os.path.relpath(path)[:2] != ".."
 
+    def write(event, _):
+        if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
+            picture, target, args, kwargs = late.pop()
+            save(picture, target, *args, **kwargs)
+
     def save_and_keep(self, target, *args, **kwargs):
-        kwargs.setdefault("compress_level", 1)     # of PNG: nobody keeps the file
-        if inside(target):
-            target = os.path.basename(target)      # there is one folder: "out/a.png" is "a.png"
-        with contextlib.suppress(*[PermissionError] * inside(target)):  # without Landlock: a picture, but no file
+        kwargs.setdefault("compress_level", 1)      # of PNG: nobody keeps the file
+        picture = self.copy()                       # the program may go on changing it
+        if not inside(target):
             save(self, target, *args, **kwargs)
-        saved[:] = [on_white(self)]                # now: the program may go on changing it
+        else:
+            target = os.path.basename(target)       # there is one folder: "out/a.png" is "a.png"
+            # Few programs read what they saved, and a PNG takes a third of a short one's time: at first write one pixel (which
+            # finds what is wrong with the arguments), the rest when the next file is opened.
+            later = target.lower().endswith(".png") and "save_all" not in kwargs
+            with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
+                save(self.crop((0, 0, 1, 1)) if later else self, target, *args, **kwargs)
+                late[:] = [(picture, target, args, kwargs)] * later
+        saved[:] = [picture]
 
     Image.Image.save, Image.Image.show = save_and_keep, lambda self, *args, **kwargs: None
     os.mkdir = lambda path, *args, **kwargs: None if inside(path) else mkdir(path, *args, **kwargs)
+    sys.addaudithook(write)
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
     try:
@@ -391,7 +420,7 @@ def draw_python(source):
         if end.code not in (None, 0):
             raise NoPicture(f"the program ended itself: sys.exit({end.code!r})") from None
     if saved:
-        return saved[0]
+        return on_white(saved[0])
     for value in map(vars(module).get, ("img", "image")):
         if isinstance(value, numpy.ndarray):
             value = Image.fromarray(value)
@@ -432,6 +461,6 @@ def main(arguments=None):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         del sys.path[0]  # this file's folder: no file beside it passes for a module that a program imports
-        worker(sys.argv[2], float(sys.argv[3]))
+        worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
     else:
         main()
