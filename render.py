@@ -43,8 +43,7 @@ PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycle
 PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter PIL.ImageFont
     PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath colorsys copy csv datetime decimal fractions heapq json
     logging lzma pickle pprint secrets statistics string textwrap typing unicodedata uuid""".split()
-NO_CAIRO = ("CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
-            "`apt install libcairo2` (Debian, Ubuntu) or `brew install cairo` (macOS)")
+NO_CAIRO = "CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: `apt install libcairo2` or `brew install cairo`"
 SAID = set()  # what this process has already told about the kernel
 
 
@@ -61,7 +60,7 @@ class Rendering:
         """What a helper sent: RGB rows, or the text of an error where there are no pixels."""
         if not width or not height:
             text = "".join(c if c.isprintable() else " " for c in body.decode("utf-8", "replace"))
-            error = " ".join(text.split())[:300]  # for terminals and logs: printable, short, on one line
+            error = " ".join(text.split())[:300] or sandbox.TAMPERED  # for terminals and logs: printable, short, on one line
         elif max(width, height) > MAX_ASPECT * min(width, height):
             error = f"extreme shape: {width} x {height} pixels, more than {MAX_ASPECT} : 1"
         elif body == body[:3] * (width * height):
@@ -75,17 +74,15 @@ class Rendering:
 
 class Renderer:
     """A pool of helpers; a context manager, or call `close()`. Not for two threads at once.
-
-    workers: how many draw in parallel (default: one per core; started when there is work for them).
-    timeout: wall-clock seconds for one item. RuntimeError: nothing can draw here; it says what to install.
-    unsafe_python: run Python even where the kernel cannot confine it. Else `refusal` says why it is refused there.
-    """
+    workers: how many draw in parallel (default: one per core; started when there is work for them). timeout: wall-clock seconds for
+    one item. unsafe_python: run Python even where the kernel cannot confine it. Else `refusal` says why it is refused there.
+    RuntimeError: nothing can draw here; it says what to install."""
 
     def __init__(self, workers=None, timeout=5.0, unsafe_python=False):
         if (workers is not None and workers < 1) or not timeout > 0:
             raise ValueError(f"workers must be at least 1 and timeout above 0, not {workers} and {timeout}")
-        self.workers, self.timeout, self.helpers = workers or os.cpu_count(), timeout, []
-        self.unsafe_python, self.refusal = unsafe_python, None
+        self.workers, self.timeout, self.unsafe_python = workers or os.cpu_count(), timeout, unsafe_python
+        self.helpers, self.refusal = [], None
         self.scratch, lock = make_scratch()
         # A finalizer also runs at exit and on garbage collection. It shares the list: it sees later helpers.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch, lock)
@@ -125,8 +122,8 @@ class Renderer:
                         owed[helper] = queue.popleft()
                         helper.send(*owed[helper][1:])
                 ready = connection.wait(list(owed), self.timeout + 60)
-                for helper in [] if ready else owed:  # they keep the clock themselves: such a silence means that
-                    helper.process.kill()             # they are broken
+                for helper in [] if ready else owed:  # they keep the clock themselves: after such a silence they are broken
+                    helper.process.kill()
                 for helper in ready:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
@@ -179,8 +176,8 @@ def _close(helpers, scratch, lock):
 
 
 def make_scratch():
-    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders without a lock: they
-    belonged to trainers that were killed together with their helpers."""
+    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders without a lock: they belonged to
+    trainers that were killed together with their helpers."""
     for folder in Path(tempfile.gettempdir()).glob("mmzero-render-*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # locked, another user's, or gone
             stack.callback(os.close, lock := os.open(folder, os.O_RDONLY))
@@ -201,14 +198,14 @@ def pin_fonts(scratch):
     (scratch / "fonts").mkdir()  # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
-    rule = '<match>{}<edit name="family" mode="append_last"><string>DejaVu {}</string></edit></match>'
-    when = '<test name="family"><string>{}</string></test>'
-    rules = (rule.format(when.format("serif"), "Serif") + rule.format(when.format("monospace"), "Sans Mono")
-             + rule.format("", "Sans"))
-    (scratch / "fonts.conf").write_text(f"<fontconfig><dir>{scratch}/fonts</dir>"
-                                        f"<cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>")
-    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}",
-            "MPLBACKEND": "Agg", "MPLCONFIGDIR": f"{scratch}/mpl"}
+    rules = "".join(
+        f'<match>{test}<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit></match>' for test, font in (
+            ('<test name="family"><string>serif</string></test>', "Serif"),
+            ('<test name="family"><string>monospace</string></test>', "Sans Mono"), ("", "Sans")))
+    (scratch / "fonts.conf").write_text(
+        f"<fontconfig><dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>")
+    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}", "MPLBACKEND": "Agg",
+            "MPLCONFIGDIR": f"{scratch}/mpl"}
 
 
 # -------------------------------------------------------------------------------- in a helper
@@ -242,7 +239,6 @@ def prepare(language, source):
             importlib.import_module(name)
         Image.init()  # all file formats
         sys.modules["PIL.ImageFont"].load_default(16)
-        sandbox.libc.malloc(4 << 20)
         gc.freeze()
     if b"matplotlib" in source and "matplotlib" not in sys.modules:  # it makes forks dearer: only if used
         logging.disable(logging.WARNING)  # "building the font cache"
@@ -252,8 +248,8 @@ def prepare(language, source):
         fonts.fontManager.ttflist = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
         # After a fork matplotlib opens fonts anew, by io.open: they come from memory, which needs no right to open.
         data = {str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")}
-        io.open = lambda name, *rest, **more: (io.BytesIO(data[name]) if isinstance(name, str) and name in data
-                                               else open(name, *rest, **more))
+        io.open = lambda name, *rest, **more: (
+            io.BytesIO(data[name]) if isinstance(name, str) and name in data else open(name, *rest, **more))
         plt.plot([1], label="$a^2$")
         plt.legend()
         plt.savefig(io.BytesIO())  # loads the writer
@@ -461,6 +457,10 @@ def main(arguments=None):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         del sys.path[0]  # this file's folder: no file beside it passes for a module that a program imports
-        worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        try:
+            worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        except FileNotFoundError:
+            if os.path.exists(sys.argv[2]):  # else the trainer left, and deleted scratch, before we were ready
+                raise
     else:
         main()
