@@ -71,7 +71,6 @@ class Rendering:
 
 
 # -------------------------------------------------------------------------------- in the trainer
-
 class Renderer:
     """A pool of helpers; a context manager, or call `close()`. Not for two threads at once.
     workers: how many draw in parallel (default: one per core; started when there is work for them). timeout: wall-clock seconds for
@@ -209,7 +208,6 @@ def pin_fonts(scratch):
 
 
 # -------------------------------------------------------------------------------- in a helper
-
 def worker(scratch, timeout, pixels):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
@@ -228,8 +226,8 @@ def worker(scratch, timeout, pixels):
     paths += [path for path in Path(os.__file__).parent.iterdir() if path.name[4:] != "-packages"]  # site-, dist-
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
-    sandbox.serve(scratch, timeout, pixels, {"svg": draw_svg, "python": draw_python}, prepare,
-                  [path for path in paths if path.exists()])
+    drawers, readable = {"svg": draw_svg, "python": draw_python}, [path for path in paths if path.exists()]
+    sandbox.serve(scratch, timeout, pixels, drawers, prepare, readable)
 
 
 def prepare(language, source):
@@ -258,7 +256,6 @@ def prepare(language, source):
 
 
 # -------------------------------------------------------------------------------- in a child
-
 @functools.lru_cache(1000)
 def plain_colour(text):
     """A colour as models write it -> as CairoSVG reads it. What is not known here passes unchanged.
@@ -431,7 +428,6 @@ def draw_python(source):
 
 
 # -------------------------------------------------------------------------------- the command line
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Draw an SVG file or a Python program's picture.")
     parser.add_argument("file", type=Path, metavar="FILE.svg|FILE.py")

@@ -72,7 +72,6 @@ def reply(descriptor, width, height, text, seconds=0.0):
 
 
 # -------------------------------------------------------------------------------- in the trainer
-
 class Helper:
     """The trainer's end of a helper: `script --worker scratch timeout pixels`, which is to call `serve`."""
 
@@ -110,17 +109,15 @@ class Helper:
 
     def stop(self):
         self.process.stdin.close()  # tells it to leave
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()  # nothing, if it has left
+        self.process.wait()
         self.process.stdout.close()
         os.close(self.pixels)
 
 
 # -------------------------------------------------------------------------------- in a helper
-
 def serve(scratch, timeout, pixels, drawers, prepare, readable):
     """Answer items from stdin on stdout until stdin ends: the trainer has closed it, or is gone. The first reply is "ready", a
     line on what the kernel lacks, a line on what Python could do here (both empty where all is well).
@@ -171,17 +168,14 @@ def spare_uid(readable):
     if os.geteuid():
         return os.geteuid()
     try:
-        os.setgroups([])
-        os.setegid(NOBODY)
-        os.seteuid(NOBODY)
+        os.setgroups([]), os.setegid(NOBODY), os.seteuid(NOBODY)
         for path in readable:
             os.close(os.open(path, os.O_RDONLY))
         return NOBODY
     except OSError:  # or this container has no such uid
         return 0
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.seteuid(0), os.setegid(0)
 
 
 def empty(folder):
@@ -200,8 +194,7 @@ class Child:
 
     def __init__(self, drawer, life, folder, timeout, pixels, locks):
         self.life, self.folder, self.timeout, self.status, helper = life, folder, timeout, None, os.getpid()
-        theirs, self.sources = os.pipe()
-        self.results, their_results = os.pipe()
+        (theirs, self.sources), (self.results, their_results) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -209,8 +202,7 @@ class Child:
                 child_main(drawer, theirs, their_results, pixels)
             finally:
                 os._exit(1)  # never back into the helper's code, and no traceback
-        os.close(theirs)
-        os.close(their_results)
+        os.close(theirs), os.close(their_results)
 
     def draw(self, source):
         """-> (width, height, b"") or (0, 0, reason). What the child sends is checked, not believed."""
@@ -255,13 +247,11 @@ class Child:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     end(self.pid, signal.SIGKILL)
             self.status = os.waitpid(self.pid, 0)[1]
-            os.close(self.sources)
-            os.close(self.results)
+            os.close(self.sources), os.close(self.results)
         return self.status
 
 
 # -------------------------------------------------------------------------------- the locks
-
 libc = ctypes.CDLL(None, use_errno=True)
 
 # The system calls that drawing takes, as name, number on x86_64, number on aarch64 (-: has none). Whatever is not listed fails
@@ -358,7 +348,6 @@ def self_test(probe):
 
 
 # -------------------------------------------------------------------------------- in a child
-
 def confine(folder, seconds, helper, locks, *kept):
     """Between fork and untrusted code: give up for good what drawing does not need. The order matters."""
     uid, ruleset, program = locks
@@ -391,9 +380,9 @@ def confine(folder, seconds, helper, locks, *kept):
         os.closerange(low + 1, high)
     if program is not None:
         program = ctypes.create_string_buffer(program, len(program))
-        if libc.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(program))) and (  # PR_SET_SECCOMP: filter
-                ctypes.get_errno() != errno.EINVAL):  # which says that this kernel has none, as `self_test` found out; but not
-            os._exit(1)                               # that it had no memory just now: then the child must not run
+        failed = libc.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(program)))  # PR_SET_SECCOMP: filter
+        if failed and ctypes.get_errno() != errno.EINVAL:  # (EINVAL: this kernel has none, as `self_test` found out)
+            os._exit(1)
 
 
 def child_main(drawer, sources, results, pixels):
