@@ -165,9 +165,11 @@ def test_a_saved_file_can_be_opened_again_and_does_not_outlive_its_program(rende
 
 @pytest.mark.parametrize("look", [
     "img = Image.open('a.png')", "import matplotlib.pyplot as plt\nimg = (plt.imread('a.png') * 255).astype('uint8')[:, :, :3]",
-    "import io\nimg = Image.open(io.BytesIO(open('a.png', 'rb').read()))", "import os\nos.rename('a.png', 'b.png')\nimg = Image.open('b.png')",
+    "import io\nimg = Image.open(io.BytesIO(open('a.png', 'rb').read()))",
+    "import os\nos.rename('a.png', 'b.png')\nimg = Image.open('b.png')",
     "import pathlib\nassert pathlib.Path('a.png').exists()\nimg = Image.open(pathlib.Path('a.png'))",
-    "import os, shutil\nassert os.listdir('.') == ['a.png'] and os.path.getsize('a.png') > 70\nshutil.copyfile('a.png', 'c')\nimg = Image.open('c')"])
+    "import os, shutil\nassert os.listdir('.') == ['a.png'] and os.path.getsize('a.png') > 70\n"
+    "shutil.copyfile('a.png', 'c')\nimg = Image.open('c')"])
 def test_a_png_that_is_written_late_is_whole_when_looked_at(renderer, look):
     code = ("from PIL import Image\nimport PIL.PngImagePlugin\nnew = Image.linear_gradient('L').convert('RGB'); new.save('a.png')\n"
             "new.paste('red', (0, 0, 256, 256))\nImage.Image.save = None\n" + look)
