@@ -423,7 +423,7 @@ def test_a_trainer_that_leaves_or_is_interrupted_leaves_no_words_of_helpers(end,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     scratch = Path(trainer.stdout.readline().strip())
     if end == "pass":
-        assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3)
+        assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3, 30)
         os.killpg(trainer.pid, signal.SIGINT)
     _, words = trainer.communicate(timeout=20)  # returns when helpers, who share stderr, are gone too
     assert words.count("Traceback") == words.count("KeyboardInterrupt\n") == (end == "pass"), words
