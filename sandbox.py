@@ -126,7 +126,7 @@ def serve(scratch, timeout, pixels, drawers, prepare, readable):
     readable: the files and folders that children may read.
     """
     folder, probe = Path(scratch, f"item-{os.getpid()}"), Path(scratch, f"probe-{os.getpid()}")
-    folder.mkdir(parents=True)  # where children work
+    folder.mkdir()  # where children work. (Not parents: scratch is gone if the trainer has left)
     probe.touch()
     os.chmod(scratch, 0o711), os.chmod(probe, 0o777)  # open to any uid, so that the locks are what is tested
     uid, ruleset = spare_uid(readable), landlock(readable, folder)
