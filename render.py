@@ -1,9 +1,9 @@
-"""Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew (the step from Coder to Solver in
-the paper's method). Here: the pool of helper processes, and the two functions that draw in them. sandbox.py: how these
-are confined. SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
+"""Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew (the step from Coder to Solver in the
+paper's method). Here: the pool of helper processes, and the two functions that draw in them. sandbox.py: how these are confined.
+SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
 
-Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too), else a variable
-`img` or `image`, else the open matplotlib figure. Every mode ends as RGB on white.
+Which picture of a Python program counts: the last `Image.save` (matplotlib's `savefig` ends there too), else a variable `img` or
+`image`, else the open matplotlib figure. Every mode ends as RGB on white.
 """
 
 import argparse
@@ -38,13 +38,12 @@ MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; a larger picture
 MAX_ASPECT = 100                                      # the vision towers refuse 200 : 1
 DEFAULT_SIDE = 512                                    # pixels, for an SVG with neither size nor viewBox
 # Packages that children may read (those that programs may use, and what these import), modules imported ahead.
-PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six fontTools packaging
-    pyparsing cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2 defusedxml webencodings""".split()
-PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter
-    PIL.ImageFont PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath colorsys copy csv datetime decimal fractions
-    heapq json logging lzma pickle pprint secrets statistics string textwrap typing unicodedata uuid""".split()
-NO_CAIRO = ("CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
-            "`apt install libcairo2` (Debian, Ubuntu) or `brew install cairo` (macOS)")
+PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six fontTools packaging pyparsing
+    cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2 defusedxml webencodings""".split()
+PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter PIL.ImageFont
+    PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath colorsys copy csv datetime decimal fractions heapq json
+    logging lzma pickle pprint secrets statistics string textwrap typing unicodedata uuid""".split()
+NO_CAIRO = "CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: `apt install libcairo2` or `brew install cairo`"
 SAID = set()  # what this process has already told about the kernel
 
 
@@ -61,7 +60,7 @@ class Rendering:
         """What a helper sent: RGB rows, or the text of an error where there are no pixels."""
         if not width or not height:
             text = "".join(c if c.isprintable() else " " for c in body.decode("utf-8", "replace"))
-            error = " ".join(text.split())[:300]  # for terminals and logs: printable, short, on one line
+            error = " ".join(text.split())[:300] or sandbox.TAMPERED  # for terminals and logs: printable, short, on one line
         elif max(width, height) > MAX_ASPECT * min(width, height):
             error = f"extreme shape: {width} x {height} pixels, more than {MAX_ASPECT} : 1"
         elif body == body[:3] * (width * height):
@@ -72,20 +71,17 @@ class Rendering:
 
 
 # -------------------------------------------------------------------------------- in the trainer
-
 class Renderer:
     """A pool of helpers; a context manager, or call `close()`. Not for two threads at once.
-
-    workers: how many draw in parallel (default: one per core; started when there is work for them).
-    timeout: wall-clock seconds for one item. RuntimeError: nothing can draw here; it says what to install.
-    unsafe_python: run Python even where the kernel cannot confine it. Else `refusal` says why it is refused there.
-    """
+    workers: how many draw in parallel (default: one per core; started when there is work for them). timeout: wall-clock seconds for
+    one item. unsafe_python: run Python even where the kernel cannot confine it. Else `refusal` says why it is refused there.
+    RuntimeError: nothing can draw here; it says what to install."""
 
     def __init__(self, workers=None, timeout=5.0, unsafe_python=False):
         if (workers is not None and workers < 1) or not timeout > 0:
             raise ValueError(f"workers must be at least 1 and timeout above 0, not {workers} and {timeout}")
-        self.workers, self.timeout, self.helpers = workers or os.cpu_count(), timeout, []
-        self.unsafe_python, self.refusal = unsafe_python, None
+        self.workers, self.timeout, self.unsafe_python = workers or os.cpu_count(), timeout, unsafe_python
+        self.helpers, self.refusal = [], None
         self.scratch, lock = make_scratch()
         # A finalizer also runs at exit and on garbage collection. It shares the list: it sees later helpers.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch, lock)
@@ -125,8 +121,8 @@ class Renderer:
                         owed[helper] = queue.popleft()
                         helper.send(*owed[helper][1:])
                 ready = connection.wait(list(owed), self.timeout + 60)
-                for helper in [] if ready else owed:  # they keep the clock themselves: such a silence means that
-                    helper.process.kill()             # they are broken
+                for helper in [] if ready else owed:  # they keep the clock themselves: after such a silence they are broken
+                    helper.process.kill()
                 for helper in ready:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
@@ -179,8 +175,8 @@ def _close(helpers, scratch, lock):
 
 
 def make_scratch():
-    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders without a lock: they
-    belonged to trainers that were killed together with their helpers."""
+    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders without a lock: they belonged to
+    trainers that were killed together with their helpers."""
     for folder in Path(tempfile.gettempdir()).glob("mmzero-render-*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # locked, another user's, or gone
             stack.callback(os.close, lock := os.open(folder, os.O_RDONLY))
@@ -201,25 +197,26 @@ def pin_fonts(scratch):
     (scratch / "fonts").mkdir()  # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
-    rule = '<match>{}<edit name="family" mode="append_last"><string>DejaVu {}</string></edit></match>'
-    when = '<test name="family"><string>{}</string></test>'
-    rules = (rule.format(when.format("serif"), "Serif") + rule.format(when.format("monospace"), "Sans Mono")
-             + rule.format("", "Sans"))
-    (scratch / "fonts.conf").write_text(f"<fontconfig><dir>{scratch}/fonts</dir>"
-                                        f"<cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>")
-    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}",
-            "MPLBACKEND": "Agg", "MPLCONFIGDIR": f"{scratch}/mpl"}
+    rules = "".join(
+        f'<match>{test}<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit></match>' for test, font in (
+            ('<test name="family"><string>serif</string></test>', "Serif"),
+            ('<test name="family"><string>monospace</string></test>', "Sans Mono"), ("", "Sans")))
+    (scratch / "fonts.conf").write_text(
+        f"<fontconfig><dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>")
+    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}", "MPLBACKEND": "Agg",
+            "MPLCONFIGDIR": f"{scratch}/mpl"}
 
 
 # -------------------------------------------------------------------------------- in a helper
-
-def worker(scratch, timeout):
+def worker(scratch, timeout, pixels):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
+        from cairosvg import surface
         from cairosvg.parser import Node
     except (ImportError, OSError):
         return sandbox.reply(1, 0, 0, f"{NO_CAIRO}\n\n".encode())
     normalise(Node)
+    lay_out_once(surface)
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # forks inherit the font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
     # What children may read: a few packages with their C libraries, the standard library, the pinned fonts.
@@ -229,8 +226,8 @@ def worker(scratch, timeout):
     paths += [path for path in Path(os.__file__).parent.iterdir() if path.name[4:] != "-packages"]  # site-, dist-
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
-    sandbox.serve(scratch, timeout, {"svg": draw_svg, "python": draw_python}, prepare,
-                  [path for path in paths if path.exists()])
+    drawers, readable = {"svg": draw_svg, "python": draw_python}, [path for path in paths if path.exists()]
+    sandbox.serve(scratch, timeout, pixels, drawers, prepare, readable)
 
 
 def prepare(language, source):
@@ -249,8 +246,8 @@ def prepare(language, source):
         fonts.fontManager.ttflist = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
         # After a fork matplotlib opens fonts anew, by io.open: they come from memory, which needs no right to open.
         data = {str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")}
-        io.open = lambda name, *rest, **more: (io.BytesIO(data[name]) if isinstance(name, str) and name in data
-                                               else open(name, *rest, **more))
+        io.open = lambda name, *rest, **more: (
+            io.BytesIO(data[name]) if isinstance(name, str) and name in data else open(name, *rest, **more))
         plt.plot([1], label="$a^2$")
         plt.legend()
         plt.savefig(io.BytesIO())  # loads the writer
@@ -259,7 +256,6 @@ def prepare(language, source):
 
 
 # -------------------------------------------------------------------------------- in a child
-
 @functools.lru_cache(1000)
 def plain_colour(text):
     """A colour as models write it -> as CairoSVG reads it. What is not known here passes unchanged.
@@ -296,6 +292,19 @@ def normalise(node_class):
         if "deg" in node.get("transform", ""):
             node["transform"] = re.sub(r"(?<=[\d.])deg\b", "", node["transform"])
     node_class.__init__ = read_and_rewrite
+
+
+def lay_out_once(surface):
+    """CairoSVG lays out each text twice: for the outline that a stroke follows, and to fill it. Without a stroke the first only
+    costs time (a third of a chart's): `Surface.draw` sets the cursor back after it."""
+    layout = surface.text
+
+    def text(canvas, node, draw_as_text=False):
+        filled = canvas.stroke_and_fill and node.get("display") != "none" and node.get("visibility") != "hidden"
+        if draw_as_text or not filled or node.get("stroke", "none") != "none":
+            layout(canvas, node, draw_as_text)
+    surface.text = text
+    surface.TAGS.update({tag: text for tag, function in surface.TAGS.items() if function is layout})
 
 
 def svg_size(width, height, viewbox):
@@ -368,21 +377,34 @@ def draw_python(source):
     import numpy
     random.seed(0)
     numpy.random.seed(0)
-    saved, save, mkdir = [], Image.Image.save, os.mkdir
+    saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
 
     def inside(path):
         return isinstance(path, (str, os.PathLike)) and os.path.relpath(path)[:2] != ".."
 
+    def write(event, _):
+        if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
+            picture, target, args, kwargs = late.pop()
+            save(picture, target, *args, **kwargs)
+
     def save_and_keep(self, target, *args, **kwargs):
-        kwargs.setdefault("compress_level", 1)     # of PNG: nobody keeps the file
-        if inside(target):
-            target = os.path.basename(target)      # there is one folder: "out/a.png" is "a.png"
-        with contextlib.suppress(*[PermissionError] * inside(target)):  # without Landlock: a picture, but no file
+        kwargs.setdefault("compress_level", 1)      # of PNG: nobody keeps the file
+        picture = self.copy()                       # the program may go on changing it
+        if not inside(target):
             save(self, target, *args, **kwargs)
-        saved[:] = [on_white(self)]                # now: the program may go on changing it
+        else:
+            target = os.path.basename(target)       # there is one folder: "out/a.png" is "a.png"
+            # Few programs read what they saved, and a PNG takes a third of a short one's time: at first write one pixel (which
+            # finds what is wrong with the arguments), the rest when the next file is opened.
+            later = target.lower().endswith(".png") and "save_all" not in kwargs
+            with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
+                save(self.crop((0, 0, 1, 1)) if later else self, target, *args, **kwargs)
+                late[:] = [(picture, target, args, kwargs)] * later
+        saved[:] = [picture]
 
     Image.Image.save, Image.Image.show = save_and_keep, lambda self, *args, **kwargs: None
     os.mkdir = lambda path, *args, **kwargs: None if inside(path) else mkdir(path, *args, **kwargs)
+    sys.addaudithook(write)
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
     try:
@@ -391,7 +413,7 @@ def draw_python(source):
         if end.code not in (None, 0):
             raise NoPicture(f"the program ended itself: sys.exit({end.code!r})") from None
     if saved:
-        return saved[0]
+        return on_white(saved[0])
     for value in map(vars(module).get, ("img", "image")):
         if isinstance(value, numpy.ndarray):
             value = Image.fromarray(value)
@@ -406,7 +428,6 @@ def draw_python(source):
 
 
 # -------------------------------------------------------------------------------- the command line
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Draw an SVG file or a Python program's picture.")
     parser.add_argument("file", type=Path, metavar="FILE.svg|FILE.py")
@@ -432,6 +453,10 @@ def main(arguments=None):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         del sys.path[0]  # this file's folder: no file beside it passes for a module that a program imports
-        worker(sys.argv[2], float(sys.argv[3]))
+        try:
+            worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        except FileNotFoundError:
+            if os.path.exists(sys.argv[2]):  # else the trainer left, and deleted scratch, before we were ready
+                raise
     else:
         main()

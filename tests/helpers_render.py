@@ -77,7 +77,7 @@ def weaken(monkeypatch, tmp_path, patch):
     """Let helpers started from here on run `patch` first: as if the kernel lacked something."""
     script = tmp_path / "weak.py"
     script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport render, sandbox\ndel sys.path[0]\n"
-                      f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]))\n")
+                      f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n")
     monkeypatch.setattr(render, "__file__", str(script))
 
 

@@ -94,7 +94,7 @@ def check(renderer, language, names, world):
     return results
 
 
-@pytest.mark.parametrize("language, count", [("svg", 82), ("python", 110)])
+@pytest.mark.parametrize("language, count", [("svg", 95), ("python", 120)])
 def test_hostile(language, count, renderer, brisk, world):
     names = list(manifest(language))
     assert len(names) == count == len(list((HOSTILE / language).iterdir()))
@@ -162,6 +162,24 @@ MORE_ATTACKS = """
     call(272, 0x10000000)
     call(248, b'user', b'a', b'b', 1, -3)
     call(298, bytes(120), 0, -1, -1, 0)
+    call(437, -100, b'/etc/passwd', bytes(24), 24)
+    call(438, 3, 0, 0)
+    call(317, 0, 0, None)
+    call(446, 0, 0)
+    call(322, 3, b'', None, None, 0x1000)
+    call(29, 7, 4096, 0o1777)
+    call(240, b'a', 0o102, 0o600, None)
+    call(129, __PID__, 0, bytes(128))
+    call(234, __PID__, __PID__, 0)
+    call(222, 0, None, bytes(8))
+    call(38, 0, bytes(32), None)
+    call(275, 3, None, 4, None, 9, 0)
+    call(285, 5, 0, 0, 1 << 30)
+    call(323, 0)
+    call(253)
+    os.set_blocking(4, False)
+    fcntl.fcntl(5, fcntl.F_SETFL, os.O_APPEND)
+    fcntl.fcntl(5, 1033, 2)
 """
 
 
@@ -218,9 +236,9 @@ def test_a_child_sees_no_environment_no_descriptor_no_torch(renderer, monkeypatc
         assert refuse(fresh, code) == "ValueError: ['HOME'] (line 1)"
         code = ("import os\nfound = []\nfor f in range(100):\n"
                 "  try: found.append(os.readlink(f'/proc/self/fd/{f}')[:5])\n  except OSError: pass\n"
-                "raise ValueError(found)")  # null three times; the source and the result
+                "raise ValueError(found)")  # null three times; source, result, pixels
         draw(fresh, tiny("red"), "svg")  # so that there are descriptors of another child to inherit
-        assert refuse(fresh, code) == "ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:'] (line 6)"
+        assert refuse(fresh, code) == "ValueError: ['/dev/', '/dev/', '/dev/', 'pipe:', 'pipe:', '/memf'] (line 6)"
         code = "import sys, threading; raise ValueError(['torch' in sys.modules, threading.active_count()])"
         assert refuse(fresh, code).startswith("ValueError: [False, 1]")
 
@@ -233,11 +251,38 @@ def test_limits_are_set_in_the_child(renderer):
 
 
 @pytest.mark.parametrize("forged", ["b'XXXX' + bytes(12)", "struct.pack('<HHIf', 9, 9, 99, 0)",
-                                    "struct.pack('<HHIf', 9000, 1, 27000, 0)",
+                                    "struct.pack('<HHIf', 9000, 1, 0, 0)", "bytes(12)",
+                                    "struct.pack('<HHIf', 9, 9, 0, 0)",
                                     "struct.pack('<HHIf', 0, 0, 1 << 31, 0)"])
 def test_a_forged_result_is_refused(renderer, forged):
     code = f"import os, struct\nfor f in range(3, 40):\n  try: os.write(f, {forged})\n  except OSError: 0\n"
     assert refuse(renderer, code) == "the program tampered with its result"
+
+
+def test_a_program_finds_no_rows_of_another():
+    """The file for rows is the same for all children of a helper: it must be empty when a program starts."""
+    look = ("import os\nfound = b''\nfor f in range(3, 40):\n  try: found += os.pread(f, 99, 0)\n  except OSError: 0\n"
+            "raise ValueError(found)")
+    with Renderer(workers=1) as one:
+        for before in ((pillow((1, 2, 3)), "python"), (tiny("red"), "svg"), ("img = 1", "python")):
+            one.render([before])
+            assert refuse(one, look) == "ValueError: b'' (line 6)"
+        # Another one writes rows and dies: they must not lie there either.
+        half = "import os\nfor f in range(3, 40):\n  try: os.lseek(f, 0, 0); os.write(f, bytes(99))\n  except OSError: 0\nos._exit(0)"
+        assert "before its picture" in refuse(one, half) and refuse(one, look) == "ValueError: b'' (line 6)"
+
+
+def test_a_child_that_cannot_be_locked_in_does_not_run(monkeypatch, tmp_path):
+    """The self-test ran long before: when a lock fails later (no memory), the child must end, not go on without it."""
+    weaken(monkeypatch, tmp_path, "prctl, count = sandbox.libc.prctl, []\n"
+           "def failing(number, *rest):\n  import ctypes\n  ctypes.set_errno(12)\n"
+           "  return -1 if number == 22 and os.path.exists(sys.argv[2] + '/fail') else prctl(number, *rest)\n"
+           "class Libc:\n  prctl = staticmethod(failing)\n  syscall, capset = sandbox.libc.syscall, sandbox.libc.capset\n"
+           "sandbox.libc = Libc()")
+    with Renderer(workers=1) as renderer:
+        draw(renderer, pillow((1, 2, 3)))
+        (renderer.scratch / "fail").touch()
+        assert "before its picture" in refuse(renderer, pillow((1, 2, 3)))
 
 
 def test_what_a_program_leaves_is_deleted(tmp_path):
@@ -378,7 +423,7 @@ def test_a_trainer_that_leaves_or_is_interrupted_leaves_no_words_of_helpers(end,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     scratch = Path(trainer.stdout.readline().strip())
     if end == "pass":
-        assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3)
+        assert wait_for(lambda: len(list(scratch.glob("item-*"))) == 3, 30)
         os.killpg(trainer.pid, signal.SIGINT)
     _, words = trainer.communicate(timeout=20)  # returns when helpers, who share stderr, are gone too
     assert words.count("Traceback") == words.count("KeyboardInterrupt\n") == (end == "pass"), words
