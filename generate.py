@@ -7,20 +7,19 @@ The life of a slot (a row of the cache, which holds one completion at a time):
                                                              +---- the next one of the queue <-------+
 
 One step takes every working slot one token further: the newest token goes through the network, which writes its keys
-and values into the cache, and the next token is drawn. A slot starts with the last token of its prompt as its newest,
-so one that was filled a moment ago takes the same step as one in the middle of a reply. When a completion ends, the
-next of the queue takes over its slot before the next step: the steps computed are the tokens drawn, no more. Slots
-0 .. m-1 are at work; only when the queue is empty do the others fall idle, and the last working row then moves into
-the gap, so that the rows of a step always lie side by side.
+and values into the cache, and the next one is drawn. A slot starts with the last token of its prompt as its newest, so
+one filled a moment ago takes the same step as one in the middle of a reply. When a completion ends, the next of the queue
+has its slot before the next step: the rows computed are the tokens drawn, no more. Only when the queue is empty do slots
+fall idle; the last working row then moves into the gap, so that slots 0 .. m-1 are always those at work.
 
 A row starts at column 0 of the cache and has its own length: rows of any lengths, with and without pictures, share a
 step. There is no padding inside a row, and the mask is simply "column <= length".
 
-Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs). What prompts about
-the same picture have in common up to their questions is computed once for all of them. The step is written out below
-on the layers' own weights: with one new token per row it is half a page. On a CPU it takes the rows at work and ends
-are looked at after each step. On CUDA its shapes are fixed and nothing of it waits for the device, so that it can be
-captured as a graph and replayed; ends are looked at every few steps, and what was drawn after one is dropped.
+Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs); what prompts about one
+picture have in common, up to their questions, is computed once. The step is written out below on the layers' own weights:
+with one new token per row it is half a page. On a CPU ends are looked at after each step. On CUDA (never run yet) its
+shapes are fixed and nothing of it waits for the device, so that it is captured as a graph and replayed; ends are looked
+at every few steps, and what was drawn after one is dropped.
 
 Shapes: S slots, m working ones, C columns (W of them in use), K key/value heads, G query heads per key/value head,
 H head dimension, D hidden size, V vocabulary.
@@ -56,19 +55,18 @@ class Completion:
 
 
 def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperature=1.0, top_p=1.0, top_k=0,
-             seed=0, progress=False, slots=None, prefill_tokens=None, numbers=None) -> list[list[Completion]]:
+             seed=0, progress=False, slots=None, prefill_tokens=8192, numbers=None) -> list[list[Completion]]:
     """n completions of each prompt: a list per prompt, in order.
 
     max_new_tokens: one number, or one for each completion ([prompts, n]). temperature 0 takes the most probable token
     (logps are then 0, full_logps those of temperature 1). top_k 0 and top_p 1 mean off; top-k comes first, then the
     nucleus of what it left. Image and video tokens are never drawn: in a reply they would stand for pictures that do
     not exist, which the network refuses.
-    slots: rows decoded at once, by default 128 on CUDA, and on CPU up to 512 for a small network (see `slots_that_fit`);
-    fewer where memory is short. prefill_tokens: prompt tokens (padding included) prefilled at once, by default 8192 on
-    CUDA and 2048 on CPU. Neither changes what is sampled: token t of completion c of prompt p is drawn with a random
-    number that depends on (seed, p, c, t) alone. (Up to rounding, that is: the last bits of a logit depend on the shape
-    of the batch it was computed in.) numbers: p of each prompt, by default 0, 1, 2, ...; whoever samples a part of a
-    longer list gives the places there, and draws what the whole list would.
+    slots: rows decoded at once, by default 128 on CUDA, on CPU up to 512 (see `slots_that_fit`), fewer where memory is
+    short. prefill_tokens: prompt tokens (padding included) prefilled at once. Neither changes what is sampled: token t of
+    completion c of prompt p is drawn with a random number that depends on (seed, p, c, t) alone. (Up to rounding, that is:
+    the last bits of a logit depend on the shape of the batch it was computed in.) numbers: p of each prompt, by default
+    0, 1, 2, ...; whoever samples a part of a longer list gives the places there, and draws what the whole list would.
     """
     limits = torch.as_tensor(max_new_tokens)
     for wrong, rule in ((n < 1, "n must be 1 or more"),
@@ -82,8 +80,7 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
         return []
     longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
     slots = min(slots_that_fit(vlm, slots, longest), n * len(prompts))
-    plan = (vlm, prompts, limits.expand(len(prompts), n).tolist(), (temperature, top_p, top_k), seed)
-    prefill_tokens = prefill_tokens or (8192 if vlm.device.type == "cuda" else 2048)
+    plan = (vlm, prompts, limits.expand(len(prompts), n), (temperature, top_p, top_k), seed)
     with torch.inference_mode():
         try:
             return Engine(*plan, slots, prefill_tokens, numbers).run(progress)
@@ -257,12 +254,12 @@ def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 # ------------------------------------------------------------------------------------ the engine
 
 class Engine:
-    """The cache, the slots and the queue of one call of `generate`. limits: the longest each completion may be."""
+    """The cache, the slots and the queue of one call of `generate`. limits [prompts, n]: how long each completion may be."""
 
-    def __init__(self, vlm, prompts, limits: list[list[int]], settings, seed, slots, prefill_tokens, numbers=None):
+    def __init__(self, vlm, prompts, limits, settings, seed, slots, prefill_tokens, numbers=None):
         self.vlm, self.text = vlm, vlm.model.model.language_model
-        self.settings, self.prefill_tokens, self.limits = settings, prefill_tokens, limits
-        self.results = [[None] * len(row) for row in limits]
+        self.settings, self.prefill_tokens, n = settings, prefill_tokens, limits.shape[1]
+        self.results = [[None] * n for _ in prompts]
 
         # The queue: each distinct prompt with the completions asked of it. Long prompts first, so that neighbours
         # are alike in length and the longest do not come last, when few slots are at work. Questions about the same
@@ -270,7 +267,7 @@ class Engine:
         distinct, families = {}, {}
         for index, prompt in enumerate(prompts):
             key = (prompt.pictures, *prompt.tokens)
-            distinct.setdefault(key, (prompt, []))[1].extend((index, completion) for completion in range(len(limits[index])))
+            distinct.setdefault(key, (prompt, []))[1].extend((index, completion) for completion in range(n))
             longest, number = families.get(prompt.pictures or key, (0, len(families)))
             families[prompt.pictures or key] = max(longest, len(prompt.tokens)), number
 
@@ -280,8 +277,8 @@ class Engine:
         self.queue = [entry for _, entry in sorted(distinct.items(), key=place)]
         self.ready = []                 # prefilled: (pieces of its cache and where they begin, prompt, its completions)
 
-        self.slots = slots = min(slots, sum(map(len, limits)))
-        most, device = max(map(max, limits)), vlm.device
+        self.slots = slots = min(slots, limits.numel())
+        most, device = int(limits.max()), vlm.device
         attention = self.text.layers[0].self_attn
         self.head_dim, self.kv_heads = attention.head_dim, attention.k_proj.weight.shape[0] // attention.head_dim
         columns = max(len(prompt.tokens) for prompt in prompts) + most
@@ -295,18 +292,18 @@ class Engine:
         self.cos, self.sin = cos[0], sin[0]                             # [positions, H]
 
         # The state of each slot. `newest` is the token that the next step puts through the network, to column
-        # `length`; `drawn` counts the tokens of the reply so far. One more place than `most`: see `draw`.
+        # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
         def state(*size, dtype=torch.long):
             return torch.zeros(slots, *size, dtype=dtype, device=device)
         self.newest, self.length, self.position, self.drawn, self.limit, self.stream = (state() for _ in range(6))
         self.done = ~state(dtype=torch.bool)
         self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
-        self.owner = [None] * slots                                     # (prompt index, completion index)
+        self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
         self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
         self.rows = torch.arange(slots, device=device)
 
         numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
-        self.streams = streams(seed, int(numbers.max()) + 1, max(map(len, limits)))[numbers]        # [prompts, n]
+        self.streams, self.limits = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device), limits.to(device)     # [prompts, n]
         self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
         self.never = torch.tensor([vlm.config.image_token_id, vlm.config.video_token_id], device=device)
 
@@ -335,18 +332,15 @@ class Engine:
             pieces, prompt, waiting = self.ready[0]
             length, now = len(prompt.tokens) - 1, waiting[:len(self.free)]
             rows = [self.free.pop() for _ in now]
+            at = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows, device=self.newest.device)
             self.fit(max(self.width, length + self.every))
             for start, piece in pieces:                                 # of each layer [K, L, H]
                 for cache, one in zip(self.keys + self.values, piece):
-                    for row in rows:
-                        cache[row, :, start:start + one.shape[1]] = one
-            for row, owner in zip(rows, now):
-                self.owner[row] = owner
+                    cache[at, :, start:start + one.shape[1]] = one
+            self.owner[rows] = now
             self.newest[rows], self.length[rows], self.position[rows] = prompt.tokens[-1], length, next_position(prompt) - 1
             self.drawn[rows], self.done[rows] = 0, False
-            device = self.newest.device
-            self.limit[rows] = torch.tensor([self.limits[index][completion] for index, completion in now], device=device)
-            self.stream[rows] = self.streams[tuple(zip(*now))].to(device)
+            self.limit[rows], self.stream[rows] = self.limits[tuple(zip(*now))], self.streams[tuple(zip(*now))]
             del waiting[:len(now)]
             if not waiting:
                 self.ready.pop(0)
@@ -355,9 +349,8 @@ class Engine:
         movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
         for gap, mover in zip(gaps, movers):
             for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
-                          self.stream, self.done, self.tokens, self.logps, self.full_logps):
+                          self.stream, self.done, self.tokens, self.logps, self.full_logps, self.owner):
                 state[gap] = state[mover]
-            self.owner[gap] = self.owner[mover]
             self.done[mover] = True
         self.free = list(range(self.m, self.slots))[::-1]
         if self.m:
@@ -446,9 +439,9 @@ class Engine:
         """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
         length, position = self.length[:m], self.position[:m]
         cos, sin = self.cos[position, None], self.sin[position, None]                       # [m, 1, H]
-        beyond = torch.arange(width, device=length.device) > length[:, None]                # [m, W]
-        mask = torch.zeros(beyond.shape, device=length.device).masked_fill_(beyond, -torch.inf)[:, None, None]
         x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
+        beyond = torch.arange(width, device=length.device) > length[:, None]                # [m, W]
+        mask = x.new_zeros(m, width).masked_fill_(beyond, -torch.inf).repeat_interleave(self.kv_heads, 0)[:, None]
         for layer, keys, values in zip(self.text.layers, self.keys, self.values):
             attention = layer.self_attn
             h = layer.input_layernorm(x)
@@ -508,7 +501,7 @@ def common_prefix(prompts: list[Prompt], image_token: int) -> int:
 def attend(q, k, v, keys, values, length, mask, scaling, flash=None) -> Tensor:
     """Put k, v [m, K, H] into column `length` of the cache [m, K, W, H], and let q [m, K * G, H] look at the columns so far.
 
-    mask [m, 1, 1, W]: -inf beyond each row's length. flash: flash-attn's flash_attn_with_kvcache, which does it in one kernel
+    mask [m * K, 1, W]: -inf beyond each row's length. flash: flash-attn's flash_attn_with_kvcache, which does it in one kernel
     and reads of each row what it has; it wants the whole cache, W = C. -> [m, K * G * H]
     """
     m, heads, _, size = keys.shape
@@ -518,8 +511,9 @@ def attend(q, k, v, keys, values, length, mask, scaling, flash=None) -> Tensor:
     rows = torch.arange(m, device=q.device)
     keys[rows, :, length], values[rows, :, length] = k, v
     # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-    weights = ((q * scaling).view(m, heads, -1, size) @ keys.transpose(-1, -2) + mask).softmax(-1)      # [m, K, G, W] float32
-    return (weights.to(v.dtype) @ values).reshape(m, -1)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)                                            # [m * K, W, H]
+    scores = torch.baddbmm(mask, q.reshape(m * heads, -1, size), keys.transpose(1, 2), alpha=scaling)   # [m * K, G, W]
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ values).view(m, -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
