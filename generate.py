@@ -2,24 +2,30 @@
 
 The life of a slot (a row of the cache, which holds one completion at a time):
 
-    prompts --prefill once each--> prefix --copy to n slots--> [sample, decode, sample, ...] --> Completion
-                                                                ^                         |
-                                                                +- next one of the queue <+
+    prompts --prefill, each once--> keys and values --copied into a free slot--> step, step, step, ... --> Completion
+                                                             ^                                       |
+                                                             +---- the next one of the queue <-------+
 
-Slots 0 .. m-1 are at work, the others free. When a completion ends, the last working row moves into its slot
-(one row of the cache is copied), so a decode step never computes a row that has ended. When half of the slots
-are free they are filled from the queue.
+One step takes every working slot one token further: the newest token goes through the network, which writes its keys
+and values into the cache, and the next one is drawn. A slot starts with the last token of its prompt as its newest, so
+one filled a moment ago takes the same step as one in the middle of a reply. When a completion ends, the next of the queue
+has its slot before the next step: the rows computed are the tokens drawn, no more. Only when the queue is empty do slots
+fall idle; the last working row then moves into the gap, so that slots 0 .. m-1 are always those at work.
 
-A row starts at column 0 of the cache and has its own length: rows of any lengths, with and without pictures,
-share a step. There is no padding inside a row, and the mask is simply "column <= length".
+A row starts at column 0 of the cache and has its own length: rows of any lengths, with and without pictures, share a
+step. There is no padding inside a row, and the mask is simply "column <= length".
 
-Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs). The decode
-step is written out below on the layers' own weights: with one new token per row it is half a page.
+Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs); what prompts about one
+picture have in common, up to their questions, is computed once. The step is written out below on the layers' own weights:
+with one new token per row it is half a page. On a CPU ends are looked at after each step. On CUDA (never run yet) its
+shapes are fixed and nothing of it waits for the device, so that it is captured as a graph and replayed; ends are looked
+at every few steps, and what was drawn after one is dropped.
 
-Shapes: S slots, m working ones, C columns, K key/value heads, G query heads per key/value head, H head
-dimension, D hidden size, V vocabulary.
+Shapes: S slots, m working ones, C columns (W of them in use), K key/value heads, G query heads per key/value head,
+H head dimension, D hidden size, V vocabulary.
 """
 import argparse
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -35,6 +41,8 @@ from tqdm import tqdm
 from vlm import VLM, Prompt, next_position
 
 GROWTH = 32             # columns by which the cache grows
+EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
+SHARED = 64             # tokens that prompts without a picture must have in common for sharing them to pay
 
 
 @dataclass
@@ -50,37 +58,37 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
              seed=0, progress=False, slots=None, prefill_tokens=8192, numbers=None) -> list[list[Completion]]:
     """n completions of each prompt: a list per prompt, in order.
 
-    temperature 0 takes the most probable token (logps are then 0, full_logps those of temperature 1). top_k 0
-    and top_p 1 mean off; top-k comes first, then the nucleus of what it left. Image and video tokens are
-    never drawn: in a reply they would stand for pictures that do not exist, which the network refuses.
-    slots: rows decoded at once, by default 512 on CPU and 128 on CUDA, fewer where memory is short.
-    prefill_tokens: prompt tokens (padding included) prefilled at once. Neither changes what is sampled: token t
-    of completion c of prompt p is drawn with a random number that depends on (seed, p, c, t) alone. (Up to
-    rounding, that is: the last bits of a logit depend on the shape of the batch it was computed in.) numbers: p
-    of each prompt, by default 0, 1, 2, ...; whoever samples a part of a longer list gives the places there, and
-    draws what the whole list would.
+    max_new_tokens: one number, or one for each completion ([prompts, n]). temperature 0 takes the most probable token
+    (logps are then 0, full_logps those of temperature 1). top_k 0 and top_p 1 mean off; top-k comes first, then the
+    nucleus of what it left. Image and video tokens are never drawn: in a reply they would stand for pictures that do
+    not exist, which the network refuses.
+    slots: rows decoded at once, by default 128 on CUDA, on CPU up to 512 (see `slots_that_fit`), fewer where memory is
+    short. prefill_tokens: prompt tokens (padding included) prefilled at once. Neither changes what is sampled: token t of
+    completion c of prompt p is drawn with a random number that depends on (seed, p, c, t) alone. (Up to rounding, that is:
+    the last bits of a logit depend on the shape of the batch it was computed in.) numbers: p of each prompt, by default
+    0, 1, 2, ...; whoever samples a part of a longer list gives the places there, and draws what the whole list would.
     """
-    slots = (128 if vlm.device.type == "cuda" else 512) if slots is None else slots
+    limits = torch.as_tensor(max_new_tokens)
     for wrong, rule in ((n < 1, "n must be 1 or more"),
-                        (max_new_tokens < 1, "max_new_tokens must be 1 or more"),
+                        (bool((limits < 1).any()), "max_new_tokens must be 1 or more"),
                         (not temperature >= 0, "temperature must be 0 (greedy) or more"),
                         (not 0 < top_p <= 1, "top_p must be above 0 and at most 1 (off)"),
-                        (top_k < 0, "top_k must be 0 (off) or more"), (slots < 1, "slots must be 1 or more")):
+                        (top_k < 0, "top_k must be 0 (off) or more"), (slots is not None and slots < 1, "slots must be 1 or more")):
         if wrong:
             raise ValueError(rule)
     if not prompts:
         return []
-    longest = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens
-    slots = slots_that_fit(vlm, min(slots, n * len(prompts)), longest)
+    longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
+    slots = min(slots_that_fit(vlm, slots, longest), n * len(prompts))
+    plan = (vlm, prompts, limits.expand(len(prompts), n), (temperature, top_p, top_k), seed)
     with torch.inference_mode():
-        settings = temperature, top_p, top_k
         try:
-            return Engine(vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers).run(progress)
+            return Engine(*plan, slots, prefill_tokens, numbers).run(progress)
         except torch.cuda.OutOfMemoryError:             # something else took the memory that was planned with
             slots = max(1, slots // 2)
             print(f"generate: out of GPU memory; once more from the start with {slots} slots", file=sys.stderr)
         torch.cuda.empty_cache()                        # out of the except clause, which holds on to the old engine
-        return Engine(vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers).run(progress)
+        return Engine(*plan, slots, prefill_tokens, numbers).run(progress)
 
 
 def free_bytes(device) -> int:
@@ -91,20 +99,24 @@ def free_bytes(device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def slots_that_fit(vlm: VLM, wanted: int, longest: int) -> int:
+def slots_that_fit(vlm: VLM, wanted: int | None, longest: int) -> int:
     """`wanted`, or as many rows of `longest` tokens as fit into nine tenths of the free memory.
 
-    ValueError if not even one does: better before an hour of sampling than in the middle of it.
+    By default 128 on CUDA. A CPU computes no faster with more rows than it takes to make the reading of the weights small
+    beside the arithmetic, 16; what more rows save is Python between the layers, which only a small network notices: as
+    many as 256 MB hold, but 16 to 512. ValueError if not even one fits: better before an hour of sampling than in its middle.
     """
     text = vlm.config.get_text_config()
     attention = vlm.model.model.language_model.layers[0].self_attn
     cache = 2 * text.num_hidden_layers * attention.k_proj.weight.shape[0] * longest * vlm.dtype.itemsize
-    sampling = 24 * text.vocab_size             # logits, probabilities, their sum: 3 float32 and 1.5 float64 per word
-    free = free_bytes(vlm.device) * 9 // 10
-    if cache + sampling > free:
-        raise ValueError(f"a reply of up to {longest} tokens, prompt included, needs {(cache + sampling) / 1e9:.1f} GB of cache, and "
+    sampling = 24 * text.vocab_size             # logits, probabilities and what is made of them: six float32 per word
+    each, free = cache + sampling, free_bytes(vlm.device) * 9 // 10
+    if each > free:
+        raise ValueError(f"a reply of up to {longest} tokens, prompt included, needs {each / 1e9:.1f} GB of cache, and "
                          f"{free / 1e9:.1f} GB are free: shorten max_new_tokens or the prompt, or make the pictures smaller")
-    return max(1, min(wanted, free // (cache + sampling)))
+    if wanted is None:
+        wanted = 128 if vlm.device.type == "cuda" else max(16, min(512, 2**28 // each))
+    return max(1, min(wanted, free // each))
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -129,10 +141,11 @@ def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
     return (bits >> 11 & (1 << 53) - 1).double() * 2.0 ** -53
 
 
-def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=()) -> tuple[Tensor, Tensor, Tensor]:
+def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=None) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at u. logits [m, V], u [m] -> token, logp, full_logp [m].
 
-    never: tokens that are not drawn. Like those beyond top-k they count in full_logp and not in logp.
+    never: tokens (a tensor) that are not drawn. Like those beyond top-k they count in full_logp and not in logp.
+    Where logits are not finite, full_logp is nan, and the token any: nothing here waits for the device to find out.
 
     >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     >>> [sample(logits, torch.tensor([u]), 1.0, 1.0, 0)[0].item() for u in (0.1, 0.49, 0.51, 0.79, 0.81)]
@@ -141,23 +154,43 @@ def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=()) -> tu
     >>> token.item(), round(logp.exp().item(), 3), round(full.exp().item(), 3)
     (1, 0.375, 0.3)
     """
-    logits = logits.float()
-    full = (logits / (temperature or 1)).log_softmax(-1)                    # [m, V]
-    probs = full.exp()
-    probs[:, never] = 0
+    logits = logits.float() if temperature in (0, 1) else logits.float() / temperature
+    probs = logits.softmax(-1)                                              # [m, V]; the exponentials are taken only once
     if temperature == 0:
-        token = probs.argmax(-1)
-        return token, torch.zeros_like(u, dtype=full.dtype), full.gather(-1, token[:, None])[:, 0]
-    if 0 < top_k < probs.shape[-1] or top_p < 1:
-        probs = probs.masked_fill(probs < least_kept(probs, top_p, top_k), 0)
-    cdf = probs.cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1:].contiguous()
-    if not bool((total > 0).all()):                                         # false for nan, too
-        raise RuntimeError("the network's logits are not finite numbers: its weights have diverged")
-    # The first index whose cumulative probability exceeds u, but never past the last that has any at all.
-    token = torch.searchsorted(cdf, u[:, None] * total, right=True).minimum(torch.searchsorted(cdf, total))
-    full = full.gather(-1, token)[:, 0]
-    return token[:, 0], full - total[:, 0].log().float(), full
+        token = (logits if never is None else logits.index_fill(1, never, -torch.inf)).argmax(-1)
+        return token, torch.zeros_like(probs[:, 0]), probs.gather(-1, token[:, None])[:, 0].log()
+    kept = probs if never is None else probs.index_fill(1, never, 0)
+    if 0 < top_k < kept.shape[-1] or top_p < 1:
+        kept = kept.masked_fill(kept < least_kept(kept, top_p, top_k), 0)
+    token, total = invert(kept, u)
+    full = probs.gather(-1, token[:, None])[:, 0].log()
+    return token, full - total.log().float(), full
+
+
+def invert(weights: Tensor, u: Tensor, block=128) -> tuple[Tensor, Tensor]:
+    """weights [m, V], u [m] -> the first index at which the cumulative sum exceeds u times the total, and the total [m].
+
+    In two stages, blocks of tokens and then tokens in the block: a float64 sum over every prefix of a vocabulary of
+    150,000 words would be the slowest part of sampling. Never an index of weight 0, whatever the rounding.
+
+    >>> invert(torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]), torch.tensor([0.25]), block=2)
+    (tensor([3]), tensor([4.], dtype=torch.float64))
+    """
+    def first_above(cumulative, target):        # no further than to the last index that has any weight
+        last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+        return torch.searchsorted(cumulative, target, right=True).minimum(last).clamp(max=cumulative.shape[-1] - 1)
+    size = weights.shape[-1]
+    if size % block:
+        weights = F.pad(weights, (0, -size % block))
+    blocks = weights.view(len(weights), -1, block)                          # [m, blocks, block]
+    mass = blocks.sum(-1).double()
+    cumulative = mass.cumsum(-1)
+    target = u.double()[:, None] * cumulative[:, -1:]
+    chosen = first_above(cumulative, target)                                # [m, 1]
+    before = cumulative.gather(-1, chosen) - mass.gather(-1, chosen)
+    inside = blocks.gather(1, chosen[..., None].expand(-1, -1, block))[:, 0].double().cumsum(-1)
+    token = (chosen * block + first_above(inside, target - before))[:, 0]
+    return token.clamp(max=size - 1), cumulative[:, -1]                     # (the clamp is for sums that are nan)
 
 
 def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -172,13 +205,14 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     0.5
     """
     vocabulary = probs.shape[-1]
+    if probs.device.type == "cuda":
+        return least_kept_fixed(probs, top_p, top_k)
     enough = top_p * probs.sum(-1, keepdim=True, dtype=torch.float64)       # [m, 1]
     width = min(top_k or 64, vocabulary)
     while True:
-        # Sorting would be the slowest part of sampling. A small vocabulary goes to numpy, whose sort is 30
-        # times as fast as torch's on CPU; of a large one we take the 64 largest, and more if those hold too
-        # little.
-        if probs.device.type == "cpu" and vocabulary <= 4096:
+        # Sorting would be the slowest part of sampling. A small vocabulary goes to numpy, whose sort is 30 times as
+        # fast as torch's; of a large one we take the 64 largest, and more if those hold too little.
+        if vocabulary <= 4096:
             best = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)[:, :top_k or vocabulary]
         else:
             best = probs.topk(width).values                                 # [m, width], largest first
@@ -194,19 +228,42 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     return best.gather(-1, kept - 1)
 
 
+def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """The same for CUDA, in fixed shapes and without a look at the data: bisection on the bits of the number sought.
+
+    Floats from 0 to 1 are in the order of their bits read as integers, 0 to 0x3f800000; so 30 halvings find the largest
+    one at or above which there is enough.
+    """
+    bits = probs.contiguous().view(torch.int32)
+
+    def largest(enough, weights):
+        low = torch.zeros_like(bits[:, :1])
+        high = torch.full_like(low, 0x3f800001)
+        for _ in range(30):
+            middle = low + high >> 1
+            holds = torch.where(bits >= middle, weights, 0).sum(-1, keepdim=True, dtype=torch.float64) >= enough
+            low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+        return low.view(torch.float32)
+    least = largest(top_k, torch.ones_like(probs)) if 0 < top_k < probs.shape[-1] else torch.zeros_like(probs[:, :1])
+    if top_p < 1:
+        left = torch.where(probs >= least, probs, 0)
+        least = largest(top_p * left.sum(-1, keepdim=True, dtype=torch.float64), left)
+    return least
+
+
 # ------------------------------------------------------------------------------------ the engine
 
 class Engine:
-    """The cache, the slots and the queue of one call of `generate`."""
+    """The cache, the slots and the queue of one call of `generate`. limits [prompts, n]: how long each completion may be."""
 
-    def __init__(self, vlm, prompts, n, max_new_tokens, settings, seed, slots, prefill_tokens, numbers=None):
+    def __init__(self, vlm, prompts, limits, settings, seed, slots, prefill_tokens, numbers=None):
         self.vlm, self.text = vlm, vlm.model.model.language_model
-        self.max_new_tokens, self.settings, self.prefill_tokens = max_new_tokens, settings, prefill_tokens
+        self.settings, self.prefill_tokens, n = settings, prefill_tokens, limits.shape[1]
         self.results = [[None] * n for _ in prompts]
 
-        # The queue: each distinct prompt with the completions asked of it. Long prompts first, so that
-        # neighbours are alike in length and the longest do not come last, when few slots are at work. Questions
-        # about the same pictures go together: the vision tower runs once for all that are prefilled at once.
+        # The queue: each distinct prompt with the completions asked of it. Long prompts first, so that neighbours
+        # are alike in length and the longest do not come last, when few slots are at work. Questions about the same
+        # pictures go together: the vision tower and the prompts' common beginning are computed once for them.
         distinct, families = {}, {}
         for index, prompt in enumerate(prompts):
             key = (prompt.pictures, *prompt.tokens)
@@ -218,155 +275,245 @@ class Engine:
             (key, (prompt, _)), (longest, number) = item, families[item[0][0] or item[0]]
             return -longest, number, -len(prompt.tokens)
         self.queue = [entry for _, entry in sorted(distinct.items(), key=place)]
-        self.ready = []             # prefilled: (keys and values, last hidden state, prompt, its completions)
+        self.ready = []                 # prefilled: (pieces of its cache and where they begin, prompt, its completions)
 
-        self.slots, self.m = min(slots, n * len(prompts)), 0
-        slots, device, dtype = self.slots, vlm.device, vlm.dtype
+        self.slots = slots = min(slots, limits.numel())
+        most, device = int(limits.max()), vlm.device
         attention = self.text.layers[0].self_attn
-        self.head_dim = attention.head_dim
-        self.kv_heads = attention.k_proj.weight.shape[0] // self.head_dim
-
-        def zeros(*size, dtype=torch.long):
-            return torch.zeros(slots, *size, dtype=dtype, device=device)
-        self.columns = 0                                                # C, see `resize`
-        shape, layers = (self.kv_heads, 0, self.head_dim), len(self.text.layers)
-        self.keys = [zeros(*shape, dtype=dtype) for _ in range(layers)]     # [S, K, C, H] each
-        self.values = [zeros(*shape, dtype=dtype) for _ in range(layers)]
+        self.head_dim, self.kv_heads = attention.head_dim, attention.k_proj.weight.shape[0] // attention.head_dim
+        columns = max(len(prompt.tokens) for prompt in prompts) + most
+        # On CUDA the cache has its final size at once; on CPU it follows its rows, see `fit`.
+        self.width = columns if device.type == "cuda" else 0
+        self.keys, self.values = ([torch.zeros(slots, self.kv_heads, self.width, self.head_dim, dtype=vlm.dtype, device=device)
+                                   for _ in self.text.layers] for _ in range(2))                    # [S, K, C, H] each
         # Rotations by position. In a reply the three axes of M-RoPE agree: one position a token is enough.
-        positions = torch.arange(max(map(next_position, prompts)) + max_new_tokens, device=device)
+        positions = torch.arange(max(map(next_position, prompts)) + most, device=device)
         cos, sin = self.text.rotary_emb(self.keys[0], positions.expand(3, 1, -1))
         self.cos, self.sin = cos[0], sin[0]                             # [positions, H]
 
-        # The state of each slot.
-        self.owner = [None] * slots                                     # (prompt index, completion index)
-        self.length, self.position, self.step, self.stream = zeros(), zeros(), zeros(), zeros()
-        self.hidden = zeros(self.text.config.hidden_size, dtype=dtype)  # of the newest token
-        self.tokens = zeros(max_new_tokens)
-        self.logps, self.full_logps = (zeros(max_new_tokens, dtype=torch.float32) for _ in range(2))
+        # The state of each slot. `newest` is the token that the next step puts through the network, to column
+        # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
+        def state(*size, dtype=torch.long):
+            return torch.zeros(slots, *size, dtype=dtype, device=device)
+        self.newest, self.length, self.position, self.drawn, self.limit, self.stream = (state() for _ in range(6))
+        self.done = ~state(dtype=torch.bool)
+        self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
+        self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
+        self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
+        self.rows = torch.arange(slots, device=device)
+
         numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
-        self.streams = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device)
-        self.eos = torch.tensor(vlm.eos_ids, device=device)
-        self.never = [vlm.config.image_token_id, vlm.config.video_token_id]
+        self.streams, self.limits = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device), limits.to(device)     # [prompts, n]
+        self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
+        self.never = torch.tensor([vlm.config.image_token_id, vlm.config.video_token_id], device=device)
+
+        self.every = EVERY[device.type]
+        self.graphs, self.pool = ({}, torch.cuda.graph_pool_handle()) if device.type == "cuda" else (None, None)     # (m, W) -> captured step
+        self.flash = None
+        if self.text.config._attn_implementation == "flash_attention_2":        # chosen when the model was loaded
+            from flash_attn import flash_attn_with_kvcache
+            self.flash = flash_attn_with_kvcache
 
     def run(self, progress) -> list[list[Completion]]:
         bar = tqdm(total=sum(map(len, self.results)), disable=not progress, unit=" completions", leave=False)
-        while self.queue or self.ready or self.m:
-            if self.m <= self.slots // 2:
-                self.admit()
-            step = self.step[:self.m]
-            logits = self.hidden[:self.m] @ self.vlm.head.T                     # [m, V]
-            drawn = sample(logits, uniforms(self.stream[:self.m], step), *self.settings, self.never)
-            rows = torch.arange(self.m, device=self.eos.device)
-            for record, new in zip((self.tokens, self.logps, self.full_logps), drawn):
-                record[rows, step] = new
-            step += 1
-            newest, ended = drawn[0], torch.isin(drawn[0], self.eos)
-            gone = (ended | (step == self.max_new_tokens)).nonzero()[:, 0].tolist()
-            if gone:
-                newest = self.retire(gone, ended, newest)
-                bar.update(len(gone))
-            if self.m:
-                self.hidden[:self.m] = self.decode(newest)
+        while self.admit():
+            for _ in range(self.every):
+                self.step()
+            bar.update(self.retire())
         bar.close()
         return self.results
 
     # -------------------------------------------------------------------- prompts into slots
-    def admit(self):
-        """Fill the free slots from the queue, prefilling what is not ready yet."""
-        while self.m < self.slots and (self.queue or self.ready):
+    def admit(self) -> bool:
+        """Fill the free slots from the queue; of those that stay free leave no gap. False: all is done."""
+        while self.free and (self.ready or self.queue):
             if not self.ready:
                 self.prefill()
-            prefix, hidden, prompt, waiting = self.ready[0]
-            length, now = len(prompt.tokens), waiting[:self.slots - self.m]
-            rows = slice(self.m, self.m + len(now))
-            self.resize(length + GROWTH)
-            for cache, one in zip(self.keys + self.values, prefix):     # one prompt's cache into many rows
-                cache[rows, :, :length] = one[:, :length]
-            self.hidden[rows] = hidden
-            self.length[rows], self.position[rows], self.step[rows] = length, next_position(prompt), 0
-            self.owner[rows], self.stream[rows] = now, self.streams[tuple(zip(*now))]
-            self.m += len(now)
+            pieces, prompt, waiting = self.ready[0]
+            length, now = len(prompt.tokens) - 1, waiting[:len(self.free)]
+            rows = [self.free.pop() for _ in now]
+            at = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows, device=self.newest.device)
+            self.fit(max(self.width, length + self.every))
+            for start, piece in pieces:                                 # of each layer [K, L, H]
+                for cache, one in zip(self.keys + self.values, piece):
+                    cache[at, :, start:start + one.shape[1]] = one
+            self.owner[rows] = now
+            self.newest[rows], self.length[rows], self.position[rows] = prompt.tokens[-1], length, next_position(prompt) - 1
+            self.drawn[rows], self.done[rows] = 0, False
+            self.limit[rows], self.stream[rows] = self.limits[tuple(zip(*now))], self.streams[tuple(zip(*now))]
             del waiting[:len(now)]
             if not waiting:
                 self.ready.pop(0)
+        self.m = self.slots - len(self.free)
+        gaps = [row for row in self.free if row < self.m]
+        movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
+        for gap, mover in zip(gaps, movers):
+            for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
+                          self.stream, self.done, self.tokens, self.logps, self.full_logps, self.owner):
+                state[gap] = state[mover]
+            self.done[mover] = True
+        self.free = list(range(self.m, self.slots))[::-1]
+        if self.m:
+            self.fit(int(self.length[:self.m].max()) + self.every)      # what the longest row will reach before the next look
+        return self.m > 0
+
+    def fit(self, columns: int):
+        """Choose W, the columns that a step looks at: at least these."""
+        if self.graphs is not None:         # a part of the cache; each W is a graph of its own, so few of them
+            self.width = self.keys[0].shape[2] if self.flash else min(-(-columns // 256) * 256, self.keys[0].shape[2])
+        elif not columns <= self.width <= 2 * columns + GROWTH:
+            # On CPU all of it: reading parts of rows, which do not lie side by side, takes four times as long.
+            self.width = columns + GROWTH
+            for caches in (self.keys, self.values):
+                for layer, cache in enumerate(caches):      # one at a time, to need little memory
+                    caches[layer] = F.pad(cache, (0, 0, 0, self.width - cache.shape[2]))
 
     def prefill(self):
-        """Run the next prompts through the network, as many as the free slots and the token budget allow."""
-        batch, free = [], self.slots - self.m
-        while self.queue and free > 0:
-            if batch and (len(batch) + 1) * len(batch[0][0].tokens) > self.prefill_tokens:
-                break
+        """Run the next prompts through the network, up to their last token, as many as the token budget allows."""
+        batch = [self.queue.pop(0)]
+        while self.queue and (len(batch) + 1) * len(batch[0][0].tokens) <= self.prefill_tokens:
             batch.append(self.queue.pop(0))
-            free -= len(batch[-1][1])
-        # Padded on the right: under a causal mask no token sees the padding behind it; no mask is needed.
-        inputs = self.vlm.collate([prompt for prompt, _ in batch], side="right")
-        del inputs["attention_mask"]
-        past = transformers.DynamicCache()
-        hidden = self.vlm.hidden(inputs, past)                          # [B, L, D]
-        caches = [layer.keys for layer in past.layers] + [layer.values for layer in past.layers]
-        for row, (prompt, waiting) in enumerate(batch):
-            prefix = [cache[row] for cache in caches]                   # [K, L, H] each
-            self.ready.append((prefix, hidden[row, len(prompt.tokens) - 1], prompt, waiting))
+        families = {}
+        for entry in batch:
+            families.setdefault(entry[0].pictures, []).append(entry)
+        heads, entries = [], []         # what goes through first; (index of its head, prompt, its completions)
+        for family in families.values():
+            shared = common_prefix([prompt for prompt, _ in family], self.vlm.config.image_token_id)
+            for prompt, waiting in family:
+                if not shared or prompt is family[0][0]:
+                    heads.append(part(prompt, 0, shared or len(prompt.tokens) - 1))
+                entries.append((len(heads) - 1, prompt, waiting))
+        first = self.forward(heads)                                     # keys, then values of each layer: [heads, K, L, H]
+        pieces = [[(0, [cache[head, :, :len(heads[head].tokens)] for cache in first])] for head, _, _ in entries]
+        tails = [part(prompt, len(heads[head].tokens), len(prompt.tokens) - 1) for head, prompt, _ in entries]
+        rest = [i for i, tail in enumerate(tails) if tail.tokens]
+        if rest:
+            mine = [entries[i][0] for i in rest]
+            starts = [len(heads[head].tokens) for head in mine]
+            second = self.forward([tails[i] for i in rest], [cache[mine] for cache in first], starts)
+            for row, (i, start) in enumerate(zip(rest, starts)):
+                pieces[i].append((start, [cache[row, :, :len(tails[i].tokens)] for cache in second]))
+        self.ready += [(piece, prompt, waiting) for piece, (_, prompt, waiting) in zip(pieces, entries)]
 
-    # -------------------------------------------------------------------- slots into Completions
-    def retire(self, gone: list[int], ended: Tensor, newest: Tensor) -> Tensor:
-        """Hand over the rows that are done, close the gaps. Returns the newest tokens of those that go on."""
-        for row in gone:
-            prompt, completion = self.owner[row]
-            tokens, logps, full_logps = (record[row, :int(self.step[row])].tolist()
-                                         for record in (self.tokens, self.logps, self.full_logps))
-            finished = bool(ended[row])
-            text = self.vlm.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
-            self.results[prompt][completion] = Completion(tokens, text, logps, full_logps, finished)
-        self.m -= len(gone)
-        holes = [row for row in gone if row < self.m]
-        movers = sorted(set(range(self.m, self.m + len(gone))) - set(gone))     # as many as there are holes
-        for hole, mover in zip(holes, movers):
-            self.owner[hole] = self.owner[mover]
-        if holes:
-            holes, movers = torch.tensor([holes, movers], device=newest.device)
-            for state in (*self.keys, *self.values, self.length, self.position, self.step, self.stream,
-                          self.tokens, self.logps, self.full_logps, newest):
-                state[holes] = state[movers]
-        return newest[:self.m]
+    def forward(self, prompts, past=None, lengths=None) -> list[Tensor]:
+        """The layers' keys, then their values, of these tokens: [B, K, L, H] each. past: those of the `lengths` [B] tokens before."""
+        inputs, cache = self.vlm.collate(prompts, side="right"), transformers.DynamicCache()
+        width = inputs["input_ids"].shape[1]
+        if past is None:                # padded on the right: under a causal mask no token sees the padding behind it
+            del inputs["attention_mask"]
+        else:                           # between what came before and these tokens there are gaps
+            seen = torch.arange(past[0].shape[2]) < torch.tensor(lengths)[:, None]
+            inputs["attention_mask"] = torch.cat([seen.to(inputs["attention_mask"]), inputs["attention_mask"]], dim=1)
+            for layer in range(len(past) // 2):
+                cache.update(past[layer], past[layer + len(past) // 2], layer)
+        self.vlm.hidden(inputs, cache)
+        return [layer.keys[:, :, -width:] for layer in cache.layers] + [layer.values[:, :, -width:] for layer in cache.layers]
 
     # -------------------------------------------------------------------- one token further
-    def decode(self, tokens: Tensor) -> Tensor:
-        """tokens [m] -> their hidden states [m, D], after writing their keys and values into the cache."""
-        m, length = self.m, self.length[:self.m]
-        if int(length.max()) == self.columns:
-            self.resize(self.columns + GROWTH)
-        rows = torch.arange(m, device=tokens.device)
-        cos, sin = self.cos[self.position[:m], None], self.sin[self.position[:m], None]     # [m, 1, H]
-        # We attend to every column and mask what a row has not reached. Slicing the cache to the longest row
-        # would leave it in pieces in memory, and that costs more than the few columns of slack.
-        beyond = torch.arange(self.columns, device=tokens.device) > length[:, None]         # [m, C]
-        mask = torch.zeros(beyond.shape, device=tokens.device).masked_fill_(beyond, -torch.inf)[:, None, None]
-        x = self.text.embed_tokens(tokens)                                                  # [m, D]
-        for keys, values, layer in zip(self.keys, self.values, self.text.layers):
+    def step(self):
+        """One token further for the slots at work; on CUDA by replaying a graph of it."""
+        if self.graphs is None:
+            return self.advance(self.m, self.width)
+        shape = min(self.slots, bucket(self.m)), self.width
+        if shape in self.graphs:
+            return self.graphs[shape].replay()
+        self.advance(*shape)            # a step like any other, and what CUDA does only once (handles, workspaces) is done
+        self.graphs[shape] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graphs[shape], pool=self.pool):
+            self.advance(*shape)        # recorded, not run
+
+    def advance(self, m: int, width: int):
+        """Decode the newest tokens of rows 0 .. m-1, draw the next. Rows that are done go along, and stay as they are."""
+        going, drawn, rows = ~self.done[:m], self.drawn[:m], self.rows[:m]
+        logits = self.decode(m, width) @ self.vlm.head.T                            # [m, V]
+        new = sample(logits, uniforms(self.stream[:m], drawn), *self.settings, self.never)
+        for record, value in zip((self.tokens, self.logps, self.full_logps), new):
+            record[rows, drawn] = value                     # for a row that is done: behind its last
+        self.newest[:m] = new[0]
+        for count in (self.length, self.position, self.drawn):
+            count[:m] += going
+        # A log-prob that is no number ends a reply: `retire` then says what is wrong.
+        self.done[:m] |= (new[0][:, None] == self.ends).any(-1) | (drawn >= self.limit[:m]) | ~new[2].isfinite()
+
+    def decode(self, m: int, width: int) -> Tensor:
+        """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
+        length, position = self.length[:m], self.position[:m]
+        cos, sin = self.cos[position, None], self.sin[position, None]                       # [m, 1, H]
+        x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
+        beyond = torch.arange(width, device=length.device) > length[:, None]                # [m, W]
+        mask = x.new_zeros(m, width).masked_fill_(beyond, -torch.inf).repeat_interleave(self.kv_heads, 0)[:, None]
+        for layer, keys, values in zip(self.text.layers, self.keys, self.values):
             attention = layer.self_attn
             h = layer.input_layernorm(x)
             q, k, v = (projection(h).view(m, -1, self.head_dim)
                        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
             if self.vlm.family == "qwen3_vl":
                 q, k = attention.q_norm(q), attention.k_norm(k)
-            keys[rows, :, length], values[rows, :, length] = rotate(k, cos, sin), v         # [m, K, H]
-            # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-            q = (rotate(q, cos, sin) * attention.scaling).view(m, self.kv_heads, -1, self.head_dim)
-            weights = (q @ keys[:m].transpose(-1, -2) + mask).softmax(-1)               # [m, K, G, C] float32
-            x = x + attention.o_proj((weights.to(x.dtype) @ values[:m]).reshape(m, -1))
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            x = x + attention.o_proj(attend(q, k, v, keys[:m, :, :width], values[:m, :, :width], length, mask, attention.scaling, self.flash))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        length += 1
-        self.position[:m] += 1
         return self.text.norm(x)
 
-    def resize(self, columns: int):
-        """Give the cache at least this many columns. It grows in blocks, so to stay close to its rows."""
-        if columns > self.columns:
-            for caches in (self.keys, self.values):
-                for layer, cache in enumerate(caches):      # one at a time, to need little memory
-                    caches[layer] = F.pad(cache, (0, 0, 0, columns - self.columns))
-            self.columns = columns
+    # -------------------------------------------------------------------- slots into Completions
+    def retire(self) -> int:
+        """Hand over the rows that are done, and free their slots. Returns how many."""
+        gone = self.done[:self.m].nonzero()[:, 0].tolist()
+        if gone:
+            drawn, *records = (state[gone].tolist() for state in (self.drawn, self.tokens, self.logps, self.full_logps))
+            for row, count, *record in zip(gone, drawn, *records):
+                tokens, logps, full_logps = (values[:count] for values in record)
+                if not math.isfinite(full_logps[-1]):
+                    raise RuntimeError("the network's logits are not finite numbers: its weights have diverged")
+                finished = tokens[-1] in self.vlm.eos_ids
+                text = self.vlm.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+                prompt, completion = self.owner[row]
+                self.results[prompt][completion] = Completion(tokens, text, logps, full_logps, finished)
+            self.free = sorted([*self.free, *gone], reverse=True)
+        return len(gone)
+
+
+def bucket(m: int) -> int:
+    """Rows of the step for m working slots: the next power of two, so that few graphs serve all.
+
+    >>> [bucket(m) for m in (1, 2, 3, 64, 65)]
+    [1, 2, 4, 64, 128]
+    """
+    return 1 << (m - 1).bit_length()
+
+
+def part(prompt: Prompt, start: int, end: int) -> Prompt:
+    """A piece of a prompt. Pictures lie in its first piece: see `common_prefix`."""
+    return Prompt(prompt.tokens[start:end], prompt.positions[:, start:end], () if start else prompt.pictures)
+
+
+def common_prefix(prompts: list[Prompt], image_token: int) -> int:
+    """How many tokens these prompts about the same pictures begin with alike, where computing those once pays; else 0.
+
+    All pictures must lie in what they share. Each keeps its last token for itself: a slot begins with it.
+    """
+    first, last = (choose(prompt.tokens for prompt in prompts) for choose in (min, max))        # in the order of a dictionary
+    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
+    shared = min(shared, min(len(prompt.tokens) for prompt in prompts) - 1)
+    pays = image_token not in prompts[0].tokens[shared:] if prompts[0].pictures else shared >= SHARED
+    return shared if len(prompts) > 1 and pays else 0
+
+
+def attend(q, k, v, keys, values, length, mask, scaling, flash=None) -> Tensor:
+    """Put k, v [m, K, H] into column `length` of the cache [m, K, W, H], and let q [m, K * G, H] look at the columns so far.
+
+    mask [m * K, 1, W]: -inf beyond each row's length. flash: flash-attn's flash_attn_with_kvcache, which does it in one kernel
+    and reads of each row what it has; it wants the whole cache, W = C. -> [m, K * G * H]
+    """
+    m, heads, _, size = keys.shape
+    if flash:
+        return flash(q[:, None], keys.transpose(1, 2), values.transpose(1, 2), k[:, None], v[:, None],
+                     cache_seqlens=length.int(), softmax_scale=scaling, causal=True).reshape(m, -1)
+    rows = torch.arange(m, device=q.device)
+    keys[rows, :, length], values[rows, :, length] = k, v
+    # The G query heads of one key/value head take the place of G queries: no key is copied G times.
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)                                            # [m * K, W, H]
+    scores = torch.baddbmm(mask, q.reshape(m * heads, -1, size), keys.transpose(1, 2), alpha=scaling)   # [m * K, G, W]
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ values).view(m, -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,19 +1,23 @@
 """Sampling against transformers' own `generate`: `python bench/generate_bench.py`. Some ten minutes on two cores.
 
 Same weights, prompts, pictures, number of replies, sampling settings and end tokens; both engines in turn in one
-process, several rounds, medians; `ratio` is ours by theirs in tokens per second, round by round. Replies differ (two
-random streams), their lengths have the same distribution; so rates are compared, not times.
+process, several rounds, medians; `ratio` is ours by theirs in tokens per second, round by round. Where ends are drawn, replies
+differ (two random streams) and their lengths have the same distribution; so rates are compared, not times.
 
     proposals, codes, answers   the embedded base on what a training run asks of it
-    long                        random weights, about 100 M parameters, the real 151,936 words, prompts of 600 tokens with
-                                a picture in them. One word in 150 ends a reply: lengths are geometric, a long tail, where
-                                an engine that waits for the longest of a batch pays for the rest.
-    2b                          (on a GPU) the shape of Qwen2-VL-2B in bf16, random weights, replies of 1,000 tokens
+    tail                        ours alone: by how much the time grows when one reply in a hundred is twice as long as the others
+    long                        random weights, about 100 M parameters, the real 151,936 words, prompts of 600 tokens with a picture
+                                in them, 8 replies each. Lengths are forced, the same for both, with a long tail: quantiles of a
+                                log-normal distribution with sigma 1. An engine that waits for the longest of a batch pays for the rest.
+    memory                      peak resident memory of both on `long`, each in a process of its own
+    2b                          only where asked for, and on a GPU: the shape of Qwen2-VL-2B in bf16, prompts of 1,000 tokens with a
+                                picture, lengths from 50 to 2,000, 64 and 256 replies; and how near decoding comes to the memory's speed
 """
 
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,22 +28,42 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # see mmzero.py
 
 import torch
 from PIL import Image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import LogitsProcessorList, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from eval import charts
-from generate import generate
+from generate import Engine, generate
 from prompts import TOPICS, fill
 from rewards import parse_proposal
 from vlm import TINY, VLM
 
 
-def ours(vlm, prompts, n, **sampling):
+def ours(vlm, prompts, n, lengths=None, **sampling):
+    if lengths is not None:                     # no token ends a reply, so each goes up to its limit
+        vlm.eos_ids, sampling["max_new_tokens"] = (), lengths
     return sum(len(reply.tokens) for group in generate(vlm, prompts, n=n, **sampling) for reply in group)
 
 
-def theirs(vlm, prompts, n, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, batch=64):
+def forced(lengths, end, prompt):
+    """For transformers: the end token when a row has its length, and not before."""
+    def process(ids, scores):
+        now = (lengths <= ids.shape[1] - prompt + 1).to(scores.device)
+        scores[:, end] = torch.where(now, 1e9, -torch.inf)
+        return scores
+    return LogitsProcessorList([process])
+
+
+def long_tail(prompts, n, median, longest):
+    """[prompts, n] lengths: quantiles of exp(N(log median, 1)), shuffled."""
+    quantiles = (torch.arange(prompts * n) + 0.5) / (prompts * n)
+    lengths = (torch.special.ndtri(quantiles).exp() * median).long().clamp(1, longest)
+    return lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))].view(prompts, n)
+
+
+def theirs(vlm, prompts, n, max_new_tokens=None, temperature=1.0, top_k=0, top_p=1.0, batch=64, lengths=None):
     """transformers' generate in batches of `batch` replies: with everything at once its cache would be as long as the
     longest reply for all of them, and its advice is to batch. Pictures repeated, as it wants them. -> tokens sampled"""
+    if lengths is not None:
+        vlm.eos_ids, max_new_tokens = (1000,), int(lengths.max())
     tokens, ends = 0, torch.tensor(vlm.eos_ids, device=vlm.device)
     step = max(1, batch // n)
     for i in range(0, len(prompts), step):
@@ -52,7 +76,9 @@ def theirs(vlm, prompts, n, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0,
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == vlm.config.image_token_id).int()
         found = vlm.model.generate(**inputs, do_sample=True, num_return_sequences=n, max_new_tokens=max_new_tokens, temperature=temperature,
                                    top_k=top_k, top_p=top_p, eos_token_id=list(vlm.eos_ids), pad_token_id=vlm.pad_id,
-                                   suppress_tokens=[vlm.config.image_token_id, vlm.config.video_token_id])
+                                   suppress_tokens=[vlm.config.image_token_id, vlm.config.video_token_id],
+                                   logits_processor=None if lengths is None else forced(
+                                       lengths[i:i + step].flatten(), 1000, inputs["input_ids"].shape[1]))
         ended = torch.isin(found[:, inputs["input_ids"].shape[1]:], ends).int()              # [replies, T]
         tokens += int((ended.cumsum(1) - ended == 0).sum())                                  # up to and with the first end
     return tokens
@@ -61,7 +87,10 @@ def theirs(vlm, prompts, n, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0,
 def compare(name, vlm, prompts, n, rounds, batch=64, **sampling):
     engines = {"ours": lambda: ours(vlm, prompts, n, **sampling), "theirs": lambda: theirs(vlm, prompts, n, batch=batch, **sampling)}
     rates = {engine: [] for engine in engines}
-    for number in range(rounds + 1):                                    # the first round is for warming up
+    if "lengths" in sampling:                                           # one long round: warmed up by a short one
+        for run in (ours, theirs):
+            run(vlm, prompts[:1], n, lengths=torch.full((1, n), 3))
+    for number in range(1 if "lengths" in sampling else 0, rounds + 1):         # the first round is for warming up
         for engine, run in engines.items():
             torch.manual_seed(number)
             begun = time.perf_counter()
@@ -98,12 +127,92 @@ def random_vlm(folder, device, dtype, **text) -> VLM:
     return vlm
 
 
+def long_workload(cuda, folder):
+    vlm = random_vlm(Path(folder), "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32, hidden_size=512,
+                     intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128)
+    words = " ".join(TOPICS) * 3
+    prompts = [vlm.encode(f"{i} {words}"[:900], [Image.new("RGB", (448, 448), (i, 90, 160))]) for i in range(8)]
+    lengths = long_tail(8, 8, 24, 300)
+    print(f"long: {sum(p.numel() for p in vlm.model.parameters()) / 1e6:.0f} M parameters, prompts of {len(prompts[0].tokens)} tokens, "
+          f"replies of {int(lengths.min())} to {int(lengths.max())}", flush=True)
+    return vlm, prompts, lengths
+
+
+def resident(field):
+    """MB: VmRSS is what the process holds now, VmHWM the most it ever held."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def memory(engine, folder):
+    """In a process of its own: the peak of one engine on `long`."""
+    vlm, prompts, lengths = long_workload(False, folder)
+    before = resident("VmRSS")
+    {"ours": ours, "theirs": theirs}[engine](vlm, prompts, 8, lengths=lengths)
+    print(f"memory     {engine:<6} {resident('VmHWM'):6.0f} MB at the peak, of them {before:.0f} MB program and weights", flush=True)
+
+
+def tail(rounds):
+    """Seconds for 800 replies of 40 tokens of the embedded base, and with one in a hundred of 80."""
+    vlm, seconds = VLM.load("tiny"), {40: [], 80: []}
+    prompts = [vlm.encode(fill(vlm.prompts["proposer"], topic=topic)) for topic in TOPICS]
+    for number in range(rounds + 1):
+        for longest in seconds:
+            lengths = torch.full((8, 100), 40)
+            lengths[:, 7] = longest
+            begun = time.perf_counter()
+            ours(vlm, prompts, 100, lengths)
+            if number:
+                seconds[longest].append(time.perf_counter() - begun)
+    grown = [after / before - 1 for before, after in zip(*seconds.values())]
+    print(f"tail       one reply in a hundred twice as long: {100 * statistics.median(grown):+.1f} % time "
+          f"({100 * min(grown):+.1f} to {100 * max(grown):+.1f}), +1.0 % tokens", flush=True)
+
+
+def roofline(vlm, prompts, n, lengths):
+    """Share of the measured copy bandwidth that decoding reaches: weights read once a step, of each row the cache it has."""
+    source, steps, step = torch.empty(2**30, dtype=torch.uint8, device="cuda"), 0, Engine.step
+    target = torch.empty_like(source)
+
+    def timed(run, times=1):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for _ in range(times):
+            run()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begun) / times
+
+    def counted(self):
+        nonlocal steps
+        steps += 1
+        return step(self)
+    timed(lambda: target.copy_(source))
+    bandwidth = 2 * 2**30 / timed(lambda: target.copy_(source), 20)         # read and written
+    prefill = timed(lambda: ours(vlm, prompts, n, torch.ones_like(lengths)))
+    Engine.step = counted
+    seconds = timed(lambda: ours(vlm, prompts, n, lengths)) - prefill
+    Engine.step = step
+    text = vlm.config.get_text_config()
+    weights = sum(p.nbytes for p in vlm.model.model.language_model.parameters())
+    token = 4 * text.num_hidden_layers * text.num_key_value_heads * text.hidden_size // text.num_attention_heads        # bytes, bf16
+    context = sum((len(prompt.tokens) + row / 2) * row for prompt, r in zip(prompts, lengths.double()) for row in r)
+    moved = steps * weights + float(context) * token
+    print(f"2b x {n * len(prompts)}: {steps} steps, {100 * moved / seconds / bandwidth:.0f} % of {bandwidth / 1e12:.2f} TB/s copy bandwidth")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Tokens per second of generate.py against transformers' generate.")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each workload")
-    parser.add_argument("--only", nargs="+", default=["proposals", "codes", "answers", "long", "2b"], help="workloads to run")
+    names = ["proposals", "codes", "answers", "tail", "long", "memory", "2b"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names[:-1], metavar="NAME", help=f"of {', '.join(names)}; all but the last")
+    parser.add_argument("--peak", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
+    if args.peak:
+        with tempfile.TemporaryDirectory() as folder:
+            return memory(args.peak, folder)
+    if "2b" in args.only and not cuda:
+        sys.exit("generate_bench.py: 2b needs a GPU, and PyTorch finds none here")
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} threads'}")
     if {"proposals", "codes", "answers"} & {*args.only}:
         vlm = VLM.load("tiny")
@@ -117,21 +226,26 @@ def main():
         if "answers" in args.only:
             answers = [vlm.encode(question, [picture]) for picture, question, _ in charts(128, of="validation")[0]]
             compare("answers", vlm, answers, 8, args.rounds, batch=512, max_new_tokens=64)
+    if "tail" in args.only:
+        tail(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         if "long" in args.only:
-            vlm = random_vlm(Path(folder), "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32, hidden_size=512,
-                             intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128)
-            words = " ".join(TOPICS) * 3
-            prompts = [vlm.encode(f"{i} {words}"[:900], [Image.new("RGB", (448, 448), (i, 90, 160))]) for i in range(8)]
-            print(f"long: {sum(p.numel() for p in vlm.model.parameters()) / 1e6:.0f} M parameters, prompts of {len(prompts[0].tokens)} tokens")
-            compare("long", vlm, prompts, 8, args.rounds, max_new_tokens=600)
-        if "2b" in args.only and cuda:
+            vlm, prompts, lengths = long_workload(cuda, folder)
+            compare("long", vlm, prompts, 8, 1, lengths=lengths)
+            del vlm
+        if "memory" in args.only and not cuda:
+            for engine in ("theirs", "ours"):
+                subprocess.run([sys.executable, __file__, "--peak", engine], check=True)
+        if "2b" in args.only:
             vlm = random_vlm(Path(folder), "cuda", torch.bfloat16, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                              num_attention_heads=12, num_key_value_heads=2)
-            vlm.eos_ids = vlm.eos_ids[:1]
-            prompts = [vlm.encode(str(i), [Image.new("RGB", (448, 448), (i, 90, 160))]) for i in range(32)]
+            words = " ".join(TOPICS) * 9
+            prompts = [vlm.encode(f"{i} {words}"[:1900], [Image.new("RGB", (448, 448), (i, 90, 160))]) for i in range(32)]
+            print(f"2b: prompts of {len(prompts[0].tokens)} tokens")
             for n in (2, 8):
-                compare(f"2b x {32 * n}", vlm, prompts, n, args.rounds, batch=256, max_new_tokens=1000)
+                lengths = long_tail(32, n, 300, 2000).clamp(min=50)
+                compare(f"2b x {32 * n}", vlm, prompts, n, 1, batch=256, lengths=lengths)
+                roofline(vlm, prompts, n, lengths)
 
 
 if __name__ == "__main__":

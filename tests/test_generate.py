@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import generate as engine
-from generate import generate, least_kept, sample, streams, uniforms
+from generate import generate, least_kept, least_kept_fixed, sample, streams, uniforms
 from helpers_models import for_the_library, make_checkpoint
 from vlm import FAMILIES, VLM
 
@@ -36,8 +36,8 @@ def picture(width, height):
 
 def ragged(model):
     a, b, c = picture(50, 70), picture(64, 64), picture(33, 90)
-    return [model.encode(parts) for parts in (["hello"], [a, "how many bars?"], ["draw a circle " * 9],
-                                              ["see ", b, " or ", c, "?"], [c, "what?"], [b])]
+    return [model.encode(parts) for parts in (["hello"], [a, "how many bars?"], ["draw a circle " * 9], ["see ", b, " or ", c, "?"],
+                                              [c, "what?"], [b], [c, "what is it? 7"], [c], ["draw a circle " * 8 + "or two"])]
 
 
 def never(model):
@@ -135,13 +135,29 @@ def test_logps_equal_a_full_forward(models, family, settings):
             torch.testing.assert_close(torch.tensor(reply.full_logps), full, rtol=1e-3, atol=2e-3)
 
 
-def test_long_replies_outgrow_the_cache_blocks(model, monkeypatch):
-    monkeypatch.setattr(engine, "GROWTH", 3)
-    model.eos_ids = (2,)
-    prompts = ragged(model)[:3]
-    for prompt, (reply,) in zip(prompts, generate(model, prompts, max_new_tokens=20, seed=1)):
-        _, full = reference_logps(model, prompt, reply.tokens, 1.0)
-        torch.testing.assert_close(torch.tensor(reply.full_logps), full, rtol=1e-3, atol=2e-3)
+def test_a_common_beginning_is_computed_once(models, monkeypatch):
+    """The questions about one picture, and long prompts that begin alike: as without sharing, with fewer tokens computed."""
+    original, computed = VLM.hidden, []
+    monkeypatch.setattr(VLM, "hidden", lambda self, batch, past: computed.append(batch["input_ids"].numel()) or original(self, batch, past))
+    for model in models.values():
+        prompts, outcomes = ragged(model), {}
+        c = prompts[4].pictures[0]
+        families = [[prompt for prompt in prompts if prompt.pictures == (c,)], [prompt for prompt in prompts if not prompt.pictures]]
+        lengths = [engine.common_prefix(family, model.config.image_token_id) for family in families]
+        assert lengths[0] > len(c.pixels) // 4 and lengths[1] == 0              # "hello" is among the second
+        assert engine.common_prefix(families[1][1:], model.config.image_token_id) > engine.SHARED
+        assert engine.common_prefix([prompts[3], prompts[3]], model.config.image_token_id) == len(prompts[3].tokens) - 1
+        assert engine.common_prefix(prompts[1:2], model.config.image_token_id) == 0
+        for name in ("shared", "alone"):
+            with monkeypatch.context() as patch:
+                if name == "alone":
+                    patch.setattr(engine, "common_prefix", lambda family, image_token: 0)
+                computed.clear()
+                outcomes[name] = generate(model, prompts[1:], n=2, max_new_tokens=8, seed=3), sum(computed)
+        for one, other in zip(sum(outcomes["shared"][0], []), sum(outcomes["alone"][0], [])):
+            assert one.tokens == other.tokens
+            torch.testing.assert_close(torch.tensor(one.full_logps), torch.tensor(other.full_logps), rtol=1e-3, atol=1e-3)
+        assert outcomes["shared"][1] < outcomes["alone"][1]
 
 
 # ------------------------------------------------------------------------------------ one stream each
@@ -179,16 +195,71 @@ def test_prompts_are_prefilled_once(model, monkeypatch):
     assert sum(rows) == 3                       # "hello", and the question about each of two pictures
 
 
-def test_ended_rows_cost_nothing(model, monkeypatch):
-    rows = []
-    original = engine.Engine.decode
-    monkeypatch.setattr(engine.Engine, "decode", lambda self, tokens: rows.append(len(tokens))
-                        or original(self, tokens))
-    prompts = ragged(model)
-    replies = sum(generate(model, prompts, n=3, max_new_tokens=30, slots=7), [])
-    # The last token of a completion is never decoded; every other one exactly once.
-    assert sum(rows) == sum(len(reply.tokens) - 1 for reply in replies)
-    assert max(rows) <= 7
+def steps_of(monkeypatch, *arguments, **settings):
+    """The (rows, columns) of each step, and the replies."""
+    steps, advance = [], engine.Engine.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "advance", lambda self, m, width: steps.append((m, width)) or advance(self, m, width))
+        return steps, sum(generate(*arguments, **settings), [])
+
+
+def test_a_slot_is_refilled_at_once(model, monkeypatch):
+    """Every step computes each token drawn and no other, and no slot is idle while anything waits."""
+    steps, replies = steps_of(monkeypatch, model, ragged(model), n=3, max_new_tokens=30, slots=7)
+    total = sum(len(reply.tokens) for reply in replies)
+    assert sum(rows for rows, _ in steps) == total and len({len(reply.tokens) for reply in replies}) > 5
+    assert all(rows == 7 for rows, _ in steps[:-max(len(reply.tokens) for reply in replies)])
+
+
+def test_cost_follows_the_sum_of_tokens(model, monkeypatch):
+    """One reply in a hundred twice as long as the longest: the rows computed grow by less than 5 %, and so do the steps."""
+    model.eos_ids, prompts, cost = (), [model.encode(str(number)) for number in range(100)], {}
+    for longest in (30, 60):
+        limits = torch.arange(400).view(100, 4) % 30 + 1                # 1 to 30
+        limits[::25, 1] = longest                                       # four of the four hundred
+        steps, replies = steps_of(monkeypatch, model, prompts, n=4, max_new_tokens=limits, slots=16)
+        assert [len(reply.tokens) for reply in replies] == limits.flatten().tolist()
+        assert sum(rows for rows, _ in steps) == limits.sum()
+        cost[longest] = limits.sum(), len(steps)
+    assert all(before < after < 1.05 * before for before, after in zip(cost[30], cost[60]))
+
+
+def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
+    """The step as CUDA takes it: rows of a whole bucket, all columns, ends looked at every few steps. The same replies."""
+    for model in models.values():
+        settings = dict(n=3, max_new_tokens=20, temperature=1.1, top_p=0.9, seed=7, slots=7)
+        plain = generate(model, ragged(model), **settings)
+        with monkeypatch.context() as patch:
+            patch.setitem(engine.EVERY, "cpu", 4)
+            patch.setattr(engine, "least_kept", engine.least_kept_fixed)
+            patch.setattr(engine.Engine, "step", lambda self: self.advance(min(self.slots, engine.bucket(self.m)), self.width))
+            fixed = generate(model, ragged(model), **settings)
+        for one, other in zip(sum(plain, []), sum(fixed, [])):
+            assert one.tokens == other.tokens and one.finished == other.finished
+            torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), rtol=1e-3, atol=1e-3)
+
+
+def test_flash_attention_is_called_as_documented(models, monkeypatch):
+    """flash_attn_with_kvcache writes k and v [B, 1, K, H] at cache_seqlens into caches [B, C, K, H], and attends up to there."""
+    def stand_in(q, k_cache, v_cache, k, v, cache_seqlens, softmax_scale, causal):
+        assert cache_seqlens.dtype == torch.int32 and causal and q.shape[1] == 1 and k_cache.stride(-1) == 1
+        out = torch.empty_like(q)
+        for row, length in enumerate(cache_seqlens.tolist()):
+            k_cache[row, length], v_cache[row, length] = k[row, 0], v[row, 0]
+            for head in range(q.shape[2]):
+                of = head // (q.shape[2] // k.shape[2])
+                scores = k_cache[row, :length + 1, of] @ q[row, 0, head] * softmax_scale
+                out[row, 0, head] = scores.softmax(0) @ v_cache[row, :length + 1, of]
+        return out
+    init = engine.Engine.__init__
+    for model in models.values():
+        settings = dict(n=2, max_new_tokens=6, seed=2, slots=5)
+        plain = sum(generate(model, ragged(model), **settings), [])
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.Engine, "__init__", lambda self, *arguments: init(self, *arguments) or setattr(self, "flash", stand_in))
+            flash = sum(generate(model, ragged(model), **settings), [])
+        assert [reply.tokens for reply in flash] == [reply.tokens for reply in plain]
+        assert [reply.full_logps for reply in flash] == [pytest.approx(reply.full_logps, rel=1e-3, abs=1e-3) for reply in plain]
 
 
 # ------------------------------------------------------------------------------------ the sampler
@@ -202,7 +273,7 @@ def test_image_tokens_are_never_drawn(model):
             logits = torch.zeros(50, len(model.head))
             logits[:, favourite] = 9
             u = uniforms(keys, torch.zeros_like(keys))
-            tokens, logps, full = sample(logits, u, temperature, 1.0, 0, never(model))
+            tokens, logps, full = sample(logits, u, temperature, 1.0, 0, torch.tensor(never(model)))
             assert not set(tokens.tolist()) & set(never(model))
             torch.testing.assert_close(full, logits.log_softmax(-1)[:, 0])      # as a trainer would score it
             if temperature:
@@ -267,7 +338,8 @@ def test_extreme_uniforms_stay_inside():
 
 @pytest.mark.parametrize("vocabulary", [50, 5000])                      # sorted by numpy; by torch, in steps
 @pytest.mark.parametrize("spread", [0.01, 3.0])                     # nuclei of nearly all tokens; of a few
-def test_least_kept(vocabulary, spread):
+@pytest.mark.parametrize("least_kept", [least_kept, least_kept_fixed])
+def test_least_kept(vocabulary, spread, least_kept):
     torch.manual_seed(0)
     probs = (torch.randn(3, vocabulary, dtype=torch.float64) * spread).softmax(-1).float()
     for top_p, top_k in ((0.5, 0), (0.95, 0), (1, 7), (0.8, 40)):
@@ -295,7 +367,7 @@ def test_ends(model):
     for reply in cut:
         assert len(reply.tokens) == 10 and reply.tokens[-1] not in model.eos_ids
         assert reply.text == model.tokenizer.decode(reply.tokens, skip_special_tokens=True)
-    assert [len(reply.tokens) for reply in sum(generate(model, prompts, max_new_tokens=1), [])] == [1] * 6
+    assert [len(reply.tokens) for reply in sum(generate(model, prompts, max_new_tokens=1), [])] == [1] * 9
     assert generate(model, []) == []
 
 
@@ -311,9 +383,9 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     """The plan counts what the engine then allocates; what cannot fit is refused before anything runs."""
     prompt = model.encode("hello")
     longest = len(prompt.tokens) + 5
-    monkeypatch.setattr(engine, "GROWTH", 1)                            # a cache of exactly the columns needed
-    machine = engine.Engine(model, [prompt], 4, 5, (1.0, 1.0, 0), 0, 4, 8192)
-    machine.resize(longest)
+    monkeypatch.setattr(engine, "GROWTH", 0)                            # a cache of exactly the columns needed
+    machine = engine.Engine(model, [prompt], torch.full((1, 4), 5), (1.0, 1.0, 0), 0, 4, 8192)
+    machine.fit(longest)
     cache = sum(c.nbytes for c in machine.keys + machine.values)        # of four slots
     each = cache // 4 + 24 * model.config.get_text_config().vocab_size
     for slots in (1, 3):
