@@ -164,8 +164,8 @@ def chosen(targets, first, words):
 
 
 def words_at_once(tokens):
-    """The chunk of ChunkedLogProbs: 64 MB of float32 logits, but at least 256 words."""
-    return max(256, 2**24 // tokens)
+    """The chunk of ChunkedLogProbs: 32 MB of float32 logits, but at least 256 words."""
+    return max(256, 2**23 // tokens)
 
 
 @dataclass(eq=False)
