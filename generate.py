@@ -309,10 +309,7 @@ class Engine:
 
         self.every = EVERY[device.type]
         self.graphs, self.pool = ({}, torch.cuda.graph_pool_handle()) if device.type == "cuda" else (None, None)     # (m, W) -> captured step
-        self.flash = None
-        if self.text.config._attn_implementation == "flash_attention_2":        # chosen when the model was loaded
-            from flash_attn import flash_attn_with_kvcache
-            self.flash = flash_attn_with_kvcache
+        self.flash = flash_attn_with_kvcache if device.type == "cuda" and vlm.dtype.itemsize == 2 else None     # it knows no float32
 
     def run(self, progress) -> list[list[Completion]]:
         bar = tqdm(total=sum(map(len, self.results)), disable=not progress, unit=" completions", leave=False)
