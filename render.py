@@ -456,7 +456,7 @@ if __name__ == "__main__":
         try:
             worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
         except FileNotFoundError:
-            if os.path.exists(sys.argv[2]):  # else the trainer left, and deleted scratch, before we were ready
-                raise
+            if not sandbox.select.select([0], [], [], 5)[0]:  # else stdin ended: the trainer left, and scratch went, before we
+                raise                                         # were ready
     else:
         main()
