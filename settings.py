@@ -47,7 +47,7 @@ class Settings:
     clip_high: float = 0.3              # and rise to 1 + this
     clip_dual: float = 3.0              # for a negative advantage the surrogate is bounded by this times it
     grad_norm: float = 1.0              # gradients are scaled down to this norm
-    token_budget: int = 16384           # tokens, padding included, per forward and backward pass
+    token_budget: int = 16384           # tokens per forward and backward pass; a prompt counts once for its replies
     lora: int = 0                       # rank of the adapters that are trained instead of all weights; 0: all weights
     lora_alpha: float = 32.0            # adapters are scaled by this / rank
     save_steps: int = 2                 # the state inside a phase is saved every so many steps
