@@ -105,6 +105,7 @@ class Helper:
         if size and len(body := os.pread(self.pixels, size, 0)) < size:
             width, body = 0, TAMPERED.encode()
         os.ftruncate(self.pixels, 0)  # so what the next program finds there, or passes off, is its own
+        os.lseek(self.pixels, 0, os.SEEK_SET)  # the place is shared, too: writing behind it would make rows of zeros
         return width, height, body, seconds
 
     def stop(self):

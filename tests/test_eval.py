@@ -649,7 +649,7 @@ def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
     (its slow image processor needs no torchvision)."""
     settings = "--iterations 1 --steps 1 --questions 0 --probe 0 --lr 3e-3 --proposer-prompts 4 --proposer-rollouts 2 --codes 1"
     settings += " --coder-proposals 8 --solver-proposals 48 --labels 8 --solver-prompts 8 --workers 1"
-    mmzero.self_evolve(mmzero.parse([*settings.split(), "--out", str(tmp_path)]))
+    mmzero.self_evolve(mmzero.parse([*settings.split(), "--out", str(tmp_path)])[0])
     folder = tmp_path / "iter1/solver"
     ours, base = VLM.load(folder), VLM.load("tiny")
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(ours.model.parameters(), base.model.parameters()))
