@@ -291,7 +291,8 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))       # [L, heads, H]
     if len(layout) == 5:                            # flash-attn: causal from the end, so a reply's first query sees its prompt
         keys, *ends_and_longest = layout
-        return flash_attn_varlen_func(q, k.index_select(0, keys), v.index_select(0, keys), *ends_and_longest, softmax_scale=scaling, causal=True)[None], None
+        k, v = (x.index_select(0, keys) for x in (k, v))
+        return flash_attn_varlen_func(q, k, v, *ends_and_longest, softmax_scale=scaling, causal=True)[None], None
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
 
     def block(x, index):                            # index_select: its backward is much faster than that of x[index]

@@ -49,6 +49,7 @@ from run import Run
 from settings import PAPER, TINY, Settings, check, parse
 from vlm import check_family, find_checkpoint
 
+
 def subseed(*parts) -> int:
     """A seed of its own for everything that is sampled, so that a resumed run draws what the first one would have.
 
