@@ -42,7 +42,7 @@ from vlm import VLM, Prompt, next_position
 
 GROWTH = 32             # columns by which the cache grows
 EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
-SHARED = 64             # tokens that prompts without a picture must have in common for sharing them to pay
+SHARED = 64             # tokens that prompts without a picture must have in common to be shared; not tuned
 
 
 @dataclass
@@ -102,9 +102,9 @@ def free_bytes(device) -> int:
 def slots_that_fit(vlm: VLM, wanted: int | None, longest: int) -> int:
     """`wanted`, or as many rows of `longest` tokens as fit into nine tenths of the free memory.
 
-    By default 128 on CUDA. A CPU computes no faster with more rows than it takes to make the reading of the weights small
-    beside the arithmetic, 16; what more rows save is Python between the layers, which only a small network notices: as
-    many as 256 MB hold, but 16 to 512. ValueError if not even one fits: better before an hour of sampling than in its middle.
+    By default 128 on CUDA (not measured). A CPU needs enough rows to make the reading of the weights small beside the
+    arithmetic, for which 16 are taken, not tuned; what more rows save is Python between the layers, which only a small
+    network notices: as many as 256 MB hold, but 16 to 512. ValueError if not even one fits: better before an hour of sampling than in its middle.
     """
     text = vlm.config.get_text_config()
     attention = vlm.model.model.language_model.layers[0].self_attn
