@@ -4,8 +4,8 @@ Implements the optimisation of MM-Zero (arXiv 2603.09206) as its authors configu
 advantages, a clipped and dual-clipped surrogate, a k3 KL term to the weights the phase began with, token mean
 over the whole mini-batch. Read it top to bottom: advantages -> loss -> log-probs -> micro-batches -> step.
 
-Shapes: P prompts, G rollouts per prompt, N rollouts in a micro-batch, T tokens of the longest reply, L tokens of the
-micro-batch (packed: nothing is padded), n reply tokens, D hidden size, V vocabulary.
+Shapes: P prompts, G rollouts per prompt, N rollouts of up to T tokens, L tokens of a micro-batch (packed: nothing
+is padded), n reply tokens of it, t of them in a chunk, D hidden size, V vocabulary.
 
 Deliberate choices, where an implementer could do otherwise:
 - Old log-probs are the trainer's own, not the sampler's. At a step's first update they equal `logp` and are
@@ -66,7 +66,7 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
     """The objective on one micro-batch -> (loss, stats). A pure function.
 
     logp, old_logp, ref_logp: [N, T] under the policy / the policy before the step / the reference (None: no
-    KL term); mask: [N, T], true at reply tokens; advantages: [N] or [N, T]. `denominator`: the token count of
+    KL term); mask: [N, T], true at reply tokens; advantages: [N] or [N, T]. Or all of them [n]. `denominator`: the token count of
     the whole mini-batch, by default that of these tensors. Loss and stats are sums divided by it, so that
     adding them up over micro-batches gives the token means of the mini-batch.
 
@@ -77,7 +77,7 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
     """
     mask = mask.bool()
     denominator = denominator or max(int(mask.sum()), 1)
-    if advantages.dim() == 1:
+    if advantages.dim() < logp.dim():
         advantages = advantages[:, None].expand_as(logp)
     # From here on [n]: only real tokens, so nothing that stands in the padding can leak into a sum.
     logp, old_logp, advantages = logp[mask], old_logp[mask], advantages[mask]
@@ -107,65 +107,85 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
 
 # ---- log-probs --------------------------------------------------------------------------------------------
 
-class ChunkedLogProbs(torch.autograd.Function):
-    """log softmax(h W^T / tau)[target], tau the temperature, `chunk` words at a time: [n, V] never exists.
+class ChunkedLoss(torch.autograd.Function):
+    """objective(logp), logp = log softmax(h W^T / tau)[target], tau the temperature; and logits [n, V] never exist.
 
-    Words, not tokens: so each part of W is read, and each part of its gradient written, once a pass. With c running over chunks,
-        z_c = h W_c^T / tau,    lse = log sum_c exp lse_c,    entropy = lse - sum_c exp(lse_c - lse) E_c[z],
-    and the backward projects again: with p = exp(z - lse),
-        d logp / dz = onehot(target) - p,    dh = sum_c dz_c W_c / tau,    dW_c = dz_c^T h / tau.
-    Entropy is a by-product, without gradient.
+    A chunk of tokens at a time. The gradient by a token's logits asks nothing of other tokens, so it is taken in the
+    forward pass, while they are at hand; computed again in the backward pass, they would cost a fourth product:
+        z = h W^T / tau,    lse = log sum exp z,    logp = z[target] - lse,    g = d objective / d logp,
+        dz = g (onehot(target) - exp(z - lse)),     dh = dz W / tau,           dW += dz^T h / tau.
+    Words go by in blocks b with a maximum top_b of their own: lse = log sum_b exp lse_b, and
+    entropy = lse - sum_b exp(lse_b - lse) E_b[z]. Of logp and entropy, which come along, there is no gradient.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk):          # [n, D], [V, D], [n]
-        device = hidden.device.type
-        # Under autocast the product runs in bf16; the backward runs outside of autocast, so the type is kept.
-        ctx.compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        ctx.temperature, ctx.chunk = temperature, chunk
-        h, logit, lses, means = hidden.to(ctx.compute), 0.0, [], []
-        for v in range(0, len(weight), chunk):
-            z = (h @ weight[v:v + chunk].to(ctx.compute).T).float().div_(temperature)       # [n, chunk]
-            here, word = chosen(targets, v, z.shape[1])
-            logit = logit + z.gather(1, word)[:, 0] * here
-            top = z.amax(1, keepdim=True)
-            e = (z - top).exp_()
-            total = e.sum(1)
-            lses.append(total.log() + top[:, 0])
-            means.append(e.mul_(z).sum(1) / total)                          # E_c[z]
-        lses = torch.stack(lses)                                            # [chunks, n]
-        lse = lses.logsumexp(0)
-        ctx.save_for_backward(hidden, weight, targets, lse)
-        entropy = lse - ((lses - lse).exp() * torch.stack(means)).sum(0)
-        ctx.mark_non_differentiable(entropy)
-        return logit - lse, entropy
+    def forward(ctx, hidden, weight, targets, temperature, objective, chunk):           # [n, D], [V, D], [n]
+        device, trains, vocabulary = hidden.device.type, objective is not None, len(weight)
+        # Under autocast the products run in bf16; sums of them are kept in float32.
+        w = weight.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+        logp, entropy = torch.empty(2, len(hidden), device=hidden.device)
+        loss = torch.zeros((), device=hidden.device)
+        if trains:
+            kept = torch.empty(min(chunk, len(hidden)), vocabulary, device=hidden.device)           # exp(z - top), all of a chunk
+            d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        d_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[1] else None     # a frozen head (LoRA) has none
+        for at in (slice(i, i + chunk) for i in range(0, len(hidden), chunk)):
+            h, target = hidden[at].to(w.dtype), targets[at]                             # [t, D], [t]
+            size = words_at_once(len(h))
+            blocks, logit, tops, lses, means = range(0, vocabulary, size), 0.0, [], [], []
+            for v in blocks:
+                z = (h @ w[v:v + size].T).float().div_(temperature)                     # [t, block]
+                here, word = chosen(target, v, z.shape[1])
+                logit = logit + z.gather(1, word)[:, 0] * here
+                tops.append(z.amax(1))
+                z.sub_(tops[-1][:, None])
+                e = torch.exp(z, out=kept[:len(h), v:v + size] if trains else None)
+                total = e.sum(1)
+                lses.append(total.log() + tops[-1])
+                means.append(z.mul_(e).sum(1) / total + tops[-1])                       # E_b[z]
+            lses = torch.stack(lses)                                                    # [blocks, t]
+            lse = lses.logsumexp(0)
+            logp[at], entropy[at] = logit - lse, lse - ((lses - lse).exp() * torch.stack(means)).sum(0)
+            if not trains:
+                continue
+            with torch.enable_grad():
+                leaf = logp[at].clone().requires_grad_()
+                part = objective(leaf, at)
+                g = torch.autograd.grad(part, leaf)[0] / temperature
+            loss += part.detach()
+            for v, top in zip(blocks, tops):
+                dz = kept[:len(h), v:v + size].mul_((-g * (top - lse).exp())[:, None])              # -g p
+                here, word = chosen(target, v, dz.shape[1])
+                dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(w.dtype)                      # + g onehot(target)
+                d_hidden[at] += dz @ w[v:v + size]
+                if d_weight is not None:
+                    part = d_weight[v:v + size]                                         # in place where the types agree
+                    part.addmm_(dz.T, h) if dz.dtype == part.dtype else part.add_(dz.T @ h)
+        if trains:
+            ctx.gradients = d_hidden.to(hidden.dtype), d_weight
+        ctx.mark_non_differentiable(logp, entropy, *() if trains else (loss,))
+        return logp, entropy, loss
 
     @staticmethod
-    def backward(ctx, grad, _):                                             # [n]
-        hidden, weight, targets, lse = ctx.saved_tensors
-        h, g = hidden.to(ctx.compute), grad / ctx.temperature
-        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)            # a sum over chunks: in float32
-        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None            # a frozen head (LoRA) has none
-        for v in range(0, len(weight), ctx.chunk):
-            w = weight[v:v + ctx.chunk].to(ctx.compute)
-            dz = (h @ w.T).float().div_(ctx.temperature).sub_(lse[:, None]).exp_().mul_(-g[:, None])        # -g p
-            here, word = chosen(targets, v, len(w))
-            dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(ctx.compute)              # + g onehot(target)
-            d_hidden += dz @ w
-            if d_weight is not None:
-                d_weight[v:v + ctx.chunk] = dz.T @ h
-        return d_hidden.to(hidden.dtype), d_weight, None, None, None
+    def backward(ctx, _, __, grad):
+        (d_hidden, d_weight), ctx.gradients = ctx.gradients, None          # if nobody else holds them, they are not copied
+        return d_hidden.mul_(grad), d_weight if d_weight is None else d_weight.mul_(grad), None, None, None, None
 
 
 def chosen(targets, first, words):
-    """Is each target among the `words` from `first` on [n], and where there [n, 1] (anywhere, if not)? Without asking the GPU."""
+    """Is each target among the `words` from `first` on [t], and where there [t, 1] (anywhere, if not)? Without asking the GPU."""
     place = targets - first
     return (place >= 0) & (place < words), place.clamp(0, words - 1)[:, None]
 
 
+def tokens_at_once(vocabulary):
+    """The chunk of ChunkedLoss: 200 MB of float32 logits."""
+    return max(1, 50_000_000 // vocabulary)
+
+
 def words_at_once(tokens):
-    """The chunk of ChunkedLogProbs: 32 MB of float32 logits, but at least 256 words."""
-    return max(256, 2**23 // tokens)
+    """Its block: 16 MB of a chunk's logits, but at least 256 words."""
+    return max(256, 2**22 // tokens)
 
 
 @dataclass(eq=False)
@@ -179,13 +199,17 @@ class Rollout:
     group: int = 0               # which prompt of the rollout batch it answers
 
 
-def token_logps(vlm, rows, temperature=1.0, chunk=None):
-    """Log-probs of replies -> (logp, entropy, mask): [N, T] each, in the order of `rows`, right-padded.
+def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
+    """Log-probs of replies -> (logp, entropy, loss): [n] each over the tokens of all replies, in the order of `rows`; a number.
 
     rows: list of lists of rollouts, those of one list with the same prompt object. The network sees one sequence of L tokens,
         prompt | reply | reply | ... | prompt | reply | ...
     where a reply sees its prompt and itself, and its positions follow on from the prompt's. So the values are those of separate
-    sequences, but nothing is padded, a prompt is computed once, and autograd adds up its gradients.
+    sequences, but nothing is padded, a prompt is computed once, and autograd adds up its gradients. There is no mask either:
+    where a reply ends its recorded length says, and a pad token *inside* one was sampled and is trained like any other.
+
+    objective(logp [t], at) -> a loss: asked for chunks of the tokens, those of logp[at]; the loss is its sum. The loss alone
+    has a gradient. None: no loss.
     """
     device, replies = vlm.device, [r for row in rows for r in row]
     layout, sources = pack(rows, device, flash_attn_varlen_func is not None and device.type == "cuda")
@@ -201,24 +225,8 @@ def token_logps(vlm, rows, temperature=1.0, chunk=None):
         # No cache: it would hold a bf16 copy of every weight until the end of the pass, and none is used twice.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             hidden = vlm.hidden(batch)[0].index_select(0, sources)          # [n, D]
-            return ChunkedLogProbs.apply(hidden, vlm.head, targets, temperature, chunk or words_at_once(len(targets)))
-    logp, entropy = within(vlm.model, work)
-    return unflatten(logp, rows), unflatten(entropy, rows), reply_mask(rows, device)
-
-
-def reply_mask(rows, device="cpu"):
-    """[N, T], from recorded lengths: a pad token *inside* a reply was sampled and is trained like any other.
-
-    >>> reply_mask([[Rollout(None, [7, 0, 2], []), Rollout(None, [2], [])]]).tolist()
-    [[True, True, True], [True, False, False]]
-    """
-    lengths = torch.tensor([len(r.tokens) for row in rows for r in row], device=device)
-    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-
-
-def unflatten(values, rows):
-    """[n] -> [N, T], zero in the padding."""
-    return pad_sequence(values.split([len(r.tokens) for row in rows for r in row]), batch_first=True)
+            return ChunkedLoss.apply(hidden, vlm.head, targets, temperature, objective, chunk or tokens_at_once(len(vlm.head)))
+    return within(vlm.model, work)
 
 
 # ---- micro-batches, and the attention inside one ------------------------------------------------------------
@@ -313,8 +321,9 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192):
     number, found = {r: i for i, r in enumerate(rollouts)}, {}
     batches = micro_batches(rollouts, token_budget)
     for rows, _ in deal(batches) if batches else ():
-        logp, _, mask = token_logps(vlm, rows, temperature)
-        found.update((number[r], logp[i, mask[i]].cpu()) for i, r in enumerate(r for row in rows for r in row))
+        replies = [r for row in rows for r in row]
+        logps = token_logps(vlm, rows, temperature)[0].cpu().split([len(r.tokens) for r in replies])
+        found.update((number[r], logp) for r, logp in zip(replies, logps))
     found = {i: logp.to(vlm.device) for i, logp in gather(found.items())}
     return [found[i] for i in range(len(rollouts))]
 
@@ -378,21 +387,25 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         denominator, mine = sum(len(r.tokens) for r in mini), {}        # tokens of the update, computed once
         optimizer.zero_grad(set_to_none=True)
         for rows, weight in deal(micro_batches(mini, token_budget)):
-            logp, entropy, mask = token_logps(policy, rows, temperature)
+            replies = [r for row in rows for r in row]
             with torch.no_grad():
-                ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None
-            flat = [r for row in rows for r in row]
-            old_logp = pad_sequence([old[r] for r in flat], batch_first=True) if number else logp.detach()
-            advantages = torch.tensor([r.advantage for r in flat], device=logp.device)
-            loss, stats = policy_loss(logp, old_logp, ref_logp, advantages, mask,
-                                      clip_low, clip_high, clip_dual, kl_coef, denominator)
-            (loss * weight).backward()
-            sampled = torch.tensor([x for r in flat for x in r.full_logps], device=logp.device)     # [n]
-            gaps = (sampled - old_logp[mask]).abs()
+                ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None            # [n]
+            old_logp = torch.cat([old[r] for r in replies]) if number else None
+            advantages = torch.tensor([r.advantage for r in replies for _ in r.tokens], device=policy.device)
+
+            def objective(logp, at):                                        # [t], a part of the [n]
+                before = logp.detach() if old_logp is None else old_logp[at]
+                loss, stats = policy_loss(logp, before, ref_logp if ref_logp is None else ref_logp[at], advantages[at],
+                                          torch.ones_like(logp), clip_low, clip_high, clip_dual, kl_coef, denominator)
+                mine.update((name, mine.get(name, 0.0) + value * weight) for name, value in stats.items())
+                return loss * weight
+            logp, entropy, loss = token_logps(policy, rows, temperature, objective)
+            loss.backward()
+            sampled = torch.tensor([x for r in replies for x in r.full_logps], device=logp.device)      # [n]
+            gaps = (sampled - (logp if old_logp is None else old_logp)).abs()
             gap = max(gap, gaps.max().item())
-            stats |= {"entropy": entropy[mask].sum().item() / denominator,
-                      "logp_gap_mean": gaps.sum().item() / denominator}
-            mine = {name: mine.get(name, 0.0) + value * weight for name, value in stats.items()}
+            for name, values in (("entropy", entropy), ("logp_gap_mean", gaps)):
+                mine[name] = mine.get(name, 0.0) + values.sum().item() / denominator * weight
         sum_gradients(parameters)
         shares = gather([mine])                                         # of all ranks
         mine, gap = {name: sum(one[name] for one in shares) for name in mine}, max(gather([gap]))

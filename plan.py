@@ -20,7 +20,7 @@ or, while training,
     gathered (N > 1)      what FSDP has in one piece at a time: two layers, embedding and head, and their gradients
     layers                4 T L D at the layers' borders, and the inside of the one that is recomputed (or of all)
     vision                the same of the vision tower, for 4 patches a token; nothing with LoRA, which leaves it alone
-    loss                  two buffers of 32 MB, the head in bf16 and its float32 gradient
+    loss                  the logits of a chunk of tokens (200 MB), the head in bf16 and its float32 gradient
 
 tests/test_plan.py holds it against what real steps allocate. Not in it: CUDA's context and fragmentation (RESERVE).
 """
@@ -34,6 +34,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 
+from grpo import tokens_at_once, words_at_once
 from prompts import PROMPTS
 from settings import PRESETS, Settings, check
 from vlm import FAMILIES, TINY, check_family, find_checkpoint
@@ -108,11 +109,13 @@ def memory(shape, gpus=1, lora=0, tokens=16384, seen=12000, length=8192, checkpo
     def over(layers, stream, width, queries, keys, inner):      # bytes a token: what a layer keeps for its backward, norms in float32
         inside = (16 + stream) * width + half * (2 * queries + 2 * keys + 5 * inner)
         return layers * width * stream + inside if checkpointing else layers * inside
+    chunk = min(tokens, tokens_at_once(s.words))
+    block = min(s.words, words_at_once(chunk))
     parts = {"gradients": 4 * adapters if lora else 4 * s.total / gpus,
              "gathered": half * (s.ends + 2 * s.layer) + 6 * s.ends if gpus > 1 and not lora else 0,
              "layers": tokens * over(s.layers, stream, s.width, s.queries, s.keys, s.inner) + (0 if checkpointing else half * s.total),
              "vision": 0 if lora else s.merge * seen * over(s.depth, eye_stream, *3 * (s.eye_width,), s.eye_inner),
-             "loss": 2 * min(max(2**25, 1024 * tokens), 4 * tokens * s.words) + (0 if lora else (4 + half) * s.words * s.width)}
+             "loss": 4 * chunk * (s.words + block) + (0 if lora else (4 + half) * s.words * s.width + half * block * s.width)}
     held = half * s.total + (16 * adapters if lora else 12 * s.total / gpus)
     return {"held": held, "slot": length * 2 * s.layers * s.keys * half + 24 * s.words, **parts, "training": held + sum(parts.values())}
 

@@ -1,4 +1,4 @@
-"""Log-probs of the reply tokens, forward and backward: ChunkedLogProbs against full logits, in turns in one process.
+"""Log-probs of the reply tokens, forward and backward: ChunkedLoss against full logits, in turns in one process.
 
     python bench/loss_bench.py                                     2048 tokens x 151936 words, the shape of Qwen2-VL-2B
     python bench/loss_bench.py --tokens 512 --rounds 3             quicker
@@ -8,7 +8,7 @@ Three ways that give the same numbers (checked before anything is timed):
     full       log_softmax of all logits, then gather                        [tokens, vocabulary] several times over
     selective  gather - logsumexp row by row, as TRL's `selective_log_softmax` does: the logits are there, the
                log-softmax is not. (TRL itself where it is installed, otherwise its three lines written out.)
-    chunked    ours (grpo.py): logits in chunks of words, computed again in the backward pass; with the entropy
+    chunked    ours (grpo.py): logits a chunk of tokens at a time, their gradient taken at once; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients that each of them has
 to hand over. On CPU it is the process's resident memory, on CUDA the allocator's figure.
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from grpo import ChunkedLogProbs, words_at_once                            # noqa: E402
+from grpo import ChunkedLoss, tokens_at_once                            # noqa: E402
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -37,17 +37,20 @@ except ImportError:
         return picked - torch.stack([row.logsumexp(-1) for row in logits])  # row by row: no second [tokens, vocabulary]
 
 
-def full(hidden, weight, targets, temperature):
+def full(hidden, weight, targets, temperature, objective):
     logits = (hidden @ weight.T).float() / temperature
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return logp.detach(), objective(logp, slice(None))
 
 
-def selective(hidden, weight, targets, temperature):
-    return selective_log_softmax((hidden @ weight.T).float() / temperature, targets)
+def selective(hidden, weight, targets, temperature, objective):
+    logp = selective_log_softmax((hidden @ weight.T).float() / temperature, targets)
+    return logp.detach(), objective(logp, slice(None))
 
 
-def chunked(hidden, weight, targets, temperature):
-    return ChunkedLogProbs.apply(hidden, weight, targets, temperature, words_at_once(len(targets)))[0]
+def chunked(hidden, weight, targets, temperature, objective):
+    logp, _, loss = ChunkedLoss.apply(hidden, weight, targets, temperature, objective, tokens_at_once(len(weight)))
+    return logp, loss
 
 
 class Peak:
@@ -97,8 +100,8 @@ def main():
             hidden.grad = weight.grad = None
             with Peak(device) as peak:
                 begun = time.perf_counter()
-                logp = way(hidden, weight, targets, 0.9)
-                (logp * upstream).sum().backward()
+                logp, loss = way(hidden, weight, targets, 0.9, lambda logp, at: (logp * upstream[at]).sum())
+                loss.backward()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 taken = time.perf_counter() - begun
@@ -107,7 +110,7 @@ def main():
                 peaks.setdefault(name, []).append(peak.bytes - gradients)
             else:                                       # of the large gradient some rows: keeping it thrice is no bench
                 found[name] = [t.detach().float().clone() for t in (logp, hidden.grad, weight.grad[:2000])]
-            del logp
+            del logp, loss
     largest = {name: max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found[name], found["full"])) for name in ways}
     print(f"{args.tokens} tokens x {args.vocabulary} words, hidden size {args.hidden}, {dtype} on {device}, "
           f"{torch.get_num_threads()} threads, {args.rounds} rounds\n")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import grpo
-from grpo import (ChunkedLogProbs, Rollout, group_advantages, make_optimizer, micro_batches, mini_batches,
+from grpo import (ChunkedLoss, Rollout, group_advantages, make_optimizer, micro_batches, mini_batches,
                   policy_loss, row_length, score, token_logps, train_step)
 from helpers_models import for_the_library, make_checkpoint
 from vlm import VLM
@@ -160,36 +160,48 @@ def test_padding_is_left_out_and_the_denominator_is_ours():
 
 # ---- log-probs -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("chunk", [1, 7, 25, 100])
+@pytest.mark.parametrize("chunk, words", [(1, 50), (7, 25), (5, 7), (16, 1), (100, 100)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_log_probs_are_those_of_full_logits(chunk, temperature):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_chunked_loss_is_that_of_full_logits(chunk, words, temperature, frozen, monkeypatch):
+    """Chunks of tokens, blocks of words, in value and in the gradients of hidden states and head."""
     torch.manual_seed(0)
+    monkeypatch.setattr(grpo, "words_at_once", lambda tokens: words)
     targets, upstream = torch.randint(50, (16,)), torch.randn(16)
-    a, b = torch.randn(16, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
-    logp, entropy = ChunkedLogProbs.apply(a, b, targets, temperature, chunk)
-    (logp * upstream).sum().backward()
-    assert not entropy.requires_grad
+    a, b = torch.randn(16, 8, requires_grad=True), torch.randn(50, 8, requires_grad=not frozen)
+    logp, entropy, loss = ChunkedLoss.apply(a, b, targets, temperature, lambda logp, at: (logp.square() * upstream[at]).sum(), chunk)
+    (3 * loss).backward()
+    assert not entropy.requires_grad and not logp.requires_grad
     a2, b2 = a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()
     full = (a2 @ b2.T / temperature).log_softmax(-1)
-    (full[torch.arange(16), targets] * upstream).sum().backward()
-    torch.testing.assert_close(logp, full[torch.arange(16), targets], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(a.grad, a2.grad, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(b.grad, b2.grad, atol=1e-5, rtol=1e-5)
+    logp2 = full[torch.arange(16), targets]
+    loss2 = (logp2.square() * upstream).sum()
+    (3 * loss2).backward()
+    near = dict(atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logp, logp2, **near)
+    torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1), **near)
+    torch.testing.assert_close(loss, loss2, **near)
+    scale = a2.grad.abs().max()
+    torch.testing.assert_close(a.grad / scale, a2.grad / scale, **near)
+    assert b.grad is None if frozen else torch.allclose(b.grad / scale, b2.grad / scale, **near)
+    logp, entropy2, loss = ChunkedLoss.apply(a, b, targets, temperature, None, chunk)           # scored, not trained
+    torch.testing.assert_close(logp, logp2, **near)
+    assert torch.equal(entropy, entropy2) and not loss.requires_grad
 
 
-def test_chunked_log_probs_never_hold_tokens_times_vocabulary(monkeypatch):
+def test_logits_of_all_tokens_never_exist(monkeypatch):
     largest = 0
     original = torch.Tensor.float
 
-    def watch(tensor):                                                      # every chunk of logits passes here
+    def watch(tensor):                                                      # every block of logits passes here
         nonlocal largest
         largest = max(largest, tensor.numel())
         return original(tensor)
     monkeypatch.setattr(torch.Tensor, "float", watch)
     hidden, head = torch.randn(64, 4, requires_grad=True), torch.randn(100, 4, requires_grad=True)
-    ChunkedLogProbs.apply(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, 8)[0].sum().backward()
-    assert largest == 64 * 8
+    seen = []
+    ChunkedLoss.apply(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, lambda logp, at: (seen.append(len(logp)), logp.sum())[1], 24)[2].backward()
+    assert largest == 24 * 100 and seen == [24, 24, 16]
 
 
 def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
@@ -217,14 +229,15 @@ def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
     weights = [torch.randn(len(r.tokens)) for r in rollouts]
     rows = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     vlm.model.zero_grad()
-    logp, entropy, mask = token_logps(vlm, rows, temperature=0.8, chunk=7)
-    sum((logp[i, mask[i]] * w).sum() for i, w in enumerate(weights)).backward()
+    upstream, lengths = torch.cat(weights), [len(r.tokens) for r in rollouts]
+    logps, entropies, loss = token_logps(vlm, rows, 0.8, lambda logp, at: (logp * upstream[at]).sum(), chunk=7)
+    loss.backward()
     shared = gradients(vlm)
     vlm.model.zero_grad()
-    for i, (r, w) in enumerate(zip(rollouts, weights)):
+    for r, w, logp, entropy in zip(rollouts, weights, logps.split(lengths), entropies.split(lengths)):
         slow, slow_entropy = slow_logps(vlm, r, temperature=0.8)
-        torch.testing.assert_close(logp[i, :len(r.tokens)], slow, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(entropy[i, :len(r.tokens)], slow_entropy, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logp, slow, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(entropy, slow_entropy, atol=1e-5, rtol=1e-5)
         (slow * w).sum().backward()
     scale = gradients(vlm).abs().max()
     assert scale > 0.1
@@ -244,23 +257,28 @@ def test_untied_head(tmp_path):
     vlm = VLM.load(make_checkpoint(tmp_path / "m", tie=False, std=0.15), device="cpu")
     assert vlm.head is not vlm.model.get_input_embeddings().weight
     r = make_rollouts(vlm, groups=1, size=1)[0]
-    token_logps(vlm, [[r]])[0].sum().backward()
+    token_logps(vlm, [[r]], objective=lambda logp, at: logp.sum())[2].backward()
     fast = gradients(vlm)
     vlm.model.zero_grad()
     slow_logps(vlm, r)[0].sum().backward()
     torch.testing.assert_close(fast, gradients(vlm), atol=1e-4, rtol=1e-4)
 
 
-def test_mask_comes_from_lengths_and_the_end_token_is_trained(vlm):
+def test_replies_end_where_they_ended_and_the_end_token_is_trained(vlm):
     prompt = vlm.encode("how many bars are red?")
     tokens = [20, vlm.pad_id, 21, vlm.eos_ids[-1]]                          # the pad token *inside* the reply
     rows = [[Rollout(prompt, tokens, []), Rollout(prompt, [30], [])]]
-    logp, _, mask = token_logps(vlm, rows)
-    assert mask.tolist() == [[True] * 4, [True, False, False, False]]
-    torch.testing.assert_close(logp[0], slow_logps(vlm, rows[0][0])[0], atol=1e-5, rtol=1e-5)
-    logp.retain_grad()
-    policy_loss(logp, logp.detach(), None, torch.tensor([1.0, 1.0]), mask)[0].backward()
-    torch.testing.assert_close(logp.grad, torch.tensor([[-0.2] * 4, [-0.2, 0, 0, 0]]))       # five tokens, one each
+    logp = token_logps(vlm, rows)[0]
+    assert len(logp) == 5
+    torch.testing.assert_close(logp[:4], slow_logps(vlm, rows[0][0])[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logp[4:], slow_logps(vlm, rows[0][1])[0], atol=1e-5, rtol=1e-5)
+    # A step on the first reply makes each of its tokens likelier: also the pad and the end token.
+    token_logps(vlm, rows, objective=lambda logp, at: -logp[:4].sum())[2].backward()
+    with torch.no_grad():
+        for p in vlm.model.parameters():
+            if p.grad is not None:
+                p -= 1e-4 * p.grad
+    assert (token_logps(vlm, rows)[0][:4] > logp[:4]).all()
 
 
 def test_score_keeps_the_order(vlm):

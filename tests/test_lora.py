@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_merged_weights(folder, tmp_path):
     from grpo import token_logps
     rows = [[r] for r in make_rollouts(vlm, groups=1, size=2)]
     for network in (vlm, plain):
-        token_logps(network, rows)[0].sum().backward()
+        token_logps(network, rows, objective=lambda logp, at: logp.sum())[2].backward()
     whole = dict(plain.model.named_parameters())
     for name, module in vlm.model.named_modules():
         if isinstance(module, LoRALinear):

@@ -181,8 +181,9 @@ def gradient(model):
         reference = reference - r.advantage * (logp - logp.detach()).exp().sum() / count
     theirs = torch.cat([g.flatten() for g in torch.autograd.grad(reference, list(network.parameters()))])
     rows = [rollouts[i:i + 2] for i in range(0, len(rollouts), 2)]
-    logp, _, mask = token_logps(model, rows)
-    loss, _ = policy_loss(logp, logp.detach(), None, torch.tensor([r.advantage for r in rollouts]), mask)
+    advantages = torch.tensor([r.advantage for r in rollouts for _ in r.tokens])
+    _, _, loss = token_logps(model, rows, objective=lambda logp, at: policy_loss(
+        logp, logp.detach(), None, advantages[at], torch.ones_like(logp), denominator=count)[0])
     return apart(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]), theirs)
 
 

@@ -211,8 +211,7 @@ def pretrain(vlm: VLM, steps: int, mix: dict[str, int], noise: float, seed: int,
                     for text, shapes, reply in lessons]
         tokens, loss = sum(len(r.tokens) for r in rollouts), 0.0
         for rows in micro_batches(rollouts, token_budget=1536):
-            logp, _, mask = token_logps(vlm, rows)
-            part = -logp[mask].sum() / tokens
+            _, _, part = token_logps(vlm, rows, objective=lambda logp, at: -logp.sum() / tokens)
             part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(vlm.model.parameters(), 1.0)
