@@ -14,11 +14,10 @@ the numbers above; float32 (its default is bf16 autocast, on CPUs as well); no g
 none either (100m and 2b: both have it, its default). Prompts are text alone: TRL takes pictures through a processor that needs
 torchvision. Worth knowing: without Triton, TRL projects every position onto the vocabulary, prompts and padding as well.
 
-Seconds: both engines in turn in one process (ours runs whenever a step of TRL ended), the first step of each not counted; `ratio` is
-theirs by ours, step by step. Memory: the highest resident memory of a process in which one engine alone makes two steps.
+Each engine has a process of its own, and makes a step when it is its turn. The first step of each is not counted; `ratio` is theirs by
+ours, step by step. Memory: the most that its process ever held resident, program and weights included (on a GPU: that was allocated).
 """
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -73,7 +72,7 @@ def reward(text: str) -> float:
 
 
 def ours(name, folder):
-    """-> a function that makes one step, as mmzero.py does, and the prompts."""
+    """-> a function that makes one step, as mmzero.py does."""
     prompts, n, tokens, checkpointing, _ = WORK[name]
     actor, policy = VLM.load(folder), VLM.load(folder, dtype="float32")
     if checkpointing:
@@ -92,11 +91,11 @@ def ours(name, folder):
         actor.load_state(reference)
         statistics_ = train_step(policy, actor, rollouts, optimizer, kl_coef=KL, clip_low=CLIP[0], clip_high=CLIP[1], token_budget=4096)
         assert statistics_["updates"] == 1 and statistics_["logp_gap"] < (0.5 if CUDA else 1e-2)
-    return step, asked
+    return step
 
 
-def theirs(name, folder, steps, out, between=lambda seconds: None):
-    """`steps` steps of TRL; after each, `between` is called with its seconds."""
+def theirs(name, folder, steps, turn):
+    """`steps` steps of TRL, each when `turn` says so; `turn` is told the seconds of the one before."""
     import datasets
     import transformers
     from trl import GRPOConfig, GRPOTrainer
@@ -105,25 +104,50 @@ def theirs(name, folder, steps, out, between=lambda seconds: None):
     rows = datasets.Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts(name, vlm)]})
     batch = min(8, prompts * n)                                             # 8: TRL's default
     config = GRPOConfig(
-        output_dir=str(out), use_cpu=not CUDA, bf16=CUDA, gradient_checkpointing=checkpointing, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=prompts * n // batch, num_generations=n, max_completion_length=tokens, beta=KL, epsilon=CLIP[0],
-        epsilon_high=CLIP[1], learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.01, max_steps=steps, shuffle_dataset=False,
-        save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no")
+        output_dir=str(Path(folder).parent / "out"), use_cpu=not CUDA, bf16=CUDA, gradient_checkpointing=checkpointing,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=prompts * n // batch, num_generations=n, max_completion_length=tokens,
+        beta=KL, epsilon=CLIP[0], epsilon_high=CLIP[1], learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.01, max_steps=steps,
+        shuffle_dataset=False, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):
+            turn()
             self.begun = time.perf_counter()
 
         def on_step_end(self, *_, **__):
             if CUDA:
                 torch.cuda.synchronize()
-            between(time.perf_counter() - self.begun)
-    trainer = GRPOTrainer(model, lambda completions, **_: [reward(c[0]["content"]) for c in completions], config, rows,
-                          processing_class=vlm.tokenizer, callbacks=[Clock()])
-    trainer.train()
-    lengths = {trainer.state.num_input_tokens_seen / steps / (prompts * n) - tokens}        # of the prompts
-    print(f"{name}: prompts of {lengths.pop():.0f} tokens", file=sys.stderr)
+            print("seconds", time.perf_counter() - self.begun, flush=True)
+    GRPOTrainer(model, lambda completions, **_: [reward(c[0]["content"]) for c in completions], config, rows,
+                processing_class=vlm.tokenizer, callbacks=[Clock()]).train()
+
+
+def alone(engine, name, folder, steps):
+    """In a process of its own: say that it is ready, make a step for each line that comes in, at the end say how much memory it took."""
+    def turn():
+        print("ready 0", flush=True)
+        sys.stdin.readline()
+    if engine == "TRL":
+        theirs(name, folder, steps, turn)
+    else:
+        step = ours(name, folder)
+        for _ in range(steps):
+            turn()
+            begun = time.perf_counter()
+            step()
+            if CUDA:
+                torch.cuda.synchronize()
+            print("seconds", time.perf_counter() - begun, flush=True)
+    print("peak", peak(), flush=True)
+
+
+def hear(child, word) -> float:
+    """The number behind this word in what a child says next."""
+    line = next((line for line in child.stdout if line.startswith(word)), None)
+    if line is None:
+        sys.exit(f"step_bench.py: an engine ended before it said its {word}")
+    return float(line.split()[1])
 
 
 def peak() -> float:
@@ -138,40 +162,36 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each engine [3]")
     parser.add_argument("--only", nargs="+", default=["tiny", "100m"] + ["2b"] * CUDA, choices=[*WORK], help="which models")
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)        # engine, model, folder: two steps, then the peak
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)         # engine, model, folder, steps
     args = parser.parse_args()
     try:
         import accelerate, datasets, trl                                    # noqa: E401, F401
     except ImportError as error:
         sys.exit(f"step_bench.py: {error.name} is missing; pip install trl==1.16.0 accelerate datasets")
-    if args.memory:
-        engine, name, folder = args.memory
-        if engine == "ours":
-            step, _ = ours(name, folder)
-            step(), step()
-        else:
-            theirs(name, folder, 2, Path(folder).parent / "out")
-        return print(json.dumps(peak()))
+    if args.alone:
+        return alone(*args.alone[:3], int(args.alone[3]))
     print(f"torch {torch.__version__}, TRL {trl.__version__}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}")
     for name in args.only:
         with tempfile.TemporaryDirectory() as scratch:
             folder = checkpoint(name, Path(scratch))
-            step, asked = ours(name, folder)
-            seconds = {"ours": [], "TRL": []}
-
-            def between(taken):
-                seconds["TRL"].append(taken)
-                begun = time.perf_counter()
-                step()
-                seconds["ours"].append(time.perf_counter() - begun)
-            theirs(name, folder, args.steps + 1, Path(scratch) / "out", between)
+            asked = VLM.load(folder, device="cpu")
+            asked = [len(asked.encode(text).tokens) for text in texts(name, asked)]
+            engines = {engine: subprocess.Popen([sys.executable, __file__, "--alone", engine, name, folder, str(args.steps + 1)],
+                                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                       for engine in ("ours", "TRL")}
+            seconds = {engine: [] for engine in engines}
+            for _ in range(args.steps + 1):
+                for child in engines.values():
+                    hear(child, "ready")                                    # nobody works while another's step is timed
+                for engine, child in engines.items():
+                    print("go", file=child.stdin, flush=True)
+                    seconds[engine].append(hear(child, "seconds"))
+            peaks = [hear(child, "peak") for child in engines.values()]
             ratios = [b / a for a, b in zip(seconds["ours"][1:], seconds["TRL"][1:])]
             a, b = (statistics.median(each[1:]) for each in seconds.values())
-            print(f"{name}: {WORK[name][0]} prompts of {len(asked[0].tokens)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: ours {a:.2f} s, "
-                  f"TRL {b:.2f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
-            commands = ([sys.executable, __file__, "--memory", engine, name, str(folder)] for engine in seconds)
-            a, b = (json.loads(subprocess.run(c, capture_output=True, text=True, check=True).stdout.splitlines()[-1]) for c in commands)
-            print(f"{name}: ours {a:.2f} GB, TRL {b:.2f} GB, {a / b:.0%}", flush=True)
+            print(f"{name}: {WORK[name][0]} prompts of {min(asked)} to {max(asked)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: "
+                  f"ours {a:.2f} s, TRL {b:.2f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
+                  f"memory {peaks[0]:.2f} GB, TRL {peaks[1]:.2f} GB, {peaks[0] / peaks[1]:.0%}", flush=True)
 
 
 if __name__ == "__main__":
