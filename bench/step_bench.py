@@ -1,21 +1,21 @@
 """One whole GRPO step against TRL's GRPOTrainer: rollouts, log-probs, reference, update.
 
     pip install trl==1.16.0 accelerate datasets          (besides requirements.txt; measured with accelerate 1.15.0)
-    python bench/step_bench.py                           both models; some ten minutes on one core
+    python bench/step_bench.py                           both models; half an hour, of which 100m takes most
     python bench/step_bench.py --only tiny --steps 5     the embedded base alone
 
     tiny    the embedded base, Proposer's prompts: 16 prompts x 4 replies of 64 tokens
-    100m    random weights, about 100 M parameters, the real 151,936 words: 2 prompts x 8 replies of 32 tokens
+    100m    random weights, about 100 M parameters, the real 151,936 words: 2 prompts x 8 replies of 512 tokens
     2b      (on a GPU) the shape of Qwen2-VL-2B, bf16 compute: 4 prompts x 8 replies of 512 tokens
 
 Same weights, prompts, group size, temperature, KL (0.01), clip, AdamW step, float32 on a CPU; every reply runs to the full length
 (the end token is one that is never drawn). TRL has its defaults, with these exceptions, all in its favour or needed for equal work:
-the numbers above; float32 (its default is bf16 autocast, on CPUs as well); no gradient checkpointing on tiny, where ours has
-none either (100m and 2b: both have it, its default). Prompts are text alone: TRL takes pictures through a processor that needs
-torchvision. Worth knowing: without Triton, TRL projects every position onto the vocabulary, prompts and padding as well.
+the numbers above; float32 (its default is bf16 autocast, on CPUs as well). Gradient checkpointing is its default, and ours for real
+models (100m, 2b); on tiny ours has none, and TRL is shown without it and with it. Prompts are text alone: TRL takes pictures
+through a processor that needs torchvision. Worth knowing: without Triton, TRL projects every position onto the vocabulary, prompts and padding as well.
 
-Each engine has a process of its own, and makes a step when it is its turn. The first step of each is not counted; `ratio` is theirs by
-ours, step by step. Memory: the most that its process ever held resident, program and weights included (on a GPU: that was allocated).
+Each engine has a process of its own, and makes a step when it is its turn. The first step of each is not counted; x is
+their time by ours, step by step. Memory: the most that its process ever held resident, program and weights included (on a GPU: that was allocated).
 """
 import argparse
 import os
@@ -41,7 +41,7 @@ from vlm import VLM                                                         # no
 
 CUDA = torch.cuda.is_available()
 #        prompts, replies each, tokens of a reply, gradient checkpointing, words of a prompt
-WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 32, True, 25), "2b": (4, 8, 512, True, 95)}
+WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 512, True, 25), "2b": (4, 8, 512, True, 95)}
 SHAPES = {"100m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128),
           "2b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)}
 LR, KL, CLIP = 1e-6, 0.01, (0.2, 0.3)
@@ -94,12 +94,12 @@ def ours(name, folder):
     return step
 
 
-def theirs(name, folder, steps, turn):
-    """`steps` steps of TRL, each when `turn` says so; `turn` is told the seconds of the one before."""
+def theirs(name, folder, steps, checkpointing, turn):
+    """`steps` steps of TRL, each when `turn` comes back."""
     import datasets
     import transformers
     from trl import GRPOConfig, GRPOTrainer
-    prompts, n, tokens, checkpointing, _ = WORK[name]
+    prompts, n, tokens, _, _ = WORK[name]
     vlm = VLM.load(folder, device="cpu")
     rows = datasets.Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts(name, vlm)]})
     batch = min(8, prompts * n)                                             # 8: TRL's default
@@ -128,8 +128,8 @@ def alone(engine, name, folder, steps):
     def turn():
         print("ready 0", flush=True)
         sys.stdin.readline()
-    if engine == "TRL":
-        theirs(name, folder, steps, turn)
+    if engine != "ours":
+        theirs(name, folder, steps, engine != "TRL" or WORK[name][3], turn)
     else:
         step = ours(name, folder)
         for _ in range(steps):
@@ -176,22 +176,23 @@ def main():
             folder = checkpoint(name, Path(scratch))
             asked = VLM.load(folder, device="cpu")
             asked = [len(asked.encode(text).tokens) for text in texts(name, asked)]
+            names = ("ours", "TRL") + ("TRL, checkpointing",) * (not WORK[name][3])
             engines = {engine: subprocess.Popen([sys.executable, __file__, "--alone", engine, name, folder, str(args.steps + 1)],
                                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                       for engine in ("ours", "TRL")}
-            seconds = {engine: [] for engine in engines}
+                       for engine in names}
+            seconds = {engine: [] for engine in names}
             for _ in range(args.steps + 1):
                 for child in engines.values():
                     hear(child, "ready")                                    # nobody works while another's step is timed
                 for engine, child in engines.items():
                     print("go", file=child.stdin, flush=True)
                     seconds[engine].append(hear(child, "seconds"))
-            peaks = [hear(child, "peak") for child in engines.values()]
-            ratios = [b / a for a, b in zip(seconds["ours"][1:], seconds["TRL"][1:])]
-            a, b = (statistics.median(each[1:]) for each in seconds.values())
-            print(f"{name}: {WORK[name][0]} prompts of {min(asked)} to {max(asked)} tokens x {WORK[name][1]} replies of {WORK[name][2]}: "
-                  f"ours {a:.2f} s, TRL {b:.2f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
-                  f"memory {peaks[0]:.2f} GB, TRL {peaks[1]:.2f} GB, {peaks[0] / peaks[1]:.0%}", flush=True)
+            peaks = {engine: hear(child, "peak") for engine, child in engines.items()}
+            print(f"\n{name}: {WORK[name][0]} prompts of {min(asked)} to {max(asked)} tokens x {WORK[name][1]} replies of {WORK[name][2]}")
+            for engine in names:
+                ratios = [a / b for a, b in zip(seconds[engine][1:], seconds["ours"][1:])]
+                print(f"    {engine:<18} {statistics.median(seconds[engine][1:]):7.2f} s   x {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+                      f"{max(ratios):.2f})   {peaks[engine]:6.2f} GB   ours is {peaks['ours'] / peaks[engine]:.0%}", flush=True)
 
 
 if __name__ == "__main__":
