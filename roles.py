@@ -126,9 +126,9 @@ class Roles:
         return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
 
     # ---------------------------------------------------------------- what the frozen roles do
-    def propose(self, weights, count: int, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
-        """`count` fresh proposals, topics in turn -> (topic, reply, proposal or None)"""
-        topics = [TOPICS[i % len(TOPICS)] for i in range(count)]
+    def propose(self, weights, places: range, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
+        """Fresh proposals for these places of a list, topics in turn -> (topic, reply, proposal or None)"""
+        topics = [TOPICS[i % len(TOPICS)] for i in places]
         prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
         replies = self.speak(weights, [prompts[topic] for topic in topics], 1, progress, seed=seed, temperature=1.0, top_p=0.95,
                              max_new_tokens=self.s.proposal_tokens)
