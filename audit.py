@@ -12,6 +12,7 @@ import numpy as np
 
 from answers import answers_match, extract_answer, tally, vote
 from generate import generate
+from parallel import gather, share
 from prompts import fill
 from tiny.truth import truth
 
@@ -45,9 +46,10 @@ def entropy(counts):
 
 
 def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
-    """[rows][n]: the Solver's answers to the hard questions without the picture, sampled as the labels were."""
+    """[rows][n]: the Solver's answers to the hard questions without the picture, sampled as the labels were. Each rank asks its share."""
     prompts = [vlm.encode(fill(vlm.prompts["solver"], question=row["hard_question"])) for row in rows]
-    replies = generate(vlm, prompts, n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed)
+    replies = gather(generate(vlm, share(prompts), n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed,
+                              numbers=share(range(len(prompts)))))
     return [[extract_answer(reply.text) for reply in group] for group in replies]
 
 

@@ -113,6 +113,21 @@ class Phase:
                                     | {"data": json.dumps(self.data)})
         self.roles.weights[self.role] = self.roles.policy.state()
 
+    def make_data(self, count: int, make) -> list[tuple[dict, Draft]]:
+        """What `make(places, seed)` makes of `count` fresh proposals, part by part -> (row, draft) of each, as for Run.save_data
+
+        It may take hours. Each part is in the run folder once it is whole, and a run that was killed goes on with the first that
+        is not. Borders and seeds depend on nothing but the part: it comes out the same, whichever start makes it.
+        """
+        made, size = [], self.s.part_proposals
+        for first in tqdm(range(0, count, size), desc=f"{self.title} data", ncols=100, unit=" parts", leave=False, disable=parallel.rank() > 0):
+            name = f"{self.role}.part{first}"
+            if (rows := self.run.load_data(self.iteration, name)) is None:
+                rows = make(range(first, min(first + size, count)), lambda *what: self.seed(*what) + first)
+                self.run.save_data(self.iteration, name, rows)
+            made += rows
+        return made
+
     def report_data(self, counts: dict, drafts: list[Draft], begun: float):
         """What became of the fresh proposals, on the terminal and on disk."""
         drawn = [d for d in drafts if d.easy_answers]
@@ -187,13 +202,16 @@ def train_coder(roles: Roles, run: Run, iteration: int):
     s, begun = roles.s, time.perf_counter()
     phase = Phase(roles, run, iteration, "coder", s.coder_steps)
     if (made := run.load_data(iteration, "coder")) is None:
-        fresh = roles.propose(roles.weights["proposer"], s.coder_proposals, phase.seed("proposals"), progress=True)
-        valid = [p for _, _, p in fresh if p is not None]
-        drafts = roles.draw(roles.weights["coder"], valid, s.codes, phase.seed("codes"), progress=True)
-        rates = [mean(d.image is not None for d in group) for group in drafts]
-        made = [({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0]) for group, rate in zip(drafts, rates)]
-        phase.report_data({"asked": len(fresh), "valid": len(valid), "rendered": sum(rate > 0 for rate in rates),
-                           "kept": sum(map(rewards.keep_for_coder, rates))}, [], begun)
+        def make(places, seed):
+            fresh = roles.propose(roles.weights["proposer"], places, seed("proposals"), progress=True)
+            valid = [p for _, _, p in fresh if p is not None]
+            drafts = roles.draw(roles.weights["coder"], valid, s.codes, seed("codes"), progress=True)
+            rates = [mean(d.image is not None for d in group) for group in drafts]
+            return [({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0]) for group, rate in zip(drafts, rates)]
+
+        made = phase.make_data(s.coder_proposals, make)
+        phase.report_data({"asked": s.coder_proposals, "valid": len(made), "rendered": sum(row["render_rate"] > 0 for row, _ in made),
+                           "kept": sum(row["kept"] for row, _ in made)}, [], begun)
         run.save_data(iteration, "coder", made)
     kept = [(d.proposal, d.language) for row, d in made if row["kept"]]
     if not kept:
@@ -223,19 +241,24 @@ def train_solver(roles: Roles, run: Run, iteration: int):
     s, begun = roles.s, time.perf_counter()
     phase = Phase(roles, run, iteration, "solver", s.solver_steps)
     if (made := run.load_data(iteration, "solver")) is None:
-        fresh = roles.propose(roles.weights["proposer"], s.solver_proposals, phase.seed("proposals"), progress=True)
-        valid = [p for _, _, p in fresh if p is not None]
-        drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, phase.seed("codes"), progress=True)]
-        roles.judge(roles.weights["solver"], drafts, s.labels, phase.seed("labels"), progress=True)
-        drawn = [d for d in drafts if d.image is not None]
-        open_ = lambda d: rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])
-        made = [({"label": rewards.vote(d.hard_answers)[0]}, d) for d in drawn if open_(d)]
-        phase.report_data(dict(asked=len(fresh), valid=len(valid), rendered=len(drawn), evaluated=len(drawn), kept=len(made)), drawn, begun)
-        if made:                                                # how good are the labels? Also asked without the pictures
-            rows = [row | d.record() for row, d in made]
-            roles.actor.load_state(roles.weights["solver"])
-            blind = blind_answers(roles.actor, rows, seed=phase.seed("blind"), max_new_tokens=s.answer_tokens)
-            run.log(kind="audit", iteration=iteration, phase="solver", **audit(rows, blind))
+        def make(places, seed):
+            fresh = roles.propose(roles.weights["proposer"], places, seed("proposals"), progress=True)
+            valid = [p for _, _, p in fresh if p is not None]
+            drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, seed("codes"), progress=True)]
+            roles.judge(roles.weights["solver"], drafts, s.labels, seed("labels"), progress=True)
+            open_ = [d for d in drafts if rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])]
+            roles.actor.load_state(roles.weights["solver"])     # how good are their labels? Also asked without the pictures
+            blind = blind_answers(roles.actor, [d.record() for d in open_], seed=seed("blind"), max_new_tokens=s.answer_tokens)
+            blind = dict(zip(open_, blind))
+            return [({"kept": d in blind, "blind": blind.get(d)}, d) for d in drafts]
+
+        every = phase.make_data(s.solver_proposals, make)
+        made = [({"label": rewards.vote(d.hard_answers)[0], "blind": row["blind"]}, d) for row, d in every if row["kept"]]
+        drawn = [d for _, d in every if d.image is not None]
+        phase.report_data(dict(asked=s.solver_proposals, valid=len(every), rendered=len(drawn), evaluated=len(drawn), kept=len(made)), drawn, begun)
+        if made:
+            run.log(kind="audit", iteration=iteration, phase="solver",
+                    **audit([row | d.record() for row, d in made], [row["blind"] for row, _ in made]))
         run.save_data(iteration, "solver", made)
     kept = [(d, row["label"]) for row, d in made]
     if not kept:
@@ -266,7 +289,7 @@ def measure(roles: Roles, run: Run, iteration: int, test: dict):
         record |= {"easy": evaluate(roles.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens)["sampled"]}
         del record["per_question"]
     if s.probe:
-        fresh = roles.propose(roles.weights["proposer"], s.probe, subseed(s.seed, iteration, "probe", "proposals"))
+        fresh = roles.propose(roles.weights["proposer"], range(s.probe), subseed(s.seed, iteration, "probe", "proposals"))
         valid = [p for _, _, p in fresh if p is not None]
         drafts = [g[0] for g in roles.draw(roles.weights["coder"], valid, 1, subseed(s.seed, iteration, "probe", "codes"))]
         roles.judge(roles.weights["solver"], drafts, s.answers, subseed(s.seed, iteration, "probe", "answers"))

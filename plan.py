@@ -1,7 +1,7 @@
 """What a run would need, before it begins: no weights are loaded, and neither GPU nor network is needed.
 
     python mmzero.py --model Qwen2-VL-2B --preset 1x48gb --dry-run     the plan of a run, and whether it fits this machine
-    python plan.py                                                     GB per GPU, model x preset: the table of the README
+    python plan.py                                                     GB per GPU by model, mode and GPUs: the tables of the README
 
 Parameters are counted on the network itself, built from its config on the meta device. Memory is a formula. P parameters,
 A of them adapters, N GPUs, T tokens of a pass (--token-budget), L layers of width D, V words; bytes on each GPU, held all the time:
@@ -28,6 +28,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ SHAPES = {
     "Qwen3-VL-4B": ("qwen3_vl", 2560, 36, 32, 8, 9728, 151936, True, 1024, 24, 4096),
     "Qwen3-VL-8B": ("qwen3_vl", 4096, 36, 32, 8, 12288, 151936, False, 1152, 27, 4304),
 }
-CARDS = {"24gb": 24.1e9, "48gb": 48.3e9, "80gb": 85.0e9}        # bytes that the driver shows of an A10G, an L40S, an H100
+CARDS = {"16gb": 16.1e9, "24gb": 24.1e9, "48gb": 48.3e9, "80gb": 85.0e9}       # bytes that the driver shows of an A2, an A10G, an L40S, an H100
 RESERVE = 1.5e9                                                 # bytes per GPU that the formula does not see
 PICTURE = 12e3                                                  # bytes of a PNG: the matplotlib chart of bench/render_bench.py
 
@@ -211,16 +212,23 @@ def plan(s: Settings, gpus=0) -> str | None:
 
 
 def main():
-    """The table of the README: GB that must fit, and how many completions of full length are then decoded side by side."""
-    names = [name for name in PRESETS if name[2:] in CARDS]
-    print("GB per GPU / slots; in brackets: does not fit\n\n| model         | " + " | ".join(f"{name:>9}" for name in names) + " |")
-    print("|:--------------|" + "----------:|" * len(names))
-    for model in SHAPES:
-        shape, cells = measure(read_config(model)), []
-        for name in names:
-            slots = fitting(m := needs(PRESETS[name][0], shape, int(name[0])), CARDS[name[2:]])
-            cells.append((f"{m['least'] / 1e9:.0f} / {slots}" if slots else f"({m['least'] / 1e9:.0f})").rjust(9))
-        print(f"| {model:13} | " + " | ".join(cells) + " |")
+    """The two tables of the README: GB by model, mode and GPUs; slots by model, preset and card."""
+    def table(title, columns, cell):
+        print(f"{title}\n\n| {'model':13} | " + " | ".join(f"{name:>7}" for name, *_ in columns) + " |")
+        print("|:--------------|" + "".join("-" * (max(len(name), 7) + 1) + ":|" for name, *_ in columns))
+        for model in SHAPES:
+            shape = measure(read_config(model))
+            print(f"| {model:13} | " + " | ".join(cell(shape, *rest).rjust(max(len(name), 7)) for name, *rest in columns) + " |")
+
+    def least(shape, gpus, lora):
+        return "–".join(f"{needs(replace(PRESETS[preset][0], lora=lora), shape, gpus)['least'] / 1e9:.0f}" for preset in ("1x48gb", "8x80gb"))
+
+    def slots(shape, preset, card):
+        return str(fitting(needs(PRESETS[preset][0], shape, int(preset[0])), CARDS[card]) or "no")
+    table("GB per GPU: with the lengths and pictures of --preset 1x48gb – with those of the paper",
+          [("all weights: 1 GPU", 1, 0), ("2 GPUs", 2, 0), ("4 GPUs", 4, 0), ("8 GPUs", 8, 0), ("LoRA 32: any number", 1, 32)], least)
+    table("\nSlots, by preset and card", [("1x24gb on 16 GB", "1x24gb", "16gb"), ("24 GB", "1x24gb", "24gb"), ("48 GB", "1x24gb", "48gb"),
+          ("1x48gb", "1x48gb", "48gb"), ("1x80gb", "1x80gb", "80gb"), ("8x80gb", "8x80gb", "80gb")], slots)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,9 @@ class Roles:
         return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
 
     # ---------------------------------------------------------------- what the frozen roles do
-    def propose(self, weights, count: int, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
-        """`count` fresh proposals, topics in turn -> (topic, reply, proposal or None)"""
-        topics = [TOPICS[i % len(TOPICS)] for i in range(count)]
+    def propose(self, weights, places: range, seed: int, progress=False) -> list[tuple[str, str, rewards.Proposal | None]]:
+        """Fresh proposals for these places of a list, topics in turn -> (topic, reply, proposal or None)"""
+        topics = [TOPICS[i % len(TOPICS)] for i in places]
         prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
         replies = self.speak(weights, [prompts[topic] for topic in topics], 1, progress, seed=seed, temperature=1.0, top_p=0.95,
                              max_new_tokens=self.s.proposal_tokens)
@@ -159,9 +159,10 @@ class Roles:
     def judge(self, weights, drafts: list[Draft], n: int, seed: int, top_k=40, progress=False):
         """The Solver answers both questions about every picture n times; drafts without a picture are left alone."""
         drawn = [d for d in drafts if d.image is not None]
-        pictures = [self.actor.cut(d.image) for d in drawn]         # the two questions share one object, and its vision tower
-        prompts = [self.solver_prompt(picture, q) for d, picture in zip(drawn, pictures)
-                   for q in (d.proposal.easy_question, d.proposal.hard_question)]
+        asked = [(d, q) for d in drawn for q in (d.proposal.easy_question, d.proposal.hard_question)]
+        # A rank cuts what is in its own share. The two questions share one object, and its vision tower.
+        pictures = {d: self.actor.cut(d.image) for d in dict.fromkeys(d for d, _ in share(asked))}
+        prompts = [self.solver_prompt(pictures[d], q) if d in pictures else None for d, q in asked]
         replies = self.speak(weights, prompts, n, progress, seed=seed, temperature=1.0, top_k=top_k,
                              max_new_tokens=self.s.answer_tokens)
         for i, draft in enumerate(drawn):

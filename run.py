@@ -3,6 +3,7 @@
     config.json                       the settings           iterK/{proposer,coder,solver}/   checkpoints
     metrics.jsonl                     every figure           iterK/NAME.jsonl, pictures/      what the roles made
     resume/progress.json              the last finished phase, and the newest state (resume.py) inside the next one
+    iterK/NAME.partN.jsonl            a whole part of the data that phase NAME is making, proposals N and on; gone when all is there
 
 `report.py` draws `report.html` from it. The whole folder can be copied anywhere.
 """
@@ -89,6 +90,8 @@ class Run:
         for old in (self.folder / "resume").glob(f"*.{parallel.rank()}of*"):
             if not place or old != self._state_file(*place):
                 old.unlink()
+        for part in self.folder.glob("iter*/**/*.part*") if not parallel.rank() else ():
+            part.unlink()                                       # wherever one gets here, the phase has all of its data
 
     def write(self, name: str, text: str):
         """To a temporary name first: whoever reads sees the old file or the new one, never half of one. Rank 0 writes."""
@@ -122,8 +125,9 @@ class Run:
         self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
 
     def load_data(self, iteration: int, name: str) -> list[tuple[dict, Draft]] | None:
-        """What save_data wrote, if an earlier start of the command came so far."""
-        if not (path := self.folder / f"iter{iteration}/{name}.jsonl").exists():
+        """What save_data wrote, if an earlier start of the command came so far: all ranks have it, or none."""
+        path = self.folder / f"iter{iteration}/{name}.jsonl"
+        if not all(parallel.gather([path.exists()])):
             return None
         return [(row, Draft.of(row, row["picture"] and Image.open(self.folder / row["picture"]).copy()))
                 for row in map(json.loads, path.read_text().splitlines())]

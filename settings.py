@@ -51,6 +51,7 @@ class Settings:
     lora: int = 0                       # rank of the adapters that are trained instead of all weights; 0: all weights
     lora_alpha: float = 32.0            # adapters are scaled by this / rank
     save_steps: int = 2                 # the state inside a phase is saved every so many steps
+    part_proposals: int = 1024          # fresh proposals become data in parts of so many, each saved when it is whole
     checkpointing: bool = True          # recompute activations in the backward pass: less memory, a third more time
     # Lengths, in tokens
     proposal_tokens: int = 4096         # a proposal is cut here
@@ -75,12 +76,12 @@ PAPER = Settings()
 TINY = replace(
     PAPER, proposer_steps=6, coder_steps=6, coder_proposals=192, coder_prompts=48,
     coder_update=48, solver_steps=12, solver_proposals=2048, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
-    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096, save_steps=4)
+    proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096, save_steps=4, part_proposals=2048)
 
-# One GPU samples an eighth of what eight do: a quarter of the data, ten steps (the paper's text has ten), replies of at most
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (the 1,024 fill 128 slots on each of eight), ten steps (the paper's text has ten), replies of at most
 # 2,048 tokens, pictures of at most 1024 x 768. What fits, and with how much room: python plan.py
 ONE_GPU = dict(proposer_steps=10, coder_steps=10, solver_steps=10, coder_proposals=824, solver_proposals=1248, coder_prompts=64,
-               solver_prompts=128, solver_update=64, proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432)
+               solver_prompts=128, solver_update=64, part_proposals=256, proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432)
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
 PRESETS = {                             # name: (settings, what it is for)
     "tiny": (TINY, "the embedded base, on two CPU cores"),

@@ -62,7 +62,7 @@ SIDE_FILES = ("preprocessor_config.json", "processor_config.json", "video_prepro
 @dataclass(frozen=True)
 class Picture:
     """A picture cut into patches. Made by `VLM.cut`. Prompts about equal pictures share one pass of the vision tower."""
-    pixels: Tensor = field(compare=False)   # [patches, channels * temporal_patch * patch * patch] float32
+    pixels: Tensor = field(compare=False)   # [patches, channels * patch * patch] uint8: thousands wait in host memory; see `VLM.normalise`
     grid: tuple[int, int, int]              # (1, rows, columns) in patches
     digest: bytes                           # of the resized picture: equal ones are found without comparing patches
 
@@ -195,8 +195,7 @@ class VLM:
         self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or size["max_pixels"]
         self.patch, self.merge = settings["patch_size"], settings["merge_size"]
         self.temporal_patch = settings["temporal_patch_size"]
-        self.mean = np.array(settings["image_mean"], dtype=np.float32)
-        self.std = np.array(settings["image_std"], dtype=np.float32)
+        self.mean, self.std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
 
     def _prepare_chat(self, folder):
         # Some hub checkpoints give the tokenizer a template for text only and the real one to the processor.
@@ -261,7 +260,7 @@ class VLM:
         return self._templates[is_text]
 
     def cut(self, picture: Image.Image) -> Picture:
-        """Resize to a multiple of the patch size within the area limits, normalise, cut into patches."""
+        """Resize to a multiple of the patch size within the area limits, cut into patches."""
         p, m = self.patch, self.merge
         if picture.has_transparency_data:                       # it lies on white paper
             picture = picture.convert("RGBA")
@@ -271,14 +270,19 @@ class VLM:
         if (width, height) != picture.size:
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-        pixels = (np.asarray(picture, dtype=np.float32) / 255 - self.mean) / self.std    # [height, width, 3]
         rows, columns = height // p, width // p
         # Patches are listed block by block: the m * m of them which become one token lie side by side.
-        pixels = pixels.reshape(rows // m, m, p, columns // m, m, p, 3)
+        pixels = np.asarray(picture).reshape(rows // m, m, p, columns // m, m, p, 3)
         pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)          # [rows / m, columns / m, m, m, channel, p, p]
-        # A still picture is a film of equal frames: as many as one temporal patch takes.
-        pixels = np.repeat(pixels[:, :, :, :, :, None], self.temporal_patch, axis=5)
         return Picture(torch.from_numpy(pixels.reshape(rows * columns, -1)), (1, rows, columns), digest)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Patches of pictures, uint8 -> what the network is given: [patches, channels * temporal_patch * patch * patch] float32.
+
+        A still picture is a film of equal frames: as many as one temporal patch takes. All this makes it eight times as large.
+        """
+        pixels = pixels.view(len(pixels), 3, 1, -1).float().div_(255).sub_(self.mean.to(pixels.device)).div_(self.std.to(pixels.device))
+        return pixels.expand(-1, -1, self.temporal_patch, -1).flatten(1)
 
     # -------------------------------------------------------------------- Prompts -> a batch -> hidden states
     def collate(self, prompts, replies=None, side="left") -> dict:
@@ -304,7 +308,7 @@ class VLM:
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         distinct = list(dict.fromkeys(pictures))
         if pictures:
-            batch["pixel_values"] = torch.cat([picture.pixels for picture in distinct])
+            batch["pixel_values"] = self.normalise(torch.cat([picture.pixels for picture in distinct]).to(self.device))
             batch["image_grid_thw"] = torch.tensor([picture.grid for picture in distinct])
         if len(distinct) < len(pictures):
             number = {picture: i for i, picture in enumerate(distinct)}

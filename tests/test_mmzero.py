@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,29 +105,36 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
 
 save = Run.save_data
 
-# A process that kills itself with SIGKILL at the n-th place where a run can be hurt: a line of metrics, a file that is
-# written but not yet there (torch.save and os.replace: inside a save), a picture, a checkpoint.
+# A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the first that a pattern names: a
+# line of metrics, a file that is written but not yet there (torch.save and os.replace: inside a save), a picture, a checkpoint,
+# what a role has said.
 KILLER = """
-import itertools, os, signal, sys
-import torch, mmzero, run, vlm
-at, count = int(sys.argv[1]), itertools.count(1)
+import itertools, os, re, signal, sys
+from pathlib import Path
+import torch, mmzero, roles, run, vlm
+from PIL import Image
+at, count = sys.argv[1], itertools.count(1)
+def pass_by(*place):
+    place = " ".join(str(word) for word in place if isinstance(word, (str, range, Path)))
+    print(place, flush=True)
+    if str(next(count)) == at or not at.lstrip("-").isdigit() and re.search(at, place): os.kill(os.getpid(), signal.SIGKILL)
 def deadly(function):
     def wrapped(*a, **k):
-        if next(count) == at: os.kill(os.getpid(), signal.SIGKILL)
+        pass_by("before", function.__name__, *a)
         result = function(*a, **k)
-        if next(count) == at: os.kill(os.getpid(), signal.SIGKILL)
+        pass_by("after", function.__name__, *a)
         return result
     return wrapped
 saves, save = itertools.count(1), torch.save
 def halfway(state, path):                                       # at -2: in the middle of the second state that is saved
-    if next(saves) == -at:
+    if next(saves) == -int(at if at == "-2" else 0):
         path.write_bytes(b"half of a state")
         os.kill(os.getpid(), signal.SIGKILL)
     save(state, path)
-torch.save, os.replace = deadly(halfway), deadly(os.replace)
-run.Run.log, run.Run.save_data, vlm.VLM.save = map(deadly, (run.Run.log, run.Run.save_data, vlm.VLM.save))
+torch.save, os.replace, Image.Image.save = map(deadly, (halfway, os.replace, Image.Image.save))
+for kind, names in ((run.Run, ("log", "save_data")), (vlm.VLM, ("save",)), (roles.Roles, ("propose", "draw", "judge"))):
+    for name in names: setattr(kind, name, deadly(getattr(kind, name)))
 mmzero.self_evolve(mmzero.Settings(**eval(sys.argv[2])))
-print("places", next(count) - 1)
 """
 
 
@@ -135,24 +143,21 @@ def start(settings, at):
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
-    """kill -9 at random places, again and again in one run, until it gets through."""
-    settings = replace(LITTLE, coder_steps=3, solver_steps=3, save_steps=1)
+    """kill -9, again and again in one run: in a step, in a state, while data is made and inside a part of it, at random places."""
+    settings = replace(LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8)
     whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
     assert whole.returncode == 0, whole.stderr[-3000:]
-    places, kills, rng = int(whole.stdout.split("places ")[1]), 0, random.Random(5)
-    settings = replace(settings, out=str(tmp_path / "killed"))
-    for at in [-2, *sorted(rng.sample(range(8, places // 2), 3)), 10**9]:
+    settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
+    kills = [-2, r"after propose range\(8, 16\)", r"after save .*solver.part8_", r"before replace .*solver.part16.jsonl", rng.randrange(2, 12)]
+    for at in [*kills, 10**9]:
         finished = start(settings, at)
-        if finished.returncode == 0:
-            break
-        assert finished.returncode == -9, finished.stderr[-3000:]
-        kills += 1
-    assert kills >= 3 and finished.returncode == 0
+        made += re.findall(r"after save_data (\w+.part\d+)", finished.stdout)
+        assert finished.returncode == (0 if at == 10**9 else -9), (at, finished.stdout[-500:], finished.stderr[-3000:])
+    assert made == ["coder.part0", "coder.part8", "solver.part0", "solver.part8", "solver.part16"]              # none was made twice
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    for role in mmzero.ROLES:
-        a, b = (tmp_path / name / "iter1" / role / "model.safetensors" for name in ("whole", "killed"))
-        assert a.read_bytes() == b.read_bytes(), role
-    assert not list((tmp_path / "killed/iter1").glob(".*"))
+    a, b = ({p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
+            for folder in (tmp_path / "whole", tmp_path / "killed"))
+    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]              # checkpoints, data, pictures; no part
     assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list((tmp_path / "killed/resume").glob("*.new"))
 
 

@@ -188,17 +188,30 @@ def test_lists_are_shared_out_whole_and_in_order(monkeypatch):
             assert sorted(b for part in dealt for b, weight in part if weight) == list(range(size))
 
 
-SMALL = ["--iterations", "1", "--steps", "1", "--proposer-prompts", "4", "--coder-proposals", "8", "--coder-prompts", "4",
+SMALL = ["--iterations", "1", "--steps", "1", "--proposer-prompts", "4", "--coder-proposals", "6", "--coder-prompts", "4",
          "--solver-proposals", "12", "--solver-prompts", "4", "--questions", "7", "--probe", "8", "--workers", "1",
          "--render-seconds", "60"]
 
 
 def test_the_whole_loop_on_two_ranks(tmp_path):
-    finished = torchrun(ROOT / "mmzero.py", *SMALL, "--out", tmp_path / "run")
+    """Killed once, while phase S makes the second part of its data: both ranks find the first, and go on together."""
+    killer = tmp_path / "killed.py"
+    killer.write_text("import mmzero, os, parallel, signal, sys\n"
+                      "propose = mmzero.Roles.propose\n"
+                      "def deadly(self, weights, places, *more, **options):\n"
+                      "    if places == range(6, 12) and parallel.rank() == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+                      "    return propose(self, weights, places, *more, **options)\n"
+                      "mmzero.Roles.propose = deadly\n"
+                      "mmzero.main(sys.argv[1:])\n")
+    command = (*SMALL, "--part-proposals", "6", "--out", tmp_path / "run")
+    assert torchrun(killer, *command).returncode != 0
+    assert (tmp_path / "run/iter1/solver.part0.jsonl").is_file()
+    finished = torchrun(ROOT / "mmzero.py", *command)
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert finished.stdout.count("| it 1 |") == 2                # the row and the table at the end, from one rank only
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
+    assert [line["asked"] for line in lines if line["kind"] == "data"] == [6, 12] and not list((tmp_path / "run").rglob("*.part*"))
     steps = [line for line in lines if line["kind"] == "step"]
     assert steps and any(line["updates"] for line in steps)
     assert all(line["logp_gap"] < 1e-3 for line in steps if line["updates"])

@@ -3,6 +3,7 @@ import json
 import random
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from settings import PAPER, PRESETS
 from vlm import FAMILIES, VLM, smart_resize
 
 
+README = (Path(plan_module.__file__).parent / "README.md").read_text()
 # The number of weights in the published checkpoints' files.
 PUBLISHED = {"Qwen2-VL-2B": 2208985600, "Qwen2-VL-7B": 8291375616, "Qwen2.5-VL-3B": 3754622976, "Qwen2.5-VL-7B": 8292166656,
              "Qwen3-VL-2B": 2127532032, "Qwen3-VL-4B": 4437815808, "Qwen3-VL-8B": 8767123696}
@@ -132,6 +134,19 @@ def test_presets_fit_the_machines_they_are_named_after():
             m = needs(PRESETS[preset][0], measure(read_config(name)), int(preset[0]))
             assert m["least"] < 0.97 * CARDS[preset[2:]], (preset, name, m)
             assert fitting(m, CARDS[preset[2:]]) >= 8, (preset, name)
+
+
+@pytest.mark.parametrize("model, preset, card, gigabytes, slots", [("Qwen2-VL-2B", "1x48gb", "48gb", 46, 64), ("Qwen2-VL-2B", "1x24gb", "16gb", 8, 32),
+                                                                   ("Qwen3-VL-8B", "1x24gb", "48gb", 23, 32), ("Qwen3-VL-8B", "8x80gb", "80gb", 61, 32)])
+def test_what_the_readme_says_of_2b_and_8b(model, preset, card, gigabytes, slots):
+    m = needs(PRESETS[preset][0], measure(read_config(model)), int(preset[0]))
+    assert (round(m["least"] / 1e9), fitting(m, CARDS[card])) == (gigabytes, slots)
+
+
+def test_the_readme_has_the_tables_of_the_code(capsys):
+    plan_module.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * (2 + len(SHAPES)) and "\n".join(rows[:10]) in README and "\n".join(rows[10:]) in README
 
 
 def test_work_of_the_paper_by_hand():

@@ -34,7 +34,7 @@ def test_every_field_says_in_a_line_what_it_is(capsys):
 def test_presets_change_scale_only():
     """Nothing of section 3, of a group or of the loss differs: a preset is the paper's method on another machine."""
     scale = {f"{role}_{what}" for role in roles.ROLES for what in ("steps", "proposals", "prompts", "update")} | {
-        "token_budget", "lora", "lr", "save_steps", "checkpointing", "slots", "min_pixels", "max_pixels",
+        "token_budget", "lora", "lr", "save_steps", "part_proposals", "checkpointing", "slots", "min_pixels", "max_pixels",
         "proposal_tokens", "code_tokens", "answer_tokens"}
     assert PRESETS["paper"][0] == PAPER == Settings() and PRESETS["tiny"][0] == TINY
     for name, (settings, _) in PRESETS.items():
