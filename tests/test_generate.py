@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import generate as engine
-from generate import generate, least_kept, least_kept_fixed, sample, streams, uniforms
+import sampling
+from generate import generate
 from helpers_models import for_the_library, make_checkpoint
+from sampling import least_kept, least_kept_fixed, sample, streams, uniforms
 from vlm import FAMILIES, VLM
 
 
@@ -231,7 +233,7 @@ def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
         plain = generate(model, ragged(model), **settings)
         with monkeypatch.context() as patch:
             patch.setitem(engine.EVERY, "cpu", 4)
-            patch.setattr(engine, "least_kept", engine.least_kept_fixed)
+            patch.setattr(sampling, "least_kept", least_kept_fixed)
             patch.setattr(engine.Engine, "step", lambda self: self.advance(min(self.slots, engine.bucket(self.m)), self.width))
             fixed = generate(model, ragged(model), **settings)
         for one, other in zip(sum(plain, []), sum(fixed, [])):
