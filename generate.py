@@ -47,6 +47,7 @@ except ImportError:
     flash_attn_with_kvcache = None
 
 GROWTH = 32             # columns by which the cache grows
+APART = 2000            # columns that a step must save before it attends to its longest rows apart, which takes a few more calls
 EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
 SHARED = 64             # tokens that prompts without a picture must have in common to be shared; not tuned
 
@@ -163,18 +164,23 @@ class Engine:
         # Rotations by position. In a reply the three axes of M-RoPE agree: one position a token is enough.
         positions = torch.arange(max(map(next_position, prompts)) + most, device=device)
         cos, sin = self.text.rotary_emb(self.keys[0], positions.expand(3, 1, -1))
-        self.cos, self.sin = cos[0], sin[0]                             # [positions, H]
+        left, right = sin[0].chunk(2, dim=-1)
+        self.rotation = torch.stack([cos[0], torch.cat([-left, right], dim=-1)], dim=1)                # [positions, 2, H], see `rotate`
 
         # The state of each slot. `newest` is the token that the next step puts through the network, to column
         # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
         def state(*size, dtype=torch.long):
             return torch.zeros(slots, *size, dtype=dtype, device=device)
-        self.newest, self.length, self.position, self.drawn, self.limit, self.stream = (state() for _ in range(6))
+        self.newest, self.limit, self.stream = state(), state(), state()
+        self.counts = torch.zeros(3, slots, dtype=torch.long, device=device)
+        self.length, self.position, self.drawn = self.counts            # what a step adds 1 to
         self.done = ~state(dtype=torch.bool)
         self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
         self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
         self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
-        self.rows = torch.arange(slots, device=device)
+        self.rows, self.columns = torch.arange(slots, device=device), torch.arange(columns + GROWTH, device=device)
+        self.heads = torch.arange(slots * self.kv_heads, device=device).view(slots, -1)                # [S, K]
+        self.apart = None                                               # the rows that `look` found much longer than the others
 
         numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
         self.streams, self.limits = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device), limits.to(device)     # [prompts, n]
@@ -204,7 +210,7 @@ class Engine:
             length, now = len(prompt.tokens) - 1, waiting[:len(self.free)]
             rows = [self.free.pop() for _ in now]
             at = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows, device=self.newest.device)
-            self.fit(max(self.width, length + self.every))
+            self.grow(length)
             for start, piece in pieces:                                 # of each layer [K, L, H]
                 for cache, one in zip(self.keys + self.values, piece):
                     cache[at, :, start:start + one.shape[1]] = one
@@ -218,26 +224,39 @@ class Engine:
         self.m = self.slots - len(self.free)
         gaps = [row for row in self.free if row < self.m]
         movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
-        for gap, mover in zip(gaps, movers):
+        if gaps:
             for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
                           self.stream, self.done, self.tokens, self.logps, self.full_logps, self.owner):
-                state[gap] = state[mover]
-            self.done[mover] = True
+                state[gaps] = state[movers]
+            self.done[movers] = True
         self.free = list(range(self.m, self.slots))[::-1]
         if self.m:
-            self.fit(int(self.length[:self.m].max()) + self.every)      # what the longest row will reach before the next look
+            self.look()
         return self.m > 0
 
-    def fit(self, columns: int):
-        """Choose W, the columns that a step looks at: at least these."""
-        if self.graphs is not None:         # a part of the cache; each W is a graph of its own, so few of them
-            self.width = self.keys[0].shape[2] if self.flash else min(-(-columns // 256) * 256, self.keys[0].shape[2])
-        elif not columns <= self.width <= 2 * columns + GROWTH:
-            # On CPU all of it: reading parts of rows, which do not lie side by side, takes four times as long.
-            self.width = columns + GROWTH
+    def grow(self, columns: int):
+        """On CPU the cache follows its rows: at least these columns."""
+        if columns > (have := self.keys[0].shape[2]):
             for caches in (self.keys, self.values):
                 for layer, cache in enumerate(caches):      # one at a time, to need little memory
-                    caches[layer] = F.pad(cache, (0, 0, 0, self.width - cache.shape[2]))
+                    caches[layer] = F.pad(cache, (0, 0, 0, columns + GROWTH - have))
+
+    def look(self):
+        """Choose W, the columns that the next steps attend to, and on CPU the rows that they attend to apart.
+
+        A few rows much longer than the others would widen the attention of all. So W is what the others need, and the keys of the
+        few are then copied to a place of their own, in full length: reading, writing and using them, three times the columns.
+        """
+        if self.graphs is not None:         # each W is a graph of its own, so few of them
+            most = self.keys[0].shape[2]
+            self.width = most if self.flash else min(-(-(int(self.length[:self.m].max()) + self.every) // 256) * 256, most)
+            return
+        lengths, rows = (self.length[:self.m] + self.every).sort(descending=True)
+        cost = self.m * lengths + 3 * lengths[0] * self.rows[:self.m]           # if this many rows are attended to apart
+        few = int(cost.argmin())
+        few = few if cost[0] - cost[few] > APART else 0
+        self.width, self.longest, self.apart = int(lengths[few]), int(lengths[0]), rows[:few] if few else None
+        self.grow(self.longest)
 
     def prefill(self):
         """Run the next prompts through the network, up to their last token, as many as the token budget allows."""
@@ -301,29 +320,52 @@ class Engine:
         for record, value in zip((self.tokens, self.logps, self.full_logps), new):
             record[rows, drawn] = value                     # for a row that is done: behind its last
         self.newest[:m] = new[0]
-        for count in (self.length, self.position, self.drawn):
-            count[:m] += going
+        self.counts[:, :m] += going
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
         self.done[:m] |= (new[0][:, None] == self.ends).any(-1) | (drawn >= self.limit[:m]) | ~new[2].isfinite()
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
-        length, position = self.length[:m], self.position[:m]
-        cos, sin = self.cos[position, None], self.sin[position, None]                       # [m, 1, H]
+        length, heads, norm = self.length[:m], self.kv_heads, self.norm
+        cos, sin = self.rotation[self.position[:m], :, None].unbind(1)                      # [m, 1, H]
         x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
-        beyond = torch.arange(width, device=length.device) > length[:, None]                # [m, W]
-        mask = x.new_zeros(m, width).masked_fill_(beyond, -torch.inf).repeat_interleave(self.kv_heads, 0)[:, None]
+        # Each row writes K keys and K values, to its column `length` of them: places in the cache seen as [S * K * C, H].
+        at = (self.heads[:m] * self.keys[0].shape[2] + length[:, None]).flatten()           # [m * K]
+        mask = self.mask(length, width, x)
+        if self.apart is not None:
+            apart, longer = self.apart, self.mask(length[self.apart], self.longest, x)
         for layer, keys, values in zip(self.text.layers, self.keys, self.values):
             attention = layer.self_attn
-            h = layer.input_layernorm(x)
+            h = norm(layer.input_layernorm, x)
             q, k, v = (projection(h).view(m, -1, self.head_dim)
                        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
             if self.vlm.family == "qwen3_vl":
-                q, k = attention.q_norm(q), attention.k_norm(k)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            x = x + attention.o_proj(attend(q, k, v, keys[:m, :, :width], values[:m, :, :width], length, mask, attention.scaling, self.flash))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.text.norm(x)
+                q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
+            q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], heads], dim=1)
+            if self.flash:
+                seen = self.flash(q[:, None], keys[:m].transpose(1, 2), values[:m].transpose(1, 2), k[:, None], v[:, None],
+                                  cache_seqlens=length.int(), softmax_scale=attention.scaling, causal=True)
+            else:
+                for cache, new in ((keys, k), (values, v)):
+                    cache.view(-1, self.head_dim).index_copy_(0, at, new.reshape(-1, self.head_dim))
+                seen = attend(q, keys[:m, :, :width], values[:m, :, :width], mask, attention.scaling)
+                if self.apart is not None:
+                    few = (cache[:, :, :self.longest].index_select(0, apart) for cache in (keys, values))
+                    seen[apart] = attend(q[apart], *few, longer, attention.scaling)
+            x = x + attention.o_proj(seen.view(m, -1))
+            x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
+        return norm(self.text.norm, x)
+
+    def mask(self, length, width, x) -> Tensor:
+        """[m * K, 1, W]: -inf beyond each row's length [m]."""
+        beyond = self.columns[:width] > length[:, None]                                     # [m, W]
+        mask = x.new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
+        return mask[:, None].expand(-1, self.kv_heads, -1).reshape(-1, 1, width)
+
+    @staticmethod
+    def norm(module, x):
+        """RMSNorm as one call: the library's takes six."""
+        return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
     # -------------------------------------------------------------------- slots into Completions
     def retire(self) -> int:
@@ -369,28 +411,17 @@ def common_prefix(prompts: list[Prompt], image_token: int) -> int:
     return shared if len(prompts) > 1 and pays else 0
 
 
-def attend(q, k, v, keys, values, length, mask, scaling, flash=None) -> Tensor:
-    """Put k, v [m, K, H] into column `length` of the cache [m, K, W, H], and let q [m, K * G, H] look at the columns so far.
-
-    mask [m * K, 1, W]: -inf beyond each row's length. flash: flash-attn's flash_attn_with_kvcache, which does it in one kernel
-    and reads of each row what it has; it wants the whole cache, W = C. -> [m, K * G * H]
-    """
-    m, heads, _, size = keys.shape
-    if flash:
-        return flash(q[:, None], keys.transpose(1, 2), values.transpose(1, 2), k[:, None], v[:, None],
-                     cache_seqlens=length.int(), softmax_scale=scaling, causal=True).reshape(m, -1)
-    rows = torch.arange(m, device=q.device)
-    keys[rows, :, length], values[rows, :, length] = k, v
+def attend(q, keys, values, mask, scaling) -> Tensor:
+    """q [m, K * G, H] look at keys [m, K, W, H] through mask [m * K, 1, W] -> of values [m, K, W, H] what they see, [m, K * G * H]."""
     # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)                                            # [m * K, W, H]
-    scores = torch.baddbmm(mask, q.reshape(m * heads, -1, size), keys.transpose(1, 2), alpha=scaling)   # [m * K, G, W]
-    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ values).view(m, -1)
+    m, q, keys, values = len(q), q.reshape(len(mask), -1, q.shape[-1]), keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)                    # [m * K, G, W]
+    return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: dimensions i and i + H/2 turn as a pair. x [m, heads, H]; cos, sin [m, 1, H]."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    """Rotary embedding: dimensions i and i + H/2 turn as a pair. x [m, heads, H]; cos, sin [m, 1, H], sin negative in the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 # ------------------------------------------------------------------------------------ by hand
