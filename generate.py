@@ -171,11 +171,12 @@ class Engine:
         # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
         def state(*size, dtype=torch.long):
             return torch.zeros(slots, *size, dtype=dtype, device=device)
-        self.newest, self.limit, self.stream = state(), state(), state()
+        self.newest, self.limit = state(), state()
         self.counts = torch.zeros(3, slots, dtype=torch.long, device=device)
         self.length, self.position, self.drawn = self.counts            # what a step adds 1 to
         self.done = ~state(dtype=torch.bool)
         self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
+        self.random = state(most + 1, dtype=torch.float64)              # what each token of the reply is drawn with
         self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
         self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
         self.rows, self.columns = torch.arange(slots, device=device), torch.arange(columns + GROWTH, device=device)
@@ -210,14 +211,16 @@ class Engine:
             length, now = len(prompt.tokens) - 1, waiting[:len(self.free)]
             rows = [self.free.pop() for _ in now]
             at = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows, device=self.newest.device)
-            self.grow(length)
+            self.grow(length, self.slots)
             for start, piece in pieces:                                 # of each layer [K, L, H]
                 for cache, one in zip(self.keys + self.values, piece):
                     cache[at, :, start:start + one.shape[1]] = one
             self.owner[rows] = now
             self.newest[rows], self.length[rows], self.position[rows] = prompt.tokens[-1], length, next_position(prompt) - 1
             self.drawn[rows], self.done[rows] = 0, False
-            self.limit[rows], self.stream[rows] = self.limits[tuple(zip(*now))], self.streams[tuple(zip(*now))]
+            places = tuple(zip(*now))
+            self.limit[rows] = self.limits[places]
+            self.random[rows] = uniforms(self.streams[places][:, None], torch.arange(self.random.shape[1], device=self.random.device))
             del waiting[:len(now)]
             if not waiting:
                 self.ready.pop(0)
@@ -226,7 +229,7 @@ class Engine:
         movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
         if gaps:
             for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
-                          self.stream, self.done, self.tokens, self.logps, self.full_logps, self.owner):
+                          self.random, self.done, self.tokens, self.logps, self.full_logps, self.owner):
                 state[gaps] = state[movers]
             self.done[movers] = True
         self.free = list(range(self.m, self.slots))[::-1]
@@ -234,12 +237,12 @@ class Engine:
             self.look()
         return self.m > 0
 
-    def grow(self, columns: int):
-        """On CPU the cache follows its rows: at least these columns."""
+    def grow(self, columns: int, rows: int):
+        """On CPU the cache follows its rows: at least these columns. rows: how many of its rows are still of use."""
         if columns > (have := self.keys[0].shape[2]):
             for caches in (self.keys, self.values):
                 for layer, cache in enumerate(caches):      # one at a time, to need little memory
-                    caches[layer] = F.pad(cache, (0, 0, 0, columns + GROWTH - have))
+                    caches[layer] = F.pad(cache[:rows], (0, 0, 0, columns + GROWTH - have))
 
     def look(self):
         """Choose W, the columns that the next steps attend to, and on CPU the rows that they attend to apart.
@@ -251,12 +254,15 @@ class Engine:
             most = self.keys[0].shape[2]
             self.width = most if self.flash else min(-(-(int(self.length[:self.m].max()) + self.every) // 256) * 256, most)
             return
-        lengths, rows = (self.length[:self.m] + self.every).sort(descending=True)
-        cost = self.m * lengths + 3 * lengths[0] * self.rows[:self.m]           # if this many rows are attended to apart
-        few = int(cost.argmin())
-        few = few if cost[0] - cost[few] > APART else 0
-        self.width, self.longest, self.apart = int(lengths[few]), int(lengths[0]), rows[:few] if few else None
-        self.grow(self.longest)
+        self.longest = self.width = int(self.length[:self.m].max()) + self.every
+        self.apart = None
+        if self.m * self.longest > APART:
+            lengths, rows = (self.length[:self.m] + self.every).sort(descending=True)
+            cost = self.m * lengths + 3 * lengths[0] * self.rows[:self.m]       # if so many rows are attended to apart
+            few = int(cost.argmin())
+            if cost[0] - cost[few] > APART:
+                self.width, self.apart = int(lengths[few]), rows[:few]
+        self.grow(self.longest, self.m)                 # slots fall idle only when the queue is empty: they are of no more use
 
     def prefill(self):
         """Run the next prompts through the network, up to their last token, as many as the token budget allows."""
@@ -316,7 +322,7 @@ class Engine:
         """Decode the newest tokens of rows 0 .. m-1, draw the next. Rows that are done go along, and stay as they are."""
         going, drawn, rows = ~self.done[:m], self.drawn[:m], self.rows[:m]
         logits = self.decode(m, width) @ self.vlm.head.T                            # [m, V]
-        new = sample(logits, uniforms(self.stream[:m], drawn), *self.settings, self.never)
+        new = sample(logits, self.random[rows, drawn], *self.settings, self.never)
         for record, value in zip((self.tokens, self.logps, self.full_logps), new):
             record[rows, drawn] = value                     # for a row that is done: behind its last
         self.newest[:m] = new[0]
@@ -327,6 +333,7 @@ class Engine:
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
         length, heads, norm = self.length[:m], self.kv_heads, self.norm
+        lengths = length.int()                                                              # as flash-attn wants them
         cos, sin = self.rotation[self.position[:m], :, None].unbind(1)                      # [m, 1, H]
         x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
         # Each row writes K keys and K values, to its column `length` of them: places in the cache seen as [S * K * C, H].
@@ -344,7 +351,7 @@ class Engine:
             q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], heads], dim=1)
             if self.flash:
                 seen = self.flash(q[:, None], keys[:m].transpose(1, 2), values[:m].transpose(1, 2), k[:, None], v[:, None],
-                                  cache_seqlens=length.int(), softmax_scale=attention.scaling, causal=True)
+                                  cache_seqlens=lengths, softmax_scale=attention.scaling, causal=True)
             else:
                 for cache, new in ((keys, k), (values, v)):
                     cache.view(-1, self.head_dim).index_copy_(0, at, new.reshape(-1, self.head_dim))

@@ -28,7 +28,7 @@ def streams(seed: int, prompts: int, n: int) -> Tensor:
 
 
 def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
-    """keys, steps [m] -> one number in [0, 1) each, float64."""
+    """Keys and steps (which broadcast) -> one number in [0, 1) each, float64."""
     bits = mix(keys + (steps + 1) * -0x61C8864680B583EB)
     return (bits >> 11 & (1 << 53) - 1).double() * 2.0 ** -53
 
@@ -133,11 +133,11 @@ def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:
         high = torch.full_like(low, 0x3f800001)
         for _ in range(30):
             middle = low + high >> 1
-            holds = torch.where(bits >= middle, weights, 0).sum(-1, keepdim=True, dtype=torch.float64) >= enough
+            holds = weights.masked_fill(bits < middle, 0).sum(-1, keepdim=True, dtype=torch.float64) >= enough
             low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
         return low.view(torch.float32)
     least = largest(top_k, torch.ones_like(probs)) if 0 < top_k < probs.shape[-1] else torch.zeros_like(probs[:, :1])
     if top_p < 1:
-        left = torch.where(probs >= least, probs, 0)
+        left = probs.masked_fill(probs < least, 0)
         least = largest(top_p * left.sum(-1, keepdim=True, dtype=torch.float64), left)
     return least

@@ -387,7 +387,7 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     longest = len(prompt.tokens) + 5
     monkeypatch.setattr(engine, "GROWTH", 0)                            # a cache of exactly the columns needed
     machine = engine.Engine(model, [prompt], torch.full((1, 4), 5), (1.0, 1.0, 0), 0, 4, 8192)
-    machine.grow(longest)
+    machine.grow(longest, 4)
     cache = sum(c.nbytes for c in machine.keys + machine.values)        # of four slots
     each = cache // 4 + 24 * model.config.get_text_config().vocab_size
     for slots in (1, 3):
