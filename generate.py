@@ -13,7 +13,8 @@ has its slot before the next step: the rows computed are the tokens drawn, no mo
 fall idle; the last working row then moves into the gap, so that slots 0 .. m-1 are always those at work.
 
 A row starts at column 0 of the cache and has its own length: rows of any lengths, with and without pictures, share a
-step. There is no padding inside a row, and the mask is simply "column <= length".
+step. There is no padding inside a row, and the mask is simply "column <= length". All rows attend to the same number of
+columns, except (on a CPU) a few that are much longer than the others: these are taken out and attended to apart.
 
 Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs); what prompts about one
 picture have in common, up to their questions, is computed once. The step is written out below on the layers' own weights:

@@ -99,25 +99,24 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     vocabulary = probs.shape[-1]
     if probs.device.type == "cuda":
         return least_kept_fixed(probs, top_p, top_k)
-    enough = top_p * probs.sum(-1, keepdim=True, dtype=torch.float64)       # [m, 1]
     width = min(top_k or 64, vocabulary)
     while True:
         # Sorting would be the slowest part of sampling. A small vocabulary goes to numpy, whose sort is 30 times as
         # fast as torch's; of a large one we take the 64 largest, and more if those hold too little.
         if vocabulary <= 4096:
-            best = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)[:, :top_k or vocabulary]
+            best = torch.from_numpy(np.sort(probs.numpy(), axis=-1))[:, -top_k:]        # all if it is 0
         else:
-            best = probs.topk(width).values                                 # [m, width], largest first
-        mass = best.cumsum(-1, dtype=torch.float64)
+            best = probs.topk(width).values.flip(-1)                    # [m, width], largest last
+        mass = best.cumsum(-1, dtype=torch.float64)                     # of each with all that are smaller
+        enough = top_p * (mass[:, -1:] if top_k else probs.sum(-1, keepdim=True, dtype=torch.float64))
         if top_k or best.shape[-1] == vocabulary or bool((mass[:, -1:] >= enough).all()):
             break
         width = min(8 * width, vocabulary)
     if top_p == 1:
-        return best[:, -1:]
-    if top_k:
-        enough = top_p * mass[:, -1:]
-    kept = (mass - best < enough).sum(-1, keepdim=True)                 # those with too little before them
-    return best.gather(-1, kept - 1)
+        return best[:, :1]
+    # The first one without which, and without all that are smaller, too little is left. (The clamp is for sums that are nan.)
+    first = torch.searchsorted(mass, mass[:, -1:] - enough, right=True).clamp(max=best.shape[-1] - 1)
+    return best.gather(-1, first)
 
 
 def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:

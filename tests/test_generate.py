@@ -226,6 +226,30 @@ def test_cost_follows_the_sum_of_tokens(model, monkeypatch):
     assert all(before < after < 1.05 * before for before, after in zip(cost[30], cost[60]))
 
 
+def test_long_rows_do_not_widen_the_others(models, monkeypatch):
+    """One reply in a hundred twice as long: the columns attended to grow by less than 5 %, and nobody's reply changes."""
+    cost, advance = {}, engine.Engine.advance
+
+    def counted(self, m, width):
+        cost[name] = cost.get(name, 0) + m * width + (0 if self.apart is None else 3 * len(self.apart) * self.longest)
+        return advance(self, m, width)
+    monkeypatch.setattr(engine.Engine, "advance", counted)
+    for model in models.values():
+        before, model.eos_ids = model.eos_ids, ()
+        prompts, replies = [model.encode(str(number)) for number in range(100)], {}
+        cost.clear()
+        for name, longest in (("even", 40), ("long", 80), ("together", 80)):
+            limits = torch.full((100, 4), 40)
+            limits[::25, 1] = longest
+            with monkeypatch.context() as patch:
+                if name == "together":                          # all rows as wide as the longest
+                    patch.setattr(engine, "APART", torch.inf)
+                replies[name] = sum(generate(model, prompts, n=4, max_new_tokens=limits, slots=200, seed=1), [])
+        model.eos_ids = before
+        assert [reply.tokens for reply in replies["long"]] == [reply.tokens for reply in replies["together"]]
+        assert cost["even"] < cost["long"] < 1.05 * cost["even"] and cost["together"] > 1.1 * cost["even"], cost
+
+
 def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
     """The step as CUDA takes it: rows of a whole bucket, all columns, ends looked at every few steps. The same replies."""
     for model in models.values():
@@ -350,6 +374,7 @@ def test_least_kept(vocabulary, spread, least_kept):
             smallest = min(float(row[i]) for i, share in enumerate(shares) if share)
             # At a flat 5000 tokens the sum can cross top_p a token sooner or later in another precision.
             assert math.isclose(least.item(), smallest, rel_tol=1e-4)
+    assert least_kept(torch.full((2, vocabulary), math.nan), 0.9, 0).shape == (2, 1)        # the engine finds out later
 
 
 # ------------------------------------------------------------------------------------ ends and errors
