@@ -158,7 +158,7 @@ class Engine:
         attention = self.text.layers[0].self_attn
         self.head_dim, self.kv_heads = attention.head_dim, attention.k_proj.weight.shape[0] // attention.head_dim
         columns = max(len(prompt.tokens) for prompt in prompts) + most
-        # On CUDA the cache has its final size at once; on CPU it follows its rows, see `fit`.
+        # On CUDA the cache has its final size at once; on CPU it follows its rows, see `grow`.
         self.width = columns if device.type == "cuda" else 0
         self.keys, self.values = ([torch.zeros(slots, self.kv_heads, self.width, self.head_dim, dtype=vlm.dtype, device=device)
                                    for _ in self.text.layers] for _ in range(2))                    # [S, K, C, H] each
@@ -339,7 +339,7 @@ class Engine:
         x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
         # Each row writes K keys and K values, to its column `length` of them: places in the cache seen as [S * K * C, H].
         at = (self.heads[:m] * self.keys[0].shape[2] + length[:, None]).flatten()           # [m * K]
-        mask = self.mask(length, width, x)
+        mask = None if self.flash else self.mask(length, width, x)
         if self.apart is not None:
             apart, longer = self.apart, self.mask(length[self.apart], self.longest, x)
         for layer, keys, values in zip(self.text.layers, self.keys, self.values):
