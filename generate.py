@@ -13,7 +13,8 @@ has its slot before the next step: the rows computed are the tokens drawn, no mo
 fall idle; the last working row then moves into the gap, so that slots 0 .. m-1 are always those at work.
 
 A row starts at column 0 of the cache and has its own length: rows of any lengths, with and without pictures, share a
-step. There is no padding inside a row, and the mask is simply "column <= length".
+step. There is no padding inside a row, and the mask is simply "column <= length". All rows attend to the same number of
+columns, except (on a CPU) a few that are much longer than the others: these are taken out and attended to apart.
 
 Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs); what prompts about one
 picture have in common, up to their questions, is computed once. The step is written out below on the layers' own weights:
@@ -38,9 +39,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from sampling import sample, streams, uniforms
 from vlm import VLM, Prompt, next_position
 
+try:
+    from flash_attn import flash_attn_with_kvcache
+except ImportError:
+    flash_attn_with_kvcache = None
+
 GROWTH = 32             # columns by which the cache grows
+APART = 2000            # columns that a step must save before it attends to its longest rows apart, which takes a few more calls
 EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
 SHARED = 64             # tokens that prompts without a picture must have in common to be shared; not tuned
 
@@ -119,138 +127,6 @@ def slots_that_fit(vlm: VLM, wanted: int | None, longest: int) -> int:
     return max(1, min(wanted, free // each))
 
 
-# ------------------------------------------------------------------------------------ sampling
-
-def mix(x: Tensor) -> Tensor:
-    """Scramble int64 numbers until neighbours look unrelated (splitmix64's finaliser; overflow wraps)."""
-    # The masks make the shifts logical: a shift of int64 drags the sign along.
-    x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
-    return x ^ (x >> 31 & (1 << 33) - 1)
-
-
-def streams(seed: int, prompts: int, n: int) -> Tensor:
-    """[prompts, n]: for each completion the key of a sequence of random numbers of its own."""
-    key = mix(torch.tensor(seed & (1 << 63) - 1) + 1)
-    return mix(mix(key + torch.arange(1, prompts + 1))[:, None] + torch.arange(1, n + 1))
-
-
-def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
-    """keys, steps [m] -> one number in [0, 1) each, float64."""
-    bits = mix(keys + (steps + 1) * -0x61C8864680B583EB)
-    return (bits >> 11 & (1 << 53) - 1).double() * 2.0 ** -53
-
-
-def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=None) -> tuple[Tensor, Tensor, Tensor]:
-    """Invert the cumulative distribution at u. logits [m, V], u [m] -> token, logp, full_logp [m].
-
-    never: tokens (a tensor) that are not drawn. Like those beyond top-k they count in full_logp and not in logp.
-    Where logits are not finite, full_logp is nan, and the token any: nothing here waits for the device to find out.
-
-    >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    >>> [sample(logits, torch.tensor([u]), 1.0, 1.0, 0)[0].item() for u in (0.1, 0.49, 0.51, 0.79, 0.81)]
-    [0, 0, 1, 1, 2]
-    >>> token, logp, full = sample(logits, torch.tensor([0.9]), 1.0, 0.6, 0)    # the nucleus is {0.5, 0.3}
-    >>> token.item(), round(logp.exp().item(), 3), round(full.exp().item(), 3)
-    (1, 0.375, 0.3)
-    """
-    logits = logits.float() if temperature in (0, 1) else logits.float() / temperature
-    probs = logits.softmax(-1)                                              # [m, V]; the exponentials are taken only once
-    if temperature == 0:
-        token = (logits if never is None else logits.index_fill(1, never, -torch.inf)).argmax(-1)
-        return token, torch.zeros_like(probs[:, 0]), probs.gather(-1, token[:, None])[:, 0].log()
-    kept = probs if never is None else probs.index_fill(1, never, 0)
-    if 0 < top_k < kept.shape[-1] or top_p < 1:
-        kept = kept.masked_fill(kept < least_kept(kept, top_p, top_k), 0)
-    token, total = invert(kept, u)
-    full = probs.gather(-1, token[:, None])[:, 0].log()
-    return token, full - total.log().float(), full
-
-
-def invert(weights: Tensor, u: Tensor, block=128) -> tuple[Tensor, Tensor]:
-    """weights [m, V], u [m] -> the first index at which the cumulative sum exceeds u times the total, and the total [m].
-
-    In two stages, blocks of tokens and then tokens in the block: a float64 sum over every prefix of a vocabulary of
-    150,000 words would be the slowest part of sampling. Never an index of weight 0, whatever the rounding.
-
-    >>> invert(torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]), torch.tensor([0.25]), block=2)
-    (tensor([3]), tensor([4.], dtype=torch.float64))
-    """
-    def first_above(cumulative, target):        # no further than to the last index that has any weight
-        last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-        return torch.searchsorted(cumulative, target, right=True).minimum(last).clamp(max=cumulative.shape[-1] - 1)
-    size = weights.shape[-1]
-    if size % block:
-        weights = F.pad(weights, (0, -size % block))
-    blocks = weights.view(len(weights), -1, block)                          # [m, blocks, block]
-    mass = blocks.sum(-1).double()
-    cumulative = mass.cumsum(-1)
-    target = u.double()[:, None] * cumulative[:, -1:]
-    chosen = first_above(cumulative, target)                                # [m, 1]
-    before = cumulative.gather(-1, chosen) - mass.gather(-1, chosen)
-    inside = blocks.gather(1, chosen[..., None].expand(-1, -1, block))[:, 0].double().cumsum(-1)
-    token = (chosen * block + first_above(inside, target - before))[:, 0]
-    return token.clamp(max=size - 1), cumulative[:, -1]                     # (the clamp is for sums that are nan)
-
-
-def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """[m, 1]: the smallest probability in the top-k, and in the fewest of these that hold top_p of it.
-
-    The token that crosses top_p is kept, and so are tokens tied exactly with it: nothing tells them apart.
-
-    >>> probs = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    >>> least_kept(probs, top_p=0.7, top_k=0).item(), least_kept(probs, top_p=1.0, top_k=2).item()
-    (0.25, 0.25)
-    >>> least_kept(probs, top_p=0.6, top_k=2).item()        # 0.5 of 0.75 is enough
-    0.5
-    """
-    vocabulary = probs.shape[-1]
-    if probs.device.type == "cuda":
-        return least_kept_fixed(probs, top_p, top_k)
-    enough = top_p * probs.sum(-1, keepdim=True, dtype=torch.float64)       # [m, 1]
-    width = min(top_k or 64, vocabulary)
-    while True:
-        # Sorting would be the slowest part of sampling. A small vocabulary goes to numpy, whose sort is 30 times as
-        # fast as torch's; of a large one we take the 64 largest, and more if those hold too little.
-        if vocabulary <= 4096:
-            best = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)[:, :top_k or vocabulary]
-        else:
-            best = probs.topk(width).values                                 # [m, width], largest first
-        mass = best.cumsum(-1, dtype=torch.float64)
-        if top_k or best.shape[-1] == vocabulary or bool((mass[:, -1:] >= enough).all()):
-            break
-        width = min(8 * width, vocabulary)
-    if top_p == 1:
-        return best[:, -1:]
-    if top_k:
-        enough = top_p * mass[:, -1:]
-    kept = (mass - best < enough).sum(-1, keepdim=True)                 # those with too little before them
-    return best.gather(-1, kept - 1)
-
-
-def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """The same for CUDA, in fixed shapes and without a look at the data: bisection on the bits of the number sought.
-
-    Floats from 0 to 1 are in the order of their bits read as integers, 0 to 0x3f800000; so 30 halvings find the largest
-    one at or above which there is enough.
-    """
-    bits = probs.contiguous().view(torch.int32)
-
-    def largest(enough, weights):
-        low = torch.zeros_like(bits[:, :1])
-        high = torch.full_like(low, 0x3f800001)
-        for _ in range(30):
-            middle = low + high >> 1
-            holds = torch.where(bits >= middle, weights, 0).sum(-1, keepdim=True, dtype=torch.float64) >= enough
-            low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
-        return low.view(torch.float32)
-    least = largest(top_k, torch.ones_like(probs)) if 0 < top_k < probs.shape[-1] else torch.zeros_like(probs[:, :1])
-    if top_p < 1:
-        left = torch.where(probs >= least, probs, 0)
-        least = largest(top_p * left.sum(-1, keepdim=True, dtype=torch.float64), left)
-    return least
-
-
 # ------------------------------------------------------------------------------------ the engine
 
 class Engine:
@@ -282,25 +158,31 @@ class Engine:
         attention = self.text.layers[0].self_attn
         self.head_dim, self.kv_heads = attention.head_dim, attention.k_proj.weight.shape[0] // attention.head_dim
         columns = max(len(prompt.tokens) for prompt in prompts) + most
-        # On CUDA the cache has its final size at once; on CPU it follows its rows, see `fit`.
+        # On CUDA the cache has its final size at once; on CPU it follows its rows, see `grow`.
         self.width = columns if device.type == "cuda" else 0
         self.keys, self.values = ([torch.zeros(slots, self.kv_heads, self.width, self.head_dim, dtype=vlm.dtype, device=device)
                                    for _ in self.text.layers] for _ in range(2))                    # [S, K, C, H] each
         # Rotations by position. In a reply the three axes of M-RoPE agree: one position a token is enough.
         positions = torch.arange(max(map(next_position, prompts)) + most, device=device)
         cos, sin = self.text.rotary_emb(self.keys[0], positions.expand(3, 1, -1))
-        self.cos, self.sin = cos[0], sin[0]                             # [positions, H]
+        left, right = sin[0].chunk(2, dim=-1)
+        self.rotation = torch.stack([cos[0], torch.cat([-left, right], dim=-1)], dim=1)                # [positions, 2, H], see `rotate`
 
         # The state of each slot. `newest` is the token that the next step puts through the network, to column
         # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
         def state(*size, dtype=torch.long):
             return torch.zeros(slots, *size, dtype=dtype, device=device)
-        self.newest, self.length, self.position, self.drawn, self.limit, self.stream = (state() for _ in range(6))
+        self.newest, self.limit = state(), state()
+        self.counts = torch.zeros(3, slots, dtype=torch.long, device=device)
+        self.length, self.position, self.drawn = self.counts            # what a step adds 1 to
         self.done = ~state(dtype=torch.bool)
         self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
+        self.random = state(most + 1, dtype=torch.float64)              # what each token of the reply is drawn with
         self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
         self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
-        self.rows = torch.arange(slots, device=device)
+        self.rows, self.columns = torch.arange(slots, device=device), torch.arange(columns + GROWTH, device=device)
+        self.heads = torch.arange(slots * self.kv_heads, device=device).view(slots, -1)                # [S, K]
+        self.apart = None                                               # the rows that `look` found much longer than the others
 
         numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
         self.streams, self.limits = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device), limits.to(device)     # [prompts, n]
@@ -330,40 +212,58 @@ class Engine:
             length, now = len(prompt.tokens) - 1, waiting[:len(self.free)]
             rows = [self.free.pop() for _ in now]
             at = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows, device=self.newest.device)
-            self.fit(max(self.width, length + self.every))
+            self.grow(length, self.slots)
             for start, piece in pieces:                                 # of each layer [K, L, H]
                 for cache, one in zip(self.keys + self.values, piece):
                     cache[at, :, start:start + one.shape[1]] = one
             self.owner[rows] = now
             self.newest[rows], self.length[rows], self.position[rows] = prompt.tokens[-1], length, next_position(prompt) - 1
             self.drawn[rows], self.done[rows] = 0, False
-            self.limit[rows], self.stream[rows] = self.limits[tuple(zip(*now))], self.streams[tuple(zip(*now))]
+            places = tuple(zip(*now))
+            self.limit[rows] = self.limits[places]
+            self.random[rows] = uniforms(self.streams[places][:, None], torch.arange(self.random.shape[1], device=self.random.device))
             del waiting[:len(now)]
             if not waiting:
                 self.ready.pop(0)
         self.m = self.slots - len(self.free)
         gaps = [row for row in self.free if row < self.m]
         movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
-        for gap, mover in zip(gaps, movers):
+        if gaps:
             for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
-                          self.stream, self.done, self.tokens, self.logps, self.full_logps, self.owner):
-                state[gap] = state[mover]
-            self.done[mover] = True
+                          self.random, self.done, self.tokens, self.logps, self.full_logps, self.owner):
+                state[gaps] = state[movers]
+            self.done[movers] = True
         self.free = list(range(self.m, self.slots))[::-1]
         if self.m:
-            self.fit(int(self.length[:self.m].max()) + self.every)      # what the longest row will reach before the next look
+            self.look()
         return self.m > 0
 
-    def fit(self, columns: int):
-        """Choose W, the columns that a step looks at: at least these."""
-        if self.graphs is not None:         # a part of the cache; each W is a graph of its own, so few of them
-            self.width = self.keys[0].shape[2] if self.flash else min(-(-columns // 256) * 256, self.keys[0].shape[2])
-        elif not columns <= self.width <= 2 * columns + GROWTH:
-            # On CPU all of it: reading parts of rows, which do not lie side by side, takes four times as long.
-            self.width = columns + GROWTH
+    def grow(self, columns: int, rows: int):
+        """On CPU the cache follows its rows: at least these columns. rows: how many of its rows are still of use."""
+        if columns > (have := self.keys[0].shape[2]):
             for caches in (self.keys, self.values):
                 for layer, cache in enumerate(caches):      # one at a time, to need little memory
-                    caches[layer] = F.pad(cache, (0, 0, 0, self.width - cache.shape[2]))
+                    caches[layer] = F.pad(cache[:rows], (0, 0, 0, columns + GROWTH - have))
+
+    def look(self):
+        """Choose W, the columns that the next steps attend to, and on CPU the rows that they attend to apart.
+
+        A few rows much longer than the others would widen the attention of all. So W is what the others need, and the keys of the
+        few are then copied to a place of their own, in full length: reading, writing and using them, three times the columns.
+        """
+        if self.graphs is not None:         # each W is a graph of its own, so few of them
+            most = self.keys[0].shape[2]
+            self.width = most if self.flash else min(-(-(int(self.length[:self.m].max()) + self.every) // 256) * 256, most)
+            return
+        self.longest = self.width = int(self.length[:self.m].max()) + self.every
+        self.apart = None
+        if self.m * self.longest > APART:
+            lengths, rows = (self.length[:self.m] + self.every).sort(descending=True)
+            cost = self.m * lengths + 3 * lengths[0] * self.rows[:self.m]       # if so many rows are attended to apart
+            few = int(cost.argmin())
+            if cost[0] - cost[few] > APART:
+                self.width, self.apart = int(lengths[few]), rows[:few]
+        self.grow(self.longest, self.m)                 # slots fall idle only when the queue is empty: they are of no more use
 
     def prefill(self):
         """Run the next prompts through the network, up to their last token, as many as the token budget allows."""
@@ -423,33 +323,57 @@ class Engine:
         """Decode the newest tokens of rows 0 .. m-1, draw the next. Rows that are done go along, and stay as they are."""
         going, drawn, rows = ~self.done[:m], self.drawn[:m], self.rows[:m]
         logits = self.decode(m, width) @ self.vlm.head.T                            # [m, V]
-        new = sample(logits, uniforms(self.stream[:m], drawn), *self.settings, self.never)
+        new = sample(logits, self.random[rows, drawn], *self.settings, self.never)
         for record, value in zip((self.tokens, self.logps, self.full_logps), new):
             record[rows, drawn] = value                     # for a row that is done: behind its last
         self.newest[:m] = new[0]
-        for count in (self.length, self.position, self.drawn):
-            count[:m] += going
+        self.counts[:, :m] += going
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
         self.done[:m] |= (new[0][:, None] == self.ends).any(-1) | (drawn >= self.limit[:m]) | ~new[2].isfinite()
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
-        length, position = self.length[:m], self.position[:m]
-        cos, sin = self.cos[position, None], self.sin[position, None]                       # [m, 1, H]
+        length, heads, norm = self.length[:m], self.kv_heads, self.norm
+        lengths = length.int()                                                              # as flash-attn wants them
+        cos, sin = self.rotation[self.position[:m], :, None].unbind(1)                      # [m, 1, H]
         x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
-        beyond = torch.arange(width, device=length.device) > length[:, None]                # [m, W]
-        mask = x.new_zeros(m, width).masked_fill_(beyond, -torch.inf).repeat_interleave(self.kv_heads, 0)[:, None]
+        # Each row writes K keys and K values, to its column `length` of them: places in the cache seen as [S * K * C, H].
+        at = (self.heads[:m] * self.keys[0].shape[2] + length[:, None]).flatten()           # [m * K]
+        mask = None if self.flash else self.mask(length, width, x)
+        if self.apart is not None:
+            apart, longer = self.apart, self.mask(length[self.apart], self.longest, x)
         for layer, keys, values in zip(self.text.layers, self.keys, self.values):
             attention = layer.self_attn
-            h = layer.input_layernorm(x)
+            h = norm(layer.input_layernorm, x)
             q, k, v = (projection(h).view(m, -1, self.head_dim)
                        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
             if self.vlm.family == "qwen3_vl":
-                q, k = attention.q_norm(q), attention.k_norm(k)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            x = x + attention.o_proj(attend(q, k, v, keys[:m, :, :width], values[:m, :, :width], length, mask, attention.scaling, self.flash))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.text.norm(x)
+                q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
+            q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], heads], dim=1)
+            if self.flash:
+                seen = self.flash(q[:, None], keys[:m].transpose(1, 2), values[:m].transpose(1, 2), k[:, None], v[:, None],
+                                  cache_seqlens=lengths, softmax_scale=attention.scaling, causal=True)
+            else:
+                for cache, new in ((keys, k), (values, v)):
+                    cache.view(-1, self.head_dim).index_copy_(0, at, new.reshape(-1, self.head_dim))
+                seen = attend(q, keys[:m, :, :width], values[:m, :, :width], mask, attention.scaling)
+                if self.apart is not None:
+                    few = (cache[:, :, :self.longest].index_select(0, apart) for cache in (keys, values))
+                    seen[apart] = attend(q[apart], *few, longer, attention.scaling)
+            x = x + attention.o_proj(seen.view(m, -1))
+            x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
+        return norm(self.text.norm, x)
+
+    def mask(self, length, width, x) -> Tensor:
+        """[m * K, 1, W]: -inf beyond each row's length [m]."""
+        beyond = self.columns[:width] > length[:, None]                                     # [m, W]
+        mask = x.new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
+        return mask[:, None].expand(-1, self.kv_heads, -1).reshape(-1, 1, width)
+
+    @staticmethod
+    def norm(module, x):
+        """RMSNorm as one call: the library's takes six."""
+        return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
     # -------------------------------------------------------------------- slots into Completions
     def retire(self) -> int:
@@ -495,28 +419,17 @@ def common_prefix(prompts: list[Prompt], image_token: int) -> int:
     return shared if len(prompts) > 1 and pays else 0
 
 
-def attend(q, k, v, keys, values, length, mask, scaling, flash=None) -> Tensor:
-    """Put k, v [m, K, H] into column `length` of the cache [m, K, W, H], and let q [m, K * G, H] look at the columns so far.
-
-    mask [m * K, 1, W]: -inf beyond each row's length. flash: flash-attn's flash_attn_with_kvcache, which does it in one kernel
-    and reads of each row what it has; it wants the whole cache, W = C. -> [m, K * G * H]
-    """
-    m, heads, _, size = keys.shape
-    if flash:
-        return flash(q[:, None], keys.transpose(1, 2), values.transpose(1, 2), k[:, None], v[:, None],
-                     cache_seqlens=length.int(), softmax_scale=scaling, causal=True).reshape(m, -1)
-    rows = torch.arange(m, device=q.device)
-    keys[rows, :, length], values[rows, :, length] = k, v
+def attend(q, keys, values, mask, scaling) -> Tensor:
+    """q [m, K * G, H] look at keys [m, K, W, H] through mask [m * K, 1, W] -> of values [m, K, W, H] what they see, [m, K * G * H]."""
     # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)                                            # [m * K, W, H]
-    scores = torch.baddbmm(mask, q.reshape(m * heads, -1, size), keys.transpose(1, 2), alpha=scaling)   # [m * K, G, W]
-    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ values).view(m, -1)
+    m, q, keys, values = len(q), q.reshape(len(mask), -1, q.shape[-1]), keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)                    # [m * K, G, W]
+    return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: dimensions i and i + H/2 turn as a pair. x [m, heads, H]; cos, sin [m, 1, H]."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    """Rotary embedding: dimensions i and i + H/2 turn as a pair. x [m, heads, H]; cos, sin [m, 1, H], sin negative in the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 # ------------------------------------------------------------------------------------ by hand

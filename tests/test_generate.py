@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import generate as engine
-from generate import generate, least_kept, least_kept_fixed, sample, streams, uniforms
+import sampling
+from generate import generate
 from helpers_models import for_the_library, make_checkpoint
+from sampling import least_kept, least_kept_fixed, sample, streams, uniforms
 from vlm import FAMILIES, VLM
 
 
@@ -224,6 +226,25 @@ def test_cost_follows_the_sum_of_tokens(model, monkeypatch):
     assert all(before < after < 1.05 * before for before, after in zip(cost[30], cost[60]))
 
 
+def test_long_rows_do_not_widen_the_others(model, monkeypatch):
+    """One reply in a hundred twice as long: the columns attended to grow by less than 5 %, and nobody's reply changes."""
+    cost, replies, advance = {}, {}, engine.Engine.advance
+
+    def counted(self, m, width):
+        cost[name] = cost.get(name, 0) + m * width + (0 if self.apart is None else 3 * len(self.apart) * self.longest)
+        return advance(self, m, width)
+    monkeypatch.setattr(engine.Engine, "advance", counted)
+    model.eos_ids, prompts = (), [model.encode("hello")] * 4
+    for name, longest in (("even", 40), ("long", 80), ("together", 80)):
+        limits = torch.full((4, 100), 40)
+        limits[:, 1] = longest
+        if name == "together":                                          # all rows as wide as the longest
+            monkeypatch.setattr(engine, "APART", torch.inf)
+        replies[name] = sum(generate(model, prompts, n=100, max_new_tokens=limits, slots=200, seed=1), [])
+    assert [reply.tokens for reply in replies["long"]] == [reply.tokens for reply in replies["together"]]
+    assert cost["even"] < cost["long"] < 1.05 * cost["even"] and cost["together"] > 1.1 * cost["even"], cost
+
+
 def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
     """The step as CUDA takes it: rows of a whole bucket, all columns, ends looked at every few steps. The same replies."""
     for model in models.values():
@@ -231,7 +252,7 @@ def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
         plain = generate(model, ragged(model), **settings)
         with monkeypatch.context() as patch:
             patch.setitem(engine.EVERY, "cpu", 4)
-            patch.setattr(engine, "least_kept", engine.least_kept_fixed)
+            patch.setattr(sampling, "least_kept", least_kept_fixed)
             patch.setattr(engine.Engine, "step", lambda self: self.advance(min(self.slots, engine.bucket(self.m)), self.width))
             fixed = generate(model, ragged(model), **settings)
         for one, other in zip(sum(plain, []), sum(fixed, [])):
@@ -348,6 +369,7 @@ def test_least_kept(vocabulary, spread, least_kept):
             smallest = min(float(row[i]) for i, share in enumerate(shares) if share)
             # At a flat 5000 tokens the sum can cross top_p a token sooner or later in another precision.
             assert math.isclose(least.item(), smallest, rel_tol=1e-4)
+    assert least_kept(torch.full((2, vocabulary), math.nan), 0.9, 0).shape == (2, 1)        # the engine finds out later
 
 
 # ------------------------------------------------------------------------------------ ends and errors
@@ -385,7 +407,7 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     longest = len(prompt.tokens) + 5
     monkeypatch.setattr(engine, "GROWTH", 0)                            # a cache of exactly the columns needed
     machine = engine.Engine(model, [prompt], torch.full((1, 4), 5), (1.0, 1.0, 0), 0, 4, 8192)
-    machine.fit(longest)
+    machine.grow(longest, 4)
     cache = sum(c.nbytes for c in machine.keys + machine.values)        # of four slots
     each = cache // 4 + 24 * model.config.get_text_config().vocab_size
     for slots in (1, 3):
