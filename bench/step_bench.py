@@ -5,13 +5,14 @@
     python bench/step_bench.py --only tiny --steps 5     the embedded base alone
 
     tiny    the embedded base, Proposer's prompts: 16 prompts x 4 replies of 64 tokens
-    100m    random weights, about 100 M parameters, the real 151,936 words: 2 prompts x 8 replies of 512 tokens
+    100m    random weights, about 100 M parameters, the real 151,936 words: 2 prompts of 600 tokens x 8 replies of 128, as a Solver has it
+    100m-long   the same, 2 prompts of 210 tokens x 8 replies of 512: hardly anything to share
     2b      (on a GPU) the shape of Qwen2-VL-2B, bf16 compute: 4 prompts x 8 replies of 512 tokens
 
 Same weights, prompts, group size, temperature, KL (0.01), clip, AdamW step, float32 on a CPU; every reply runs to the full length
 (the end token is one that is never drawn). TRL has its defaults, with these exceptions, all in its favour or needed for equal work:
 the numbers above; float32 (its default is bf16 autocast, on CPUs as well). Gradient checkpointing is its default, and ours for real
-models (100m, 2b); on tiny ours has none, and TRL is shown without it and with it. Prompts are text alone: TRL takes pictures
+models; on tiny ours has none, and TRL is shown without it and with it. Prompts are text alone: TRL takes pictures
 through a processor that needs torchvision. Worth knowing: without Triton, TRL projects every position onto the vocabulary, prompts and padding as well.
 
 Each engine has a process of its own, and makes a step when it is its turn. The first step of each is not counted; x is
@@ -41,7 +42,7 @@ from vlm import VLM                                                         # no
 
 CUDA = torch.cuda.is_available()
 #        prompts, replies each, tokens of a reply, gradient checkpointing, words of a prompt
-WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 512, True, 25), "2b": (4, 8, 512, True, 95)}
+WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 128, True, 73), "100m-long": (2, 8, 512, True, 25), "2b": (4, 8, 512, True, 95)}
 SHAPES = {"100m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128),
           "2b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)}
 LR, KL, CLIP = 1e-6, 0.01, (0.2, 0.3)
@@ -52,7 +53,7 @@ def checkpoint(name, folder) -> Path:
     if name == "tiny":
         vlm = VLM.load("tiny", device="cpu")
     else:
-        vlm = random_vlm(folder, "cpu", torch.float32, **SHAPES[name])
+        vlm = random_vlm(folder, "cpu", torch.float32, **SHAPES[name.split("-")[0]])
     vlm.tokenizer.eos_token = "<|video_pad|>"
     vlm.model.generation_config.eos_token_id = vlm.config.video_token_id
     vlm.save(folder / name)
