@@ -78,10 +78,12 @@ TINY = replace(
     coder_update=48, solver_steps=12, solver_proposals=2048, solver_prompts=96, solver_update=96, lr=1.5e-4, checkpointing=False,
     proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0, token_budget=4096, save_steps=4, part_proposals=2048)
 
-# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (the 1,024 fill 128 slots on each of eight), ten steps (the paper's text has ten), replies of at most
-# 2,048 tokens, pictures of at most 1024 x 768. What fits, and with how much room: python plan.py
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (the 1,024 fill 128 slots on each of eight), ten
+# steps (the paper's text has ten), replies of at most 2,048 tokens, pictures of at most 1024 x 768. What fits, and with how much
+# room: python plan.py
 ONE_GPU = dict(proposer_steps=10, coder_steps=10, solver_steps=10, coder_proposals=824, solver_proposals=1248, coder_prompts=64,
-               solver_prompts=128, solver_update=64, part_proposals=256, proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432)
+               solver_prompts=128, solver_update=64, part_proposals=256, proposal_tokens=2048, code_tokens=2048, answer_tokens=2048,
+               max_pixels=786432)
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
 PRESETS = {                             # name: (settings, what it is for)
     "tiny": (TINY, "the embedded base, on two CPU cores"),
