@@ -128,7 +128,8 @@ class ChunkedLoss(torch.autograd.Function):
         if trains:
             kept = torch.empty(min(chunk, len(hidden)), vocabulary, device=hidden.device)           # exp(z - top), all of a chunk
             d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        d_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[1] else None     # a frozen head (LoRA) has none
+        trains_head = trains and ctx.needs_input_grad[1]                                # a frozen one (LoRA) has no gradient
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_head else None
         for at in (slice(i, i + chunk) for i in range(0, len(hidden), chunk)):
             h, target = hidden[at].to(w.dtype), targets[at]                             # [t, D], [t]
             size = words_at_once(len(h))
@@ -150,19 +151,19 @@ class ChunkedLoss(torch.autograd.Function):
                 continue
             with torch.enable_grad():
                 leaf = logp[at].clone().requires_grad_()
-                part = objective(leaf, at)
-                g = torch.autograd.grad(part, leaf)[0] / temperature
-            loss += part.detach()
+                value = objective(leaf, at)
+                g = torch.autograd.grad(value, leaf)[0] / temperature
+            loss += value.detach()
             for v, top in zip(blocks, tops):
                 dz = kept[:len(h), v:v + size].mul_((-g * (top - lse).exp())[:, None])              # -g p
                 here, word = chosen(target, v, dz.shape[1])
                 dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(w.dtype)                      # + g onehot(target)
                 d_hidden[at] += dz @ w[v:v + size]
-                if d_weight is not None:
+                if trains_head:
                     part = d_weight[v:v + size]                                         # in place where the types agree
                     part.addmm_(dz.T, h) if dz.dtype == part.dtype else part.add_(dz.T @ h)
         if trains:
-            ctx.gradients = d_hidden.to(hidden.dtype), d_weight
+            ctx.gradients = d_hidden.to(hidden.dtype), d_weight.to(weight.dtype) if trains_head else None
         ctx.mark_non_differentiable(logp, entropy, *() if trains else (loss,))
         return logp, entropy, loss
 

@@ -189,6 +189,18 @@ def test_chunked_loss_is_that_of_full_logits(chunk, words, temperature, frozen, 
     assert torch.equal(entropy, entropy2) and not loss.requires_grad
 
 
+def test_the_gradient_of_a_bf16_head_is_summed_in_float32():
+    """FSDP hands over a bf16 copy of the head: many chunks must round no more than one does."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(512, 16).bfloat16().requires_grad_(), torch.randn(40, 16).bfloat16().requires_grad_()
+    found = {}
+    for chunk in (4, 512):
+        head.grad = None
+        ChunkedLoss.apply(hidden, head, torch.arange(512) % 40, 1.0, lambda logp, at: logp.sum(), chunk)[2].backward()
+        found[chunk] = head.grad.float()
+    assert (found[4] - found[512]).abs().max() <= 2**-7 * found[512].abs().max()
+
+
 def test_logits_of_all_tokens_never_exist(monkeypatch):
     largest = 0
     original = torch.Tensor.float
