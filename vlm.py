@@ -12,7 +12,6 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
     image_grid_thw [pictures, 3]: time, height, width in patches
 """
 import copy
-import ctypes
 import hashlib
 import itertools
 import json
@@ -35,11 +34,6 @@ from lora import merged_state, save_adapters
 from prompts import PROMPTS
 
 transformers.utils.logging.disable_progress_bar()       # a run loads and saves all the time
-# glibc hands freed memory back to the kernel, and a training step faults it in again for every activation: a fifth of its time
-# on a CPU. Blocks below 32 MB (the most it allows) are kept instead.
-if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-3, 2**25)                             # M_MMAP_THRESHOLD
-    libc.mallopt(-1, -1)                                # M_TRIM_THRESHOLD: never
 # No TF32: large products run in bf16 anyway; left in float32 are the rotary angles, whose positions TF32 (11 bits) rounds beyond 2,048.
 torch.set_float32_matmul_precision("highest")
 

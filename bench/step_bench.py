@@ -74,6 +74,7 @@ def reward(text: str) -> float:
 
 def ours(name, folder):
     """-> a function that makes one step, as mmzero.py does."""
+    import mmzero                                       # noqa: F401       for what it asks of the memory allocator
     prompts, n, tokens, checkpointing, _ = WORK[name]
     actor, policy = VLM.load(folder), VLM.load(folder, dtype="float32")
     if checkpointing:
