@@ -164,11 +164,12 @@ def test_a_common_beginning_is_computed_once(models, monkeypatch):
 
 # ------------------------------------------------------------------------------------ one stream each
 
-def test_batching_changes_nothing(model):
+def test_batching_changes_nothing(model, monkeypatch):
     prompts = ragged(model) + ragged(model)[:2]                         # the last two repeat the first two
     settings = dict(n=3, max_new_tokens=20, temperature=1.1, top_p=0.9, seed=7)
     together = [[reply.tokens for reply in replies] for replies in generate(model, prompts, **settings)]
     assert len({len(tokens) for replies in together for tokens in replies}) > 5
+    monkeypatch.setattr(engine, "APART", -1)                            # rows change places wherever their lengths differ
     for cut in (dict(slots=1), dict(slots=5), dict(slots=7, prefill_tokens=1), dict(slots=100)):
         again = generate(model, prompts, **settings, **cut)
         assert [[reply.tokens for reply in replies] for replies in again] == together
@@ -197,11 +198,23 @@ def test_prompts_are_prefilled_once(model, monkeypatch):
     assert sum(rows) == 3                       # "hello", and the question about each of two pictures
 
 
+def test_questions_about_a_picture_stay_together(model, monkeypatch):
+    """Three prompts fit into the budget of a prefill; the second picture's second question comes along all the same."""
+    pictures = []
+    cut = [model.encode("what?", [picture(32, 32 + i)]).pictures[0] for i in range(3)]
+    prompts = [model.encode(question, [one]) for one in cut for question in ("how many?", "how long?")]
+    original = engine.Engine.forward
+    monkeypatch.setattr(engine.Engine, "forward", lambda self, heads, *rest: pictures.extend(h.pictures for h in heads if h.pictures)
+                        or original(self, heads, *rest))
+    generate(model, prompts, n=2, max_new_tokens=3, prefill_tokens=3 * len(prompts[0].tokens))
+    assert len(pictures) == 3
+
+
 def steps_of(monkeypatch, *arguments, **settings):
     """The (rows, columns) of each step, and the replies."""
     steps, advance = [], engine.Engine.advance
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "advance", lambda self, m, width: steps.append((m, width)) or advance(self, m, width))
+        patch.setattr(engine.Engine, "advance", lambda self, parts: steps.append(parts[-1][1:]) or advance(self, parts))
         return steps, sum(generate(*arguments, **settings), [])
 
 
@@ -230,16 +243,15 @@ def test_long_rows_do_not_widen_the_others(model, monkeypatch):
     """One reply in a hundred twice as long: the columns attended to grow by less than 5 %, and nobody's reply changes."""
     cost, replies, advance = {}, {}, engine.Engine.advance
 
-    def counted(self, m, width):
-        cost[name] = cost.get(name, 0) + m * width + (0 if self.apart is None else 3 * len(self.apart) * self.longest)
-        return advance(self, m, width)
+    def counted(self, parts):
+        cost[name] = cost.get(name, 0) + sum((last - first) * width for first, last, width in parts)
+        return advance(self, parts)
     monkeypatch.setattr(engine.Engine, "advance", counted)
     model.eos_ids, prompts = (), [model.encode("hello")] * 4
-    for name, longest in (("even", 40), ("long", 80), ("together", 80)):
+    for name, longest, apart in (("even", 40, 2000), ("long", 80, 2000), ("together", 80, torch.inf)):
         limits = torch.full((4, 100), 40)
         limits[:, 1] = longest
-        if name == "together":                                          # all rows as wide as the longest
-            monkeypatch.setattr(engine, "APART", torch.inf)
+        monkeypatch.setattr(engine, "APART", apart)
         replies[name] = sum(generate(model, prompts, n=100, max_new_tokens=limits, slots=200, seed=1), [])
     assert [reply.tokens for reply in replies["long"]] == [reply.tokens for reply in replies["together"]]
     assert cost["even"] < cost["long"] < 1.05 * cost["even"] and cost["together"] > 1.1 * cost["even"], cost
@@ -253,7 +265,7 @@ def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(engine.EVERY, "cpu", 4)
             patch.setattr(sampling, "least_kept", least_kept_fixed)
-            patch.setattr(engine.Engine, "step", lambda self: self.advance(min(self.slots, engine.bucket(self.m)), self.width))
+            patch.setattr(engine.Engine, "step", lambda self: self.advance(((0, min(self.slots, engine.bucket(self.m)), self.parts[-1][2]),)))
             fixed = generate(model, ragged(model), **settings)
         for one, other in zip(sum(plain, []), sum(fixed, [])):
             assert one.tokens == other.tokens and one.finished == other.finished
