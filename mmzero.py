@@ -34,9 +34,9 @@ from pathlib import Path
 # makes a machine that does anything else ten times slower; no spinning at all costs a quarter or more on one that does not.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # glibc hands freed memory back to the kernel, and a training step on a CPU faults it in again for every activation: a fifth of
-# its time. Blocks below 32 MB (the most that glibc allows) are kept instead.
+# its time. Blocks below 16 MB are kept instead: all that the embedded base needs, little of what a larger network does.
 if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-3, 2**25)                             # M_MMAP_THRESHOLD
+    libc.mallopt(-3, 2**24)                             # M_MMAP_THRESHOLD
     libc.mallopt(-1, -1)                                # M_TRIM_THRESHOLD: never
 
 from tqdm import tqdm
@@ -100,7 +100,7 @@ class Phase:
         advantages = group_advantages(scores)
         rollouts = [Rollout(prompt, reply.tokens, reply.full_logps, float(advantages[i, j]), reply.finished, group=i)
                     for i, (prompt, group) in enumerate(zip(prompts, replies)) for j, reply in enumerate(group)]
-        self.roles.actor.load_state(self.reference)              # the actor now plays the reference
+        self.roles.actor.load_state(self.reference, share=True)          # the actor now plays the reference
         return train_step(self.roles.policy, self.roles.actor, rollouts, self.optimizer, groups_per_update=groups_per_update,
                           temperature=temperature, clip_low=self.s.clip_low, clip_high=self.s.clip_high, clip_dual=self.s.clip_dual,
                           kl_coef=self.s.kl, max_grad_norm=self.s.grad_norm, token_budget=self.s.token_budget)
@@ -253,7 +253,7 @@ def train_solver(roles: Roles, run: Run, iteration: int):
             drafts = [group[0] for group in roles.draw(roles.weights["coder"], valid, 1, seed("codes"), progress=True)]
             roles.judge(roles.weights["solver"], drafts, s.labels, seed("labels"), progress=True)
             open_ = [d for d in drafts if rewards.keep_for_solver(rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1])]
-            roles.actor.load_state(roles.weights["solver"])     # how good are their labels? Also asked without the pictures
+            roles.actor.load_state(roles.weights["solver"], share=True)     # how good are their labels? Also asked without the pictures
             blind = blind_answers(roles.actor, [d.record() for d in open_], seed=seed("blind"), max_new_tokens=s.answer_tokens)
             blind = dict(zip(open_, blind))
             return [({"kept": d in blind, "blind": blind.get(d)}, d) for d in drafts]
@@ -288,7 +288,7 @@ def train_solver(roles: Roles, run: Run, iteration: int):
 def measure(roles: Roles, run: Run, iteration: int, test: dict):
     """The row of this iteration in the table: the Solver on held-out questions, and a probe of the three roles together."""
     s, begun = roles.s, time.perf_counter()
-    roles.actor.load_state(roles.weights["solver"])
+    roles.actor.load_state(roles.weights["solver"], share=True)
     record = {}
     if test:
         record = evaluate(roles.actor, test["hard"], n=8, seed=s.seed, max_new_tokens=s.answer_tokens, progress=not parallel.rank())

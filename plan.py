@@ -117,7 +117,8 @@ def memory(shape, gpus=1, lora=0, tokens=16384, seen=12000, length=8192, checkpo
              "layers": tokens * over(s.layers, stream, s.width, s.queries, s.keys, s.inner) + (0 if checkpointing else half * s.total),
              "vision": 0 if lora else s.merge * seen * over(s.depth, eye_stream, *3 * (s.eye_width,), s.eye_inner),
              "loss": 4 * chunk * (s.words + block) + (0 if lora else (4 + half) * s.words * s.width + half * block * s.width)}
-    held = half * s.total + (16 * adapters if lora else 12 * s.total / gpus)
+    own = 0 if half == 4 and not lora else half * s.total        # of the actor; on a CPU it lives on those of the role that speaks
+    held = own + (16 * adapters if lora else 12 * s.total / gpus)
     return {"held": held, "slot": length * 2 * s.layers * s.keys * half + 24 * s.words, **parts, "training": held + sum(parts.values())}
 
 

@@ -73,7 +73,7 @@ class Draft:
 class Roles:
     """The three roles: one `actor` that samples and scores, one `policy` that is trained, three sets of weights.
 
-    A role is a set of weights in host memory, copied into the actor when the role is to speak; no more than two
+    A role is a set of weights in host memory, which the actor takes on when the role is to speak; no more than two
     networks are ever on the device. The policy holds float32 masters, the actor the compute type (bf16 on a GPU). With LoRA
     the two share one base, and a role is its adapters. Of several ranks each has an actor, and its share of the policy.
     """
@@ -111,7 +111,7 @@ class Roles:
 
     def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
         """Sample n replies to each prompt with these weights, each rank its share. -> list per prompt of Completion"""
-        self.actor.load_state(weights)
+        self.actor.load_state(weights, share=True)
         return gather(generate(self.actor, share(prompts), n=n, slots=self.s.slots or None, progress=progress and not parallel.rank(),
                                numbers=share(range(len(prompts))), **sampling))
 

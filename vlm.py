@@ -353,13 +353,20 @@ class VLM:
         return {name: copy.pin_memory() if pin else copy for name, copy in copies}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy weights into the network, in place: what points at them (an optimiser, say) stays valid."""
+    def load_state(self, state: dict[str, Tensor], share=False) -> None:
+        """Copy weights into the network, in place: what points at them (an optimiser, say) stays valid.
+
+        share: one process on a CPU does not copy; the network then lives on the tensors of `state` themselves, and follows them. For one
+        that is never trained, and never loaded otherwise: a copy would go into the tensors it lived on before.
+        """
         weights = self.weights()
         if differing := weights.keys() ^ state.keys():
             raise ValueError(f"these are the weights of another model: {sorted(differing)[0]} is not in both")
         for name, weight in weights.items():
-            parallel.assign(weight, state[name])
+            if share and self.device.type == "cpu" and parallel.world() == 1:
+                weight.data = state[name].data.to(weight.dtype)
+            else:
+                parallel.assign(weight, state[name])
 
     def save(self, folder) -> None:
         """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.

@@ -84,13 +84,13 @@ def ours(name, folder):
     reference, optimizer, steps = policy.state(), make_optimizer(policy, lr=LR), iter(range(10**9))
 
     def step():
-        actor.load_state(policy.weights())
+        actor.load_state(policy.weights(), share=True)
         replies = generate(actor, asked, n=n, max_new_tokens=tokens, seed=next(steps))
         assert all(len(r.tokens) == tokens for group in replies for r in group)
         advantages = group_advantages([[reward(r.text) for r in group] for group in replies])
         rollouts = [Rollout(asked[i], r.tokens, r.full_logps, float(advantages[i, j]), r.finished, group=i)
                     for i, group in enumerate(replies) for j, r in enumerate(group)]
-        actor.load_state(reference)
+        actor.load_state(reference, share=True)
         statistics_ = train_step(policy, actor, rollouts, optimizer, kl_coef=KL, clip_low=CLIP[0], clip_high=CLIP[1], token_budget=4096)
         assert statistics_["updates"] == 1 and statistics_["logp_gap"] < (0.5 if CUDA else 1e-2)
     return step

@@ -358,6 +358,18 @@ def test_state_goes_out_and_in(folders):
     assert one.head.data_ptr() == address
     with pytest.raises(ValueError, match="another model"):
         one.load_state({"a": torch.zeros(1)})
+    # A frozen one takes up no memory of its own: it follows one network, then another, and leaves both alone.
+    actor = VLM.load(folders["qwen2_vl"])
+    for network in (one, two):
+        actor.load_state(network.weights(), share=True)
+        assert all(actor.weights()[name].data_ptr() == weight.data_ptr() for name, weight in network.weights().items())
+    with torch.no_grad():
+        next(iter(two.weights().values())).add_(1)
+    assert all(torch.equal(actor.weights()[name], weight) for name, weight in two.weights().items())
+    assert all(torch.equal(one.state()[name], weight + 1) for name, weight in before.items())
+    half = VLM.load(folders["qwen2_vl"], dtype="bfloat16")
+    half.load_state(one.weights(), share=True)                                                  # of another type: a copy
+    assert half.dtype == torch.bfloat16 and torch.equal(half.head, one.head.bfloat16())
 
 
 def test_end_tokens_come_from_both_files(folders, tmp_path):
