@@ -16,9 +16,8 @@ A row starts at column 0 of the cache and has its own length: rows of any length
 step. There is no padding inside a row, and the mask is simply "column <= length". All rows attend to the same number of
 columns; on a CPU, a few that are much longer than the others move to the end, to a number of their own.
 
-Prefill goes through transformers' forward (vision tower, window attention, deepstack: all theirs); what prompts about one
-picture have in common, up to their questions, is computed once. The step is written out below on the layers' own weights:
-with one new token per row it is half a page. On a CPU ends are looked at after each step. On CUDA (never run yet) its
+Prefill (prefill.py) goes through transformers' forward; the step is written out below on the layers' own weights: with one
+new token per row it is half a page. On a CPU ends are looked at after each step. On CUDA (never run yet) its
 shapes are fixed and nothing of it waits for the device, so that it is captured as a graph and replayed; ends are looked
 at every few steps, and what was drawn after one is dropped.
 
@@ -34,11 +33,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from prefill import prefill
 from sampling import sample, streams, uniforms
 from vlm import VLM, Prompt, next_position
 
@@ -51,7 +50,6 @@ APART = 8000            # columns that a step must save before its longest rows 
 GROWTH = 32             # columns by which the cache grows
 EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
 PREFILL = {"cpu": 2048, "cuda": 8192}   # tokens prefilled at once: on a CPU their activations should stay in its cache
-SHARED = 64             # tokens that prompts without a picture must have in common to be shared; not tuned
 
 
 @dataclass
@@ -73,10 +71,10 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
     not exist, which the network refuses.
     slots: rows decoded at once, by default 128 on CUDA, on CPU up to 512 (see `slots_that_fit`), fewer where memory is
     short. prefill_tokens: prompt tokens (padding included) prefilled at once, by default PREFILL; twice as many where that
-    keeps questions about one picture together. Neither changes what is sampled: token t of
-    completion c of prompt p is drawn with a random number that depends on (seed, p, c, t) alone. (Up to rounding, that is:
-    the last bits of a logit depend on the shape of the batch it was computed in.) numbers: p of each prompt, by default
-    0, 1, 2, ...; whoever samples a part of a longer list gives the places there, and draws what the whole list would.
+    keeps questions about one picture together. Neither changes what is sampled: token t of completion c of prompt p is drawn
+    with a random number that depends on (seed, p, c, t) alone. (Up to rounding, that is: the last bits of a logit depend on
+    the shape of the batch it was computed in.) numbers: p of each prompt, by default 0, 1, 2, ...; whoever samples a part of
+    a longer list gives the places there, and draws what the whole list would.
     """
     limits = torch.as_tensor(max_new_tokens)
     for wrong, rule in ((n < 1, "n must be 1 or more"),
@@ -292,41 +290,8 @@ class Engine:
             if (len(batch) + 1) * len(batch[0][0].tokens) > budget:
                 break
             batch.append(self.queue.pop(0))
-        families = {}
-        for entry in batch:
-            families.setdefault(entry[0].pictures, []).append(entry)
-        heads, entries = [], []         # what goes through first; (index of its head, prompt, its completions)
-        for family in families.values():
-            shared = common_prefix([prompt for prompt, _ in family], self.vlm.config.image_token_id)
-            for prompt, waiting in family:
-                if not shared or prompt is family[0][0]:
-                    heads.append(part(prompt, 0, shared or len(prompt.tokens) - 1))
-                entries.append((len(heads) - 1, prompt, waiting))
-        first = self.forward(heads)                                     # keys, then values of each layer: [heads, K, L, H]
-        pieces = [[(0, [cache[head, :, :len(heads[head].tokens)] for cache in first])] for head, _, _ in entries]
-        tails = [part(prompt, len(heads[head].tokens), len(prompt.tokens) - 1) for head, prompt, _ in entries]
-        rest = [i for i, tail in enumerate(tails) if tail.tokens]
-        if rest:
-            mine = [entries[i][0] for i in rest]
-            starts = [len(heads[head].tokens) for head in mine]
-            second = self.forward([tails[i] for i in rest], [cache[mine] for cache in first], starts)
-            for row, (i, start) in enumerate(zip(rest, starts)):
-                pieces[i].append((start, [cache[row, :, :len(tails[i].tokens)] for cache in second]))
-        self.ready += [(piece, prompt, waiting) for piece, (_, prompt, waiting) in zip(pieces, entries)]
-
-    def forward(self, prompts, past=None, lengths=None) -> list[Tensor]:
-        """The layers' keys, then their values, of these tokens: [B, K, L, H] each. past: those of the `lengths` [B] tokens before."""
-        inputs, cache = self.vlm.collate(prompts, side="right"), transformers.DynamicCache()
-        width = inputs["input_ids"].shape[1]
-        if past is None:                # padded on the right: under a causal mask no token sees the padding behind it
-            del inputs["attention_mask"]
-        else:                           # between what came before and these tokens there are gaps
-            seen = torch.arange(past[0].shape[2]) < torch.tensor(lengths)[:, None]
-            inputs["attention_mask"] = torch.cat([seen.to(inputs["attention_mask"]), inputs["attention_mask"]], dim=1)
-            for layer in range(len(past) // 2):
-                cache.update(past[layer], past[layer + len(past) // 2], layer)
-        self.vlm.hidden(inputs, cache)
-        return [layer.keys[:, :, -width:] for layer in cache.layers] + [layer.values[:, :, -width:] for layer in cache.layers]
+        for (prompt, waiting), pieces in zip(batch, prefill(self.vlm, [prompt for prompt, _ in batch])):
+            self.ready.append((pieces, prompt, waiting))
 
     # -------------------------------------------------------------------- one token further
     def step(self):
@@ -418,23 +383,6 @@ def bucket(m: int) -> int:
     [1, 2, 4, 64, 128]
     """
     return 1 << (m - 1).bit_length()
-
-
-def part(prompt: Prompt, start: int, end: int) -> Prompt:
-    """A piece of a prompt. Pictures lie in its first piece: see `common_prefix`."""
-    return Prompt(prompt.tokens[start:end], prompt.positions[:, start:end], () if start else prompt.pictures)
-
-
-def common_prefix(prompts: list[Prompt], image_token: int) -> int:
-    """How many tokens these prompts about the same pictures begin with alike, where computing those once pays; else 0.
-
-    All pictures must lie in what they share. Each keeps its last token for itself: a slot begins with it.
-    """
-    first, last = (choose(prompt.tokens for prompt in prompts) for choose in (min, max))        # in the order of a dictionary
-    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
-    shared = min(shared, min(len(prompt.tokens) for prompt in prompts) - 1)
-    pays = image_token not in prompts[0].tokens[shared:] if prompts[0].pictures else shared >= SHARED
-    return shared if len(prompts) > 1 and pays else 0
 
 
 def attend(q, keys, values, mask, scaling) -> Tensor:

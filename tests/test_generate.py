@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import generate as engine
+import prefill
 import sampling
 from generate import generate
 from helpers_models import for_the_library, make_checkpoint
@@ -145,15 +146,15 @@ def test_a_common_beginning_is_computed_once(models, monkeypatch):
         prompts, outcomes = ragged(model), {}
         c = prompts[4].pictures[0]
         families = [[prompt for prompt in prompts if prompt.pictures == (c,)], [prompt for prompt in prompts if not prompt.pictures]]
-        lengths = [engine.common_prefix(family, model.config.image_token_id) for family in families]
+        lengths = [prefill.common_prefix(family, model.config.image_token_id) for family in families]
         assert lengths[0] > len(c.pixels) // 4 and lengths[1] == 0              # "hello" is among the second
-        assert engine.common_prefix(families[1][1:], model.config.image_token_id) > engine.SHARED
-        assert engine.common_prefix([prompts[3], prompts[3]], model.config.image_token_id) == len(prompts[3].tokens) - 1
-        assert engine.common_prefix(prompts[1:2], model.config.image_token_id) == 0
+        assert prefill.common_prefix(families[1][1:], model.config.image_token_id) > prefill.SHARED
+        assert prefill.common_prefix([prompts[3], prompts[3]], model.config.image_token_id) == len(prompts[3].tokens) - 1
+        assert prefill.common_prefix(prompts[1:2], model.config.image_token_id) == 0
         for name in ("shared", "alone"):
             with monkeypatch.context() as patch:
                 if name == "alone":
-                    patch.setattr(engine, "common_prefix", lambda family, image_token: 0)
+                    patch.setattr(prefill, "common_prefix", lambda family, image_token: 0)
                 computed.clear()
                 outcomes[name] = generate(model, prompts[1:], n=2, max_new_tokens=8, seed=3), sum(computed)
         for one, other in zip(sum(outcomes["shared"][0], []), sum(outcomes["alone"][0], [])):
@@ -203,9 +204,9 @@ def test_questions_about_a_picture_stay_together(model, monkeypatch):
     pictures = []
     cut = [model.encode("what?", [picture(32, 32 + i)]).pictures[0] for i in range(3)]
     prompts = [model.encode(question, [one]) for one in cut for question in ("how many?", "how long?")]
-    original = engine.Engine.forward
-    monkeypatch.setattr(engine.Engine, "forward", lambda self, heads, *rest: pictures.extend(h.pictures for h in heads if h.pictures)
-                        or original(self, heads, *rest))
+    original = prefill.forward
+    monkeypatch.setattr(prefill, "forward", lambda vlm, heads, *rest: pictures.extend(h.pictures for h in heads if h.pictures)
+                        or original(vlm, heads, *rest))
     generate(model, prompts, n=2, max_new_tokens=3, prefill_tokens=3 * len(prompts[0].tokens))
     assert len(pictures) == 3
 
