@@ -19,6 +19,8 @@ Each engine has a process of its own, and makes a step when it is its turn. The 
 their time by ours, step by step. Memory: the most that its process ever held resident, program and weights included (on a GPU: that was allocated).
 """
 import argparse
+import importlib.metadata
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -166,13 +168,12 @@ def main():
     parser.add_argument("--only", nargs="+", default=["tiny", "100m"] + ["2b"] * CUDA, choices=[*WORK], help="which models")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)         # engine, model, folder, steps
     args = parser.parse_args()
-    try:
-        import accelerate, datasets, trl                                    # noqa: E401, F401
-    except ImportError as error:
-        sys.exit(f"step_bench.py: {error.name} is missing; pip install trl==1.16.0 accelerate datasets")
     if args.alone:
         return alone(*args.alone[:3], int(args.alone[3]))
-    print(f"torch {torch.__version__}, TRL {trl.__version__}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}")
+    for name in ("trl", "accelerate", "datasets"):                          # looked for, not imported: that would count as our memory
+        if importlib.util.find_spec(name) is None:
+            sys.exit(f"step_bench.py: {name} is missing; pip install trl==1.16.0 accelerate datasets")
+    print(f"torch {torch.__version__}, TRL {importlib.metadata.version('trl')}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}")
     for name in args.only:
         with tempfile.TemporaryDirectory() as scratch:
             folder = checkpoint(name, Path(scratch))
