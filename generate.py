@@ -148,7 +148,7 @@ class Engine:
             families[prompt.pictures or key] = max(longest, len(prompt.tokens)), number
 
         def place(item):
-            (key, (prompt, _)), (longest, number) = item, families[item[0][0] or item[0]]
+            (_, (prompt, _)), (longest, number) = item, families[item[0][0] or item[0]]
             return -longest, number, -len(prompt.tokens)
         self.queue = [entry for _, entry in sorted(distinct.items(), key=place)]
         self.ready = []                 # prefilled: (pieces of its cache and where they begin, prompt, its completions)
