@@ -250,7 +250,7 @@ def test_limits_are_set_in_the_child(renderer):
         f"ValueError: [0, {16 << 20}, 40, 21, {1 << 30}, 0]")
 
 
-@pytest.mark.parametrize("forged", ["b'XXXX' + bytes(12)", "struct.pack('<HHIf', 9, 9, 99, 0)",
+@pytest.mark.parametrize("forged", ["b'JUNK' + bytes(12)", "struct.pack('<HHIf', 9, 9, 99, 0)",
                                     "struct.pack('<HHIf', 9000, 1, 0, 0)", "bytes(12)",
                                     "struct.pack('<HHIf', 9, 9, 0, 0)",
                                     "struct.pack('<HHIf', 0, 0, 1 << 31, 0)"])
