@@ -34,13 +34,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # before torch is im
 import numpy as np
 from tqdm import tqdm
 
-import benchmarks
-import parallel
-from answers import answers_match, extract_answer, vote
+from tools import benchmarks
+from support import parallel
+from support.answers import answers_match, extract_answer, vote
 from generate import generate
 from prompts import fill
 from render import Renderer
-from report import markdown, read_jsonl, report, table        # table: for mmzero.py
+from tools.report import markdown, read_jsonl, report, table        # table: for mmzero.py
 from tiny import world
 from vlm import VLM, find_checkpoint
 

@@ -30,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from parallel import deal, gather, rank, sum_gradients, whole, within, world
+from support.parallel import deal, gather, rank, sum_gradients, whole, within, world
 from vlm import Prompt, next_position
 
 try:

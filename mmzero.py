@@ -41,18 +41,18 @@ if hasattr(libc := ctypes.CDLL(None), "mallopt"):
 
 from tqdm import tqdm
 
-import parallel
-import resume
+from support import parallel
+from support import resume
 import rewards
-from audit import audit, blind_answers
+from tools.audit import audit, blind_answers
 from eval import charts, evaluate, table
 from grpo import Rollout, group_advantages, make_optimizer, train_step
-from plan import plan
+from tools.plan import plan
 from prompts import TOPICS
-from report import report
+from tools.report import report
 from roles import ROLES, Draft, Roles
-from run import Run
-from settings import PAPER, TINY, Settings, check, parse
+from support.run_folder import Run
+from support.settings import PAPER, TINY, Settings, check, parse
 from vlm import check_family, find_checkpoint
 
 

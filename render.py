@@ -30,8 +30,8 @@ from pathlib import Path
 
 from PIL import Image, ImageColor
 
-import sandbox
-from sandbox import NoPicture
+from support import sandbox
+from support.sandbox import NoPicture
 
 MAX_SOURCE = 256_000                                  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; a larger picture is scaled down

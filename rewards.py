@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from answers import answers_match, extract_answer, last_box, vote     # vote: for callers of rewards.vote
+from support.answers import answers_match, extract_answer, last_box, vote     # vote: for callers of rewards.vote
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 FENCE_TAGS = {"svg": ("svg", "xml", "html"), "python": ("python", "py", "python3")}    # how models label code

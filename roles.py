@@ -18,11 +18,11 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file
 
-import parallel
+from support import parallel
 import rewards
 from generate import generate
-from lora import add_lora, twin
-from parallel import gather, share, world
+from support.lora import add_lora, twin
+from support.parallel import gather, share, world
 from prompts import TOPICS, fill
 from render import Renderer
 from vlm import VLM

@@ -29,8 +29,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-import parallel
-from lora import merged_state, save_adapters
+from support import parallel
+from support.lora import merged_state, save_adapters
 from prompts import PROMPTS
 
 transformers.utils.logging.disable_progress_bar()       # a run loads and saves all the time

@@ -76,7 +76,7 @@ def hostile(language, name, **fields):
 def weaken(monkeypatch, tmp_path, patch):
     """Let helpers started from here on run `patch` first: as if the kernel lacked something."""
     script = tmp_path / "weak.py"
-    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport render, sandbox\ndel sys.path[0]\n"
+    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport render\nfrom support import sandbox\ndel sys.path[0]\n"
                       f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n")
     monkeypatch.setattr(render, "__file__", str(script))
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from PIL import Image
 
-import benchmarks
+from tools import benchmarks
 import eval as evaluation
 import mmzero
 from prompts import fill

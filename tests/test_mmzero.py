@@ -111,7 +111,8 @@ save = Run.save_data
 KILLER = """
 import itertools, os, re, signal, sys
 from pathlib import Path
-import torch, mmzero, roles, run, vlm
+import torch, mmzero, roles, vlm
+from support import run_folder as run
 from PIL import Image
 at, count = sys.argv[1], itertools.count(1)
 def pass_by(*place):
@@ -187,7 +188,7 @@ def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypat
 
 
 def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypatch):
-    import resume
+    from support import resume
     settings = replace(LITTLE, save_steps=1, probe=0, out=str(tmp_path / "run"))
     stop_after(monkeypatch, settings, 1)
     before = {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()}

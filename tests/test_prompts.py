@@ -6,9 +6,9 @@ import pytest
 
 import render
 import rewards
-import sandbox
+from support import sandbox
 from prompts import PROMPTS, TOPICS, fill
-from settings import Settings
+from support.settings import Settings
 
 PROPOSAL = rewards.Proposal("map", "a {easy_answer} caption", "What is at {topic}?", "7 {",
                             "Total of } and {x}?", "12 cm")

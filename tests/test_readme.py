@@ -35,7 +35,7 @@ def test_every_file_it_names_is_there():
 
 
 def test_every_name_in_the_paper_table_exists():
-    for file, names in re.findall(r"`(\w+)\.py`: ((?:`\w+`(?:, )?)+)", README):
+    for file, names in re.findall(r"`([\w/]+)\.py`: ((?:`\w+`(?:, )?)+)", README):
         source = (ROOT / f"{file}.py").read_text()
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (file, name)

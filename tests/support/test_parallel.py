@@ -15,13 +15,13 @@ from PIL import Image
 
 import eval
 import grpo
-import parallel
+from support import parallel
 from generate import generate
 from helpers_models import make_checkpoint
-from lora import add_lora
+from support.lora import add_lora
 from vlm import VLM
 
-ROOT = Path(parallel.__file__).parent
+ROOT = Path(parallel.__file__).parent.parent
 
 
 def torchrun(*command, ranks=2, **environment):
@@ -196,7 +196,7 @@ SMALL = ["--iterations", "1", "--steps", "1", "--proposer-prompts", "4", "--code
 def test_the_whole_loop_on_two_ranks(tmp_path):
     """Killed once, while phase S makes the second part of its data: both ranks find the first, and go on together."""
     killer = tmp_path / "killed.py"
-    killer.write_text("import mmzero, os, parallel, signal, sys\n"
+    killer.write_text("import mmzero, os, signal, sys\nfrom support import parallel\n"
                       "propose = mmzero.Roles.propose\n"
                       "def deadly(self, weights, places, *more, **options):\n"
                       "    if places == range(6, 12) and parallel.rank() == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -222,7 +222,7 @@ def test_the_whole_loop_on_two_ranks(tmp_path):
 
 def test_a_failing_rank_ends_the_run_with_its_message(tmp_path):
     script = tmp_path / "fails.py"
-    script.write_text("import mmzero, parallel, sys\n"
+    script.write_text("import mmzero, sys\nfrom support import parallel\n"
                       "def speak(*_, **__):\n"
                       "    if parallel.rank() == 1: raise KeyError('the seventh seal')\n"
                       "    parallel.gather([1])\n"

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from parallel import gather, local
+from support.parallel import gather, local
 
 
 def training_state(policy, optimizer) -> dict:

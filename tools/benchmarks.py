@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from answers import answers_match, canonical
+from support.answers import answers_match, canonical
 from prompts import fill
 
 SETS = {name.lower(): f"zli12321/{name}" for name in (

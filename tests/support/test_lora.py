@@ -9,7 +9,7 @@ import mmzero
 from generate import generate
 from grpo import Rollout, make_optimizer, score, train_step
 from helpers_models import make_checkpoint
-from lora import LoRALinear, add_lora, merged_state, twin
+from support.lora import LoRALinear, add_lora, merged_state, twin
 from test_grpo import make_rollouts
 from vlm import VLM
 

@@ -1,7 +1,7 @@
 """What a run would need, before it begins: no weights are loaded, and neither GPU nor network is needed.
 
     python mmzero.py --model Qwen2-VL-2B --preset 1x48gb --dry-run     the plan of a run, and whether it fits this machine
-    python plan.py                                                     GB per GPU by model, mode and GPUs: the tables of the README
+    python tools/plan.py                                                     GB per GPU by model, mode and GPUs: the tables of the README
 
 Parameters are counted on the network itself, built from its config on the meta device. Memory is a formula. P parameters,
 A of them adapters, N GPUs, T tokens of a pass (--token-budget), L layers of width D, V words; bytes on each GPU, held all the time:
@@ -28,16 +28,19 @@ import json
 import math
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))         # run as a program, it finds the modules above it
 
 import torch
 import transformers
 
 from grpo import tokens_at_once, words_at_once
 from prompts import PROMPTS
-from settings import PRESETS, Settings, check
+from support.settings import PRESETS, Settings, check
 from vlm import FAMILIES, TINY, check_family, find_checkpoint
 
 # Public facts of the checkpoints, so that a plan needs no network. Language: D, L, heads, key/value heads, inside the MLP, V, head

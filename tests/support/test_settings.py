@@ -13,7 +13,7 @@ import mmzero
 import roles
 from helpers_models import REAL_CHAT_TEMPLATE
 from prompts import PROMPTS
-from settings import PAPER, PRESETS, TINY, Settings, check, parse
+from support.settings import PAPER, PRESETS, TINY, Settings, check, parse
 from vlm import TINY as TINY_MODEL
 from vlm import VLM
 
@@ -78,7 +78,7 @@ def test_languages_are_those_of_the_roles():
 
 
 def test_help_needs_no_network_and_no_weights():
-    done = subprocess.run([sys.executable, "-c", "import sys, settings\ntry: settings.parse(['--help'])\nfinally: assert 'torch' not in sys.modules"],
+    done = subprocess.run([sys.executable, "-c", "import sys\nfrom support import settings\ntry: settings.parse(['--help'])\nfinally: assert 'torch' not in sys.modules"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "1x24gb" in done.stdout, done.stderr
 

@@ -10,9 +10,9 @@ import re
 
 import numpy as np
 
-from answers import answers_match, extract_answer, tally, vote
+from support.answers import answers_match, extract_answer, tally, vote
 from generate import generate
-from parallel import gather, share
+from support.parallel import gather, share
 from prompts import fill
 from tiny.truth import truth
 

@@ -16,19 +16,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 import generate
 import grpo
 import mmzero
-import plan as plan_module
+from tools import plan as plan_module
 import rewards
 from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from helpers_models import make_checkpoint
-from lora import add_lora, twin
-from plan import CARDS, SHAPES, fitting, measure, memory, needs, plan, read_config, work
+from support.lora import add_lora, twin
+from tools.plan import CARDS, SHAPES, fitting, measure, memory, needs, plan, read_config, work
 from prompts import TOPICS, fill
-from settings import PAPER, PRESETS
+from support.settings import PAPER, PRESETS
 from vlm import FAMILIES, VLM, smart_resize
 
 
-README = (Path(plan_module.__file__).parent / "README.md").read_text()
+README = (Path(plan_module.__file__).parent.parent / "README.md").read_text()
 # The number of weights in the published checkpoints' files.
 PUBLISHED = {"Qwen2-VL-2B": 2208985600, "Qwen2-VL-7B": 8291375616, "Qwen2.5-VL-3B": 3754622976, "Qwen2.5-VL-7B": 8292166656,
              "Qwen3-VL-2B": 2127532032, "Qwen3-VL-4B": 4437815808, "Qwen3-VL-8B": 8767123696}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 import eval as evaluation
-import report as reporting
+from tools import report as reporting
 
 
 # ------------------------------------------------------------------------------------------------------------

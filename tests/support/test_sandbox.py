@@ -16,7 +16,7 @@ import pytest
 from helpers_render import (HANG_PYTHON, HANG_SVG, HOSTILE, NO_LANDLOCK, NO_SECCOMP, ROOT, alive, draw, hostile,
                             manifest, pillow, refuse, svg, tiny, wait_for, weaken)
 
-import sandbox
+from support import sandbox
 from render import Renderer
 
 SECRET = "canary-8f1c"

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from answers import MAX_ANSWER, answers_match, canonical, extract_answer, tally, vote
+from support.answers import MAX_ANSWER, answers_match, canonical, extract_answer, tally, vote
 
 approx = pytest.approx
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import audit
+from tools import audit
 from tiny import world
 from tiny.truth import read, truth
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import parallel
-import resume
+from support import parallel
+from support import resume
 from roles import ROLES, Draft
 
 

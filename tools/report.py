@@ -25,7 +25,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from answers import answers_match, tally
+from support.answers import answers_match, tally
 
 PAGE = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
 COLOURS = dict(re.findall(r"--(\w+): (#\w+)", PAGE[:PAGE.index("@media")]))         # on light ground: {"c0": "#0072b2", ...}

@@ -1,0 +1,1 @@
+"""Programs one calls oneself: reports, audits, plans, comparisons."""
