@@ -24,6 +24,7 @@ at every few steps, and what was drawn after one is dropped.
 Shapes: S slots, m working ones, C columns (W of them in use), K key/value heads, G query heads per key/value head,
 H head dimension, D hidden size, V vocabulary.
 """
+
 import argparse
 import math
 import os
@@ -46,23 +47,40 @@ try:
 except ImportError:
     flash_attn_with_kvcache = None
 
-APART = 8000            # columns that a step must save before its longest rows are a part of their own, which takes a few more calls
-GROWTH = 32             # columns by which the cache grows
-EVERY = {"cpu": 1, "cuda": 8}           # steps between two looks at the ends: on a GPU a look makes it wait
-PREFILL = {"cpu": 2048, "cuda": 8192}   # tokens prefilled at once: on a CPU their activations should stay in its cache
+APART = 8000  # columns that a step must save before its longest rows are a part of their own, which takes a few more calls
+GROWTH = 32  # columns by which the cache grows
+EVERY = {"cpu": 1, "cuda": 8}  # steps between two looks at the ends: on a GPU a look makes it wait
+PREFILL = {
+    "cpu": 2048,
+    "cuda": 8192,
+}  # tokens prefilled at once: on a CPU their activations should stay in its cache
 
 
 @dataclass
 class Completion:
-    tokens: list[int]           # including the end token, if one was reached
-    text: str                   # without it
-    logps: list[float]          # of each token, as it was sampled: temperature, top-k and top-p applied
-    full_logps: list[float]     # before any was left out: log_softmax(logits / temperature), a trainer's view
-    finished: bool              # an end token was reached (otherwise max_new_tokens cut it off)
+    tokens: list[int]  # including the end token, if one was reached
+    text: str  # without it
+    logps: list[float]  # of each token, as it was sampled: temperature, top-k and top-p applied
+    full_logps: list[
+        float
+    ]  # before any was left out: log_softmax(logits / temperature), a trainer's view
+    finished: bool  # an end token was reached (otherwise max_new_tokens cut it off)
 
 
-def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperature=1.0, top_p=1.0, top_k=0,
-             seed=0, progress=False, slots=None, prefill_tokens=None, numbers=None) -> list[list[Completion]]:
+def generate(
+    vlm: VLM,
+    prompts: list[Prompt],
+    n=1,
+    max_new_tokens=512,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    seed=0,
+    progress=False,
+    slots=None,
+    prefill_tokens=None,
+    numbers=None,
+) -> list[list[Completion]]:
     """n completions of each prompt: a list per prompt, in order.
 
     max_new_tokens: one number, or one for each completion ([prompts, n]). temperature 0 takes the most probable token
@@ -77,11 +95,14 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
     a longer list gives the places there, and draws what the whole list would.
     """
     limits = torch.as_tensor(max_new_tokens)
-    for wrong, rule in ((n < 1, "n must be 1 or more"),
-                        (bool((limits < 1).any()), "max_new_tokens must be 1 or more"),
-                        (not temperature >= 0, "temperature must be 0 (greedy) or more"),
-                        (not 0 < top_p <= 1, "top_p must be above 0 and at most 1 (off)"),
-                        (top_k < 0, "top_k must be 0 (off) or more"), (slots is not None and slots < 1, "slots must be 1 or more")):
+    for wrong, rule in (
+        (n < 1, "n must be 1 or more"),
+        (bool((limits < 1).any()), "max_new_tokens must be 1 or more"),
+        (not temperature >= 0, "temperature must be 0 (greedy) or more"),
+        (not 0 < top_p <= 1, "top_p must be above 0 and at most 1 (off)"),
+        (top_k < 0, "top_k must be 0 (off) or more"),
+        (slots is not None and slots < 1, "slots must be 1 or more"),
+    ):
         if wrong:
             raise ValueError(rule)
     if not prompts:
@@ -92,10 +113,13 @@ def generate(vlm: VLM, prompts: list[Prompt], n=1, max_new_tokens=512, temperatu
     with torch.inference_mode():
         try:
             return Engine(*plan, slots, prefill_tokens, numbers).run(progress)
-        except torch.cuda.OutOfMemoryError:             # something else took the memory that was planned with
+        except torch.cuda.OutOfMemoryError:  # something else took the memory that was planned with
             slots = max(1, slots // 2)
-            print(f"generate: out of GPU memory; once more from the start with {slots} slots", file=sys.stderr)
-        torch.cuda.empty_cache()                        # out of the except clause, which holds on to the old engine
+            print(
+                f"generate: out of GPU memory; once more from the start with {slots} slots",
+                file=sys.stderr,
+            )
+        torch.cuda.empty_cache()  # out of the except clause, which holds on to the old engine
         return Engine(*plan, slots, prefill_tokens, numbers).run(progress)
 
 
@@ -116,12 +140,18 @@ def slots_that_fit(vlm: VLM, wanted: int | None, longest: int) -> int:
     """
     text = vlm.config.get_text_config()
     attention = vlm.model.model.language_model.layers[0].self_attn
-    cache = 2 * text.num_hidden_layers * attention.k_proj.weight.shape[0] * longest * vlm.dtype.itemsize
-    sampling = 24 * text.vocab_size             # logits, probabilities and what is made of them: six float32 per word
+    cache = (
+        2 * text.num_hidden_layers * attention.k_proj.weight.shape[0] * longest * vlm.dtype.itemsize
+    )
+    sampling = (
+        24 * text.vocab_size
+    )  # logits, probabilities and what is made of them: six float32 per word
     each, free = cache + sampling, free_bytes(vlm.device) * 9 // 10
     if each > free:
-        raise ValueError(f"a reply of up to {longest} tokens, prompt included, needs {each / 1e9:.1f} GB of cache, and "
-                         f"{free / 1e9:.1f} GB are free: shorten max_new_tokens or the prompt, or make the pictures smaller")
+        raise ValueError(
+            f"a reply of up to {longest} tokens, prompt included, needs {each / 1e9:.1f} GB of cache, and "
+            f"{free / 1e9:.1f} GB are free: shorten max_new_tokens or the prompt, or make the pictures smaller"
+        )
     if wanted is None:
         wanted = 128 if vlm.device.type == "cuda" else max(16, min(512, 2**28 // each))
     return max(1, min(wanted, free // each))
@@ -129,12 +159,17 @@ def slots_that_fit(vlm: VLM, wanted: int | None, longest: int) -> int:
 
 # ------------------------------------------------------------------------------------ the engine
 
+
 class Engine:
     """The cache, the slots and the queue of one call of `generate`. limits [prompts, n]: how long each completion may be."""
 
     def __init__(self, vlm, prompts, limits, settings, seed, slots, prefill_tokens, numbers=None):
         self.vlm, self.text = vlm, vlm.model.model.language_model
-        self.settings, self.prefill_tokens, n = settings, prefill_tokens or PREFILL[vlm.device.type], limits.shape[1]
+        self.settings, self.prefill_tokens, n = (
+            settings,
+            prefill_tokens or PREFILL[vlm.device.type],
+            limits.shape[1],
+        )
         self.results = [[None] * n for _ in prompts]
 
         # The queue: each distinct prompt with the completions asked of it. Long prompts first, so that neighbours
@@ -143,56 +178,99 @@ class Engine:
         distinct, families = {}, {}
         for index, prompt in enumerate(prompts):
             key = (prompt.pictures, *prompt.tokens)
-            distinct.setdefault(key, (prompt, []))[1].extend((index, completion) for completion in range(n))
+            distinct.setdefault(key, (prompt, []))[1].extend(
+                (index, completion) for completion in range(n)
+            )
             longest, number = families.get(prompt.pictures or key, (0, len(families)))
             families[prompt.pictures or key] = max(longest, len(prompt.tokens)), number
 
         def place(item):
             (_, (prompt, _)), (longest, number) = item, families[item[0][0] or item[0]]
             return -longest, number, -len(prompt.tokens)
+
         self.queue = [entry for _, entry in sorted(distinct.items(), key=place)]
-        self.ready = []                 # prefilled: (pieces of its cache and where they begin, prompt, its completions)
+        self.ready = []  # prefilled: (pieces of its cache and where they begin, prompt, its completions)
 
         self.slots = slots = min(slots, limits.numel())
         most, device = int(limits.max()), vlm.device
         attention = self.text.layers[0].self_attn
-        self.head_dim, self.kv_heads = attention.head_dim, attention.k_proj.weight.shape[0] // attention.head_dim
+        self.head_dim, self.kv_heads = (
+            attention.head_dim,
+            attention.k_proj.weight.shape[0] // attention.head_dim,
+        )
         columns = max(len(prompt.tokens) for prompt in prompts) + most
         # On CUDA the cache has its final size at once; on CPU it follows its rows, see `grow`.
-        self.keys, self.values = ([torch.zeros(slots, self.kv_heads, columns if device.type == "cuda" else 0, self.head_dim,
-                                               dtype=vlm.dtype, device=device) for _ in self.text.layers] for _ in range(2))     # [S, K, C, H] each
+        self.keys, self.values = (
+            [
+                torch.zeros(
+                    slots,
+                    self.kv_heads,
+                    columns if device.type == "cuda" else 0,
+                    self.head_dim,
+                    dtype=vlm.dtype,
+                    device=device,
+                )
+                for _ in self.text.layers
+            ]
+            for _ in range(2)
+        )  # [S, K, C, H] each
         # Rotations by position. In a reply the three axes of M-RoPE agree: one position a token is enough.
         positions = torch.arange(max(map(next_position, prompts)) + most, device=device)
         cos, sin = self.text.rotary_emb(self.keys[0], positions.expand(3, 1, -1))
         left, right = sin[0].chunk(2, dim=-1)
-        self.rotation = torch.stack([cos[0], torch.cat([-left, right], dim=-1)], dim=1)                # [positions, 2, H], see `rotate`
+        self.rotation = torch.stack(
+            [cos[0], torch.cat([-left, right], dim=-1)], dim=1
+        )  # [positions, 2, H], see `rotate`
 
         # The state of each slot. `newest` is the token that the next step puts through the network, to column
         # `length`; `drawn` counts the tokens of the reply so far. One place more than `most`: see `advance`.
         def state(*size, dtype=torch.long):
             return torch.zeros(slots, *size, dtype=dtype, device=device)
+
         self.newest, self.limit = state(), state()
         self.counts = torch.zeros(3, slots, dtype=torch.long, device=device)
-        self.length, self.position, self.drawn = self.counts            # what a step adds 1 to
+        self.length, self.position, self.drawn = self.counts  # what a step adds 1 to
         self.done = ~state(dtype=torch.bool)
-        self.tokens, self.logps, self.full_logps = state(most + 1), *(state(most + 1, dtype=torch.float32) for _ in range(2))
-        self.random = state(most + 1, dtype=torch.float64)              # what each token of the reply is drawn with
-        self.owner = np.zeros((slots, 2), dtype=int)                    # (prompt index, completion index)
-        self.free, self.m = list(range(slots))[::-1], 0                 # free slots, lowest last; those at work
-        self.rows, self.columns = torch.arange(slots, device=device), torch.arange(columns + GROWTH, device=device)
-        self.heads = torch.arange(slots * self.kv_heads, device=device).view(slots, -1)                # [S, K]
+        self.tokens, self.logps, self.full_logps = (
+            state(most + 1),
+            *(state(most + 1, dtype=torch.float32) for _ in range(2)),
+        )
+        self.random = state(
+            most + 1, dtype=torch.float64
+        )  # what each token of the reply is drawn with
+        self.owner = np.zeros((slots, 2), dtype=int)  # (prompt index, completion index)
+        self.free, self.m = list(range(slots))[::-1], 0  # free slots, lowest last; those at work
+        self.rows, self.columns = (
+            torch.arange(slots, device=device),
+            torch.arange(columns + GROWTH, device=device),
+        )
+        self.heads = torch.arange(slots * self.kv_heads, device=device).view(slots, -1)  # [S, K]
 
         numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers)
-        self.streams, self.limits = streams(seed, int(numbers.max()) + 1, n)[numbers].to(device), limits.to(device)     # [prompts, n]
+        self.streams, self.limits = (
+            streams(seed, int(numbers.max()) + 1, n)[numbers].to(device),
+            limits.to(device),
+        )  # [prompts, n]
         self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
-        self.never = torch.tensor([vlm.config.image_token_id, vlm.config.video_token_id], device=device)
+        self.never = torch.tensor(
+            [vlm.config.image_token_id, vlm.config.video_token_id], device=device
+        )
 
         self.every = EVERY[device.type]
-        self.graphs, self.pool = ({}, torch.cuda.graph_pool_handle()) if device.type == "cuda" else (None, None)     # parts -> captured step
-        self.flash = flash_attn_with_kvcache if device.type == "cuda" and vlm.dtype.itemsize == 2 else None     # it knows no float32
+        self.graphs, self.pool = (
+            ({}, torch.cuda.graph_pool_handle()) if device.type == "cuda" else (None, None)
+        )  # parts -> captured step
+        self.flash = (
+            flash_attn_with_kvcache if device.type == "cuda" and vlm.dtype.itemsize == 2 else None
+        )  # it knows no float32
 
     def run(self, progress) -> list[list[Completion]]:
-        bar = tqdm(total=sum(map(len, self.results)), disable=not progress, unit=" completions", leave=False)
+        bar = tqdm(
+            total=sum(map(len, self.results)),
+            disable=not progress,
+            unit=" completions",
+            leave=False,
+        )
         while self.admit():
             for _ in range(self.every):
                 self.step()
@@ -208,28 +286,41 @@ class Engine:
             if not self.ready:
                 self.prefill()
             pieces, prompt, waiting = self.ready[0]
-            now = waiting[:len(self.free)]
+            now = waiting[: len(self.free)]
             mine = [self.free.pop() for _ in now]
-            at = slice(mine[0], mine[-1] + 1) if mine[-1] - mine[0] == len(mine) - 1 else torch.tensor(mine, device=self.newest.device)
+            at = (
+                slice(mine[0], mine[-1] + 1)
+                if mine[-1] - mine[0] == len(mine) - 1
+                else torch.tensor(mine, device=self.newest.device)
+            )
             self.grow(len(prompt.tokens) - 1, self.slots)
-            for start, piece in pieces:                                 # of each layer [K, L, H]
+            for start, piece in pieces:  # of each layer [K, L, H]
                 for cache, one in zip(self.keys + self.values, piece):
-                    cache[at, :, start:start + one.shape[1]] = one
+                    cache[at, :, start : start + one.shape[1]] = one
             self.owner[mine] = now
             rows += mine
-            begin += [(prompt.tokens[-1], len(prompt.tokens) - 1, next_position(prompt) - 1)] * len(now)
-            del waiting[:len(now)]
+            begin += [(prompt.tokens[-1], len(prompt.tokens) - 1, next_position(prompt) - 1)] * len(
+                now
+            )
+            del waiting[: len(now)]
             if not waiting:
                 self.ready.pop(0)
         if rows:
-            self.newest[rows], self.length[rows], self.position[rows] = torch.tensor(begin, device=self.newest.device).T
+            self.newest[rows], self.length[rows], self.position[rows] = torch.tensor(
+                begin, device=self.newest.device
+            ).T
             self.drawn[rows], self.done[rows] = 0, False
             places = tuple(self.owner[rows].T)
             self.limit[rows] = self.limits[places]
-            self.random[rows] = uniforms(self.streams[places][:, None], torch.arange(self.random.shape[1], device=self.random.device))
+            self.random[rows] = uniforms(
+                self.streams[places][:, None],
+                torch.arange(self.random.shape[1], device=self.random.device),
+            )
         self.m = self.slots - len(self.free)
         gaps = [row for row in self.free if row < self.m]
-        movers = sorted(set(range(self.m, self.slots)) - set(self.free))        # as many as there are gaps
+        movers = sorted(
+            set(range(self.m, self.slots)) - set(self.free)
+        )  # as many as there are gaps
         if gaps:
             self.move(movers, gaps)
             self.done[movers] = True
@@ -245,13 +336,26 @@ class Engine:
         """
         if columns > (have := self.keys[0].shape[2]):
             for caches in (self.keys, self.values):
-                for layer, cache in enumerate(caches):      # one at a time, to need little memory
+                for layer, cache in enumerate(caches):  # one at a time, to need little memory
                     caches[layer] = F.pad(cache[:rows], (0, 0, 0, columns + GROWTH - have))
 
     def move(self, rows, places):
         """All that is known of these rows, to these places: a swap, or a copy where the places are free."""
-        for state in (*self.keys, *self.values, self.newest, self.length, self.position, self.drawn, self.limit,
-                      self.random, self.done, self.tokens, self.logps, self.full_logps, self.owner):
+        for state in (
+            *self.keys,
+            *self.values,
+            self.newest,
+            self.length,
+            self.position,
+            self.drawn,
+            self.limit,
+            self.random,
+            self.done,
+            self.tokens,
+            self.logps,
+            self.full_logps,
+            self.owner,
+        ):
             state[places] = state[rows]
 
     def look(self):
@@ -259,20 +363,25 @@ class Engine:
 
         A few rows much longer than the others would widen the attention of all. On a CPU they become the second of two parts.
         """
-        m, width = self.m, int(self.length[:self.m].max()) + self.every
-        if self.graphs is not None:     # each shape is a graph of its own, so few of them
+        m, width = self.m, int(self.length[: self.m].max()) + self.every
+        if self.graphs is not None:  # each shape is a graph of its own, so few of them
             m, most = min(self.slots, bucket(m)), self.keys[0].shape[2]
             width = most if self.flash else min(-(-width // 256) * 256, most)
         else:
-            self.grow(width, m)         # slots fall idle only when the queue is empty: they are of no more use
-        self.parts = (0, m, width),
+            self.grow(
+                width, m
+            )  # slots fall idle only when the queue is empty: they are of no more use
+        self.parts = ((0, m, width),)
         if self.graphs is None and m > 1 and m * width > APART:
             lengths, rows = (self.length[:m] + self.every).sort()
-            first = self.rows[1:m]                                      # columns in all, if the second part begins there:
+            first = self.rows[1:m]  # columns in all, if the second part begins there:
             cost = first * lengths[:-1] + (m - first) * width
             cut = int(cost.argmin()) + 1
             if m * width - cost[cut - 1] > APART:
-                long, end = rows[cut:], self.rows[cut:m]                # the long ones not yet at the end, and those in their places
+                long, end = (
+                    rows[cut:],
+                    self.rows[cut:m],
+                )  # the long ones not yet at the end, and those in their places
                 early, late = long[long < cut], end[~torch.isin(end, long)]
                 if len(early):
                     self.move(torch.cat([early, late]), torch.cat([late, early]))
@@ -286,11 +395,15 @@ class Engine:
         batch = [self.queue.pop(0)]
         while self.queue:
             pictures = self.queue[0][0].pictures
-            budget = self.prefill_tokens * (2 if pictures and pictures == batch[-1][0].pictures else 1)
+            budget = self.prefill_tokens * (
+                2 if pictures and pictures == batch[-1][0].pictures else 1
+            )
             if (len(batch) + 1) * len(batch[0][0].tokens) > budget:
                 break
             batch.append(self.queue.pop(0))
-        for (prompt, waiting), pieces in zip(batch, prefill(self.vlm, [prompt for prompt, _ in batch])):
+        for (prompt, waiting), pieces in zip(
+            batch, prefill(self.vlm, [prompt for prompt, _ in batch])
+        ):
             self.ready.append((pieces, prompt, waiting))
 
     # -------------------------------------------------------------------- one token further
@@ -300,56 +413,84 @@ class Engine:
             return self.advance(self.parts)
         if self.parts in self.graphs:
             return self.graphs[self.parts].replay()
-        self.advance(self.parts)        # a step like any other, and what CUDA does only once (handles, workspaces) is done
+        self.advance(
+            self.parts
+        )  # a step like any other, and what CUDA does only once (handles, workspaces) is done
         self.graphs[self.parts] = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graphs[self.parts], pool=self.pool):
-            self.advance(self.parts)    # recorded, not run
+            self.advance(self.parts)  # recorded, not run
 
     def advance(self, parts):
         """Decode the newest tokens of all rows, draw the next. Rows that are done go along, and stay as they are."""
         m = parts[-1][1]
         going, drawn, rows = ~self.done[:m], self.drawn[:m], self.rows[:m]
-        logits = self.decode(m, parts) @ self.vlm.head.T                            # [m, V]
+        logits = self.decode(m, parts) @ self.vlm.head.T  # [m, V]
         new = sample(logits, self.random[rows, drawn], *self.settings, self.never)
         for record, value in zip((self.tokens, self.logps, self.full_logps), new):
-            record[rows, drawn] = value                     # for a row that is done: behind its last
+            record[rows, drawn] = value  # for a row that is done: behind its last
         self.newest[:m] = new[0]
         self.counts[:, :m] += going
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
-        self.done[:m] |= (new[0][:, None] == self.ends).any(-1) | (drawn >= self.limit[:m]) | ~new[2].isfinite()
+        self.done[:m] |= (
+            (new[0][:, None] == self.ends).any(-1) | (drawn >= self.limit[:m]) | ~new[2].isfinite()
+        )
 
     def decode(self, m: int, parts) -> Tensor:
         """The newest tokens' hidden states [m, D], after writing their keys and values into the cache."""
         length, heads, norm = self.length[:m], self.kv_heads, self.norm
-        lengths = length.int()                                                              # as flash-attn wants them
-        cos, sin = self.rotation[self.position[:m], :, None].unbind(1)                      # [m, 1, H]
-        x = self.text.embed_tokens(self.newest[:m])                                         # [m, D]
+        lengths = length.int()  # as flash-attn wants them
+        cos, sin = self.rotation[self.position[:m], :, None].unbind(1)  # [m, 1, H]
+        x = self.text.embed_tokens(self.newest[:m])  # [m, D]
         # Each row writes K keys and K values, to its column `length` of them: places in the cache seen as [S * K * C, H].
-        at = (self.heads[:m] * self.keys[0].shape[2] + length[:, None]).flatten()           # [m * K]
-        masks = [] if self.flash else [self.mask(length[first:last], width, x) for first, last, width in parts]
+        at = (self.heads[:m] * self.keys[0].shape[2] + length[:, None]).flatten()  # [m * K]
+        masks = (
+            []
+            if self.flash
+            else [self.mask(length[first:last], width, x) for first, last, width in parts]
+        )
         for layer, keys, values in zip(self.text.layers, self.keys, self.values):
             attention = layer.self_attn
             h = norm(layer.input_layernorm, x)
-            q, k, v = (projection(h).view(m, -1, self.head_dim)
-                       for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k, v = (
+                projection(h).view(m, -1, self.head_dim)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             if self.vlm.family == "qwen3_vl":
                 q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
             q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], heads], dim=1)
             if self.flash:
-                seen = self.flash(q[:, None], keys[:m].transpose(1, 2), values[:m].transpose(1, 2), k[:, None], v[:, None],
-                                  cache_seqlens=lengths, softmax_scale=attention.scaling, causal=True)
+                seen = self.flash(
+                    q[:, None],
+                    keys[:m].transpose(1, 2),
+                    values[:m].transpose(1, 2),
+                    k[:, None],
+                    v[:, None],
+                    cache_seqlens=lengths,
+                    softmax_scale=attention.scaling,
+                    causal=True,
+                )
             else:
                 for cache, new in ((keys, k), (values, v)):
                     cache.view(-1, self.head_dim).index_copy_(0, at, new.reshape(-1, self.head_dim))
-                seen = torch.cat([attend(q[first:last], keys[first:last, :, :width], values[first:last, :, :width], mask, attention.scaling)
-                                  for (first, last, width), mask in zip(parts, masks)])
+                seen = torch.cat(
+                    [
+                        attend(
+                            q[first:last],
+                            keys[first:last, :, :width],
+                            values[first:last, :, :width],
+                            mask,
+                            attention.scaling,
+                        )
+                        for (first, last, width), mask in zip(parts, masks)
+                    ]
+                )
             x = x + attention.o_proj(seen.view(m, -1))
             x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
         return norm(self.text.norm, x)
 
     def mask(self, length, width, x) -> Tensor:
         """[m * K, 1, W]: -inf beyond each row's length [m]."""
-        beyond = self.columns[:width] > length[:, None]                                     # [m, W]
+        beyond = self.columns[:width] > length[:, None]  # [m, W]
         mask = x.new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
         return mask[:, None].expand(-1, self.kv_heads, -1).reshape(-1, 1, width)
 
@@ -361,17 +502,26 @@ class Engine:
     # -------------------------------------------------------------------- slots into Completions
     def retire(self) -> int:
         """Hand over the rows that are done, and free their slots. Returns how many."""
-        gone = self.done[:self.m].nonzero()[:, 0].tolist()
+        gone = self.done[: self.m].nonzero()[:, 0].tolist()
         if gone:
-            drawn, *records = (state[gone].tolist() for state in (self.drawn, self.tokens, self.logps, self.full_logps))
+            drawn, *records = (
+                state[gone].tolist()
+                for state in (self.drawn, self.tokens, self.logps, self.full_logps)
+            )
             for row, count, *record in zip(gone, drawn, *records):
                 tokens, logps, full_logps = (values[:count] for values in record)
                 if not math.isfinite(full_logps[-1]):
-                    raise RuntimeError("the network's logits are not finite numbers: its weights have diverged")
+                    raise RuntimeError(
+                        "the network's logits are not finite numbers: its weights have diverged"
+                    )
                 finished = tokens[-1] in self.vlm.eos_ids
-                text = self.vlm.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+                text = self.vlm.tokenizer.decode(
+                    tokens[:-1] if finished else tokens, skip_special_tokens=True
+                )
                 prompt, completion = self.owner[row]
-                self.results[prompt][completion] = Completion(tokens, text, logps, full_logps, finished)
+                self.results[prompt][completion] = Completion(
+                    tokens, text, logps, full_logps, finished
+                )
             self.free = sorted([*self.free, *gone], reverse=True)
         return len(gone)
 
@@ -388,8 +538,13 @@ def bucket(m: int) -> int:
 def attend(q, keys, values, mask, scaling) -> Tensor:
     """q [m, K * G, H] look at keys [m, K, W, H] through mask [m * K, 1, W] -> of values [m, K, W, H] what they see, [m, K * G * H]."""
     # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-    m, q, keys, values = len(q), q.reshape(len(mask), -1, q.shape[-1]), keys.flatten(0, 1), values.flatten(0, 1)
-    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)                    # [m * K, G, W]
+    m, q, keys, values = (
+        len(q),
+        q.reshape(len(mask), -1, q.shape[-1]),
+        keys.flatten(0, 1),
+        values.flatten(0, 1),
+    )
+    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)  # [m * K, G, W]
     return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
 
 
@@ -400,14 +555,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------ by hand
 
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Sample replies of a vision-language model.")
-    parser.add_argument("--model", default="tiny", help="tiny, a name like Qwen2-VL-2B, a folder, a hub id")
+    parser.add_argument(
+        "--model", default="tiny", help="tiny, a name like Qwen2-VL-2B, a folder, a hub id"
+    )
     parser.add_argument("--prompt", required=True, help="the user's turn")
-    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="pictures, before the text")
+    parser.add_argument(
+        "--image", nargs="+", default=[], metavar="FILE", help="pictures, before the text"
+    )
     parser.add_argument("-n", type=int, default=1, help="number of replies (default 1)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest reply (default 512)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, help="longest reply (default 512)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0 takes the most probable token"
+    )
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
     parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--seed", type=int, default=0)
@@ -415,8 +579,16 @@ def main(arguments=None):
     try:
         images = [Image.open(name) for name in args.image]
         vlm = VLM.load(args.model)
-        replies = generate(vlm, [vlm.encode(args.prompt, images)], args.n, args.max_new_tokens,
-                           args.temperature, args.top_p, args.top_k, args.seed)[0]
+        replies = generate(
+            vlm,
+            [vlm.encode(args.prompt, images)],
+            args.n,
+            args.max_new_tokens,
+            args.temperature,
+            args.top_p,
+            args.top_k,
+            args.seed,
+        )[0]
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"generate.py: {error}")
     for number, reply in enumerate(replies, 1):

@@ -19,6 +19,7 @@ Deliberate choices, where an implementer could do otherwise:
 - With torchrun the micro-batches of an update are dealt out to the ranks (parallel.py); their gradients are added
   up, and the denominator is that of all of them, so several ranks make the step that one would make.
 """
+
 import math
 import sys
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ except ImportError:
 
 # ---- advantages -------------------------------------------------------------------------------------------
 
+
 def group_advantages(rewards, eps=1e-6):
     """A = (r - mean) / (std + eps) over the G rollouts of a prompt, Bessel-corrected std: [P, G] -> [P, G]
 
@@ -49,10 +51,15 @@ def group_advantages(rewards, eps=1e-6):
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards of shape {tuple(rewards.shape)}; right is [prompts, two or more rollouts]")
+        raise ValueError(
+            f"rewards of shape {tuple(rewards.shape)}; right is [prompts, two or more rollouts]"
+        )
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps)
     if not (finite := rewards.isfinite().all(1, keepdim=True)).all() and rank() == 0:
-        print(f"grpo: {int((~finite).sum())} groups have a reward that is no finite number: they teach nothing", file=sys.stderr)
+        print(
+            f"grpo: {int((~finite).sum())} groups have a reward that is no finite number: they teach nothing",
+            file=sys.stderr,
+        )
     # Equal rewards must give exactly 0, and rounding gets in the way: 0.1 + 0.2 is not 0.3, and the mean of
     # seven times 0.9 is not 0.9.
     equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-9
@@ -61,8 +68,19 @@ def group_advantages(rewards, eps=1e-6):
 
 # ---- the loss ---------------------------------------------------------------------------------------------
 
-def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_high=0.3, clip_dual=3.0,
-                kl_coef=0.01, denominator=None):
+
+def policy_loss(
+    logp,
+    old_logp,
+    ref_logp,
+    advantages,
+    mask,
+    clip_low=0.2,
+    clip_high=0.3,
+    clip_dual=3.0,
+    kl_coef=0.01,
+    denominator=None,
+):
     """The objective on one micro-batch -> (loss, stats). A pure function.
 
     logp, old_logp, ref_logp: [N, T] under the policy / the policy before the step / the reference (None: no
@@ -82,30 +100,41 @@ def policy_loss(logp, old_logp, ref_logp, advantages, mask, clip_low=0.2, clip_h
     # From here on [n]: only real tokens, so nothing that stands in the padding can leak into a sum.
     logp, old_logp, advantages = logp[mask], old_logp[mask], advantages[mask]
 
-    log_ratio = (logp - old_logp).clamp(-20, 20)                            # before exp: no overflow
-    ratio = log_ratio.exp()                                                 # rho = pi / pi_old
+    log_ratio = (logp - old_logp).clamp(-20, 20)  # before exp: no overflow
+    ratio = log_ratio.exp()  # rho = pi / pi_old
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped * advantages)     # min(rho A, clip(rho) A)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)  # min(rho A, clip(rho) A)
     # For A < 0 this falls without bound as rho grows: one token could own the gradient. Dual clip: max(., cA)
-    surrogate = torch.where(advantages < 0, torch.maximum(surrogate, clip_dual * advantages), surrogate)
+    surrogate = torch.where(
+        advantages < 0, torch.maximum(surrogate, clip_dual * advantages), surrogate
+    )
 
     if ref_logp is None:
         kl = torch.zeros_like(logp)
     else:
         difference = (ref_logp[mask] - logp).clamp(-20, 20)
-        kl = (difference.exp() - difference - 1).clamp(max=10)              # k3 >= 0, estimates KL(pi || ref)
+        kl = (difference.exp() - difference - 1).clamp(max=10)  # k3 >= 0, estimates KL(pi || ref)
     loss = (kl_coef * kl - surrogate).sum() / denominator
 
     with torch.no_grad():
         names = ("kl", "approx_kl", "clip_high", "clip_low", "clip_dual")
-        values = torch.stack([kl.sum(), (ratio - 1 - log_ratio).sum(),      # k3 of KL(pi_old || pi)
-                              ((advantages > 0) & (ratio > 1 + clip_high)).sum(),
-                              ((advantages < 0) & (ratio < 1 - clip_low)).sum(),
-                              ((advantages < 0) & (ratio > clip_dual)).sum()]) / denominator
+        values = (
+            torch.stack(
+                [
+                    kl.sum(),
+                    (ratio - 1 - log_ratio).sum(),  # k3 of KL(pi_old || pi)
+                    ((advantages > 0) & (ratio > 1 + clip_high)).sum(),
+                    ((advantages < 0) & (ratio < 1 - clip_low)).sum(),
+                    ((advantages < 0) & (ratio > clip_dual)).sum(),
+                ]
+            )
+            / denominator
+        )
     return loss, {"loss": loss.item(), **dict(zip(names, values.tolist()))}
 
 
 # ---- log-probs --------------------------------------------------------------------------------------------
+
 
 class ChunkedLoss(torch.autograd.Function):
     """objective(logp), logp = log softmax(h W^T / tau)[target], tau the temperature; and logits [n, V] never exist.
@@ -119,34 +148,41 @@ class ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, objective, chunk):           # [n, D], [V, D], [n]
+    def forward(ctx, hidden, weight, targets, temperature, objective, chunk):  # [n, D], [V, D], [n]
         device, trains, vocabulary = hidden.device.type, objective is not None, len(weight)
         # Under autocast the products run in bf16; sums of them are kept in float32.
-        w = weight.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+        w = weight.to(
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        )
         logp, entropy = torch.empty(2, len(hidden), device=hidden.device)
         loss = torch.zeros((), device=hidden.device)
         if trains:
-            kept = torch.empty(min(chunk, len(hidden)), vocabulary, device=hidden.device)           # exp(z - top), all of a chunk
+            kept = torch.empty(
+                min(chunk, len(hidden)), vocabulary, device=hidden.device
+            )  # exp(z - top), all of a chunk
             d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        trains_head = trains and ctx.needs_input_grad[1]                                # a frozen one (LoRA) has no gradient
+        trains_head = trains and ctx.needs_input_grad[1]  # a frozen one (LoRA) has no gradient
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_head else None
         for at in (slice(i, i + chunk) for i in range(0, len(hidden), chunk)):
-            h, target = hidden[at].to(w.dtype), targets[at]                             # [t, D], [t]
+            h, target = hidden[at].to(w.dtype), targets[at]  # [t, D], [t]
             size = words_at_once(len(h))
             blocks, logit, tops, lses, means = range(0, vocabulary, size), 0.0, [], [], []
             for v in blocks:
-                z = (h @ w[v:v + size].T).float().div_(temperature)                     # [t, block]
+                z = (h @ w[v : v + size].T).float().div_(temperature)  # [t, block]
                 here, word = chosen(target, v, z.shape[1])
                 logit = logit + z.gather(1, word)[:, 0] * here
                 tops.append(z.amax(1))
                 z.sub_(tops[-1][:, None])
-                e = torch.exp(z, out=kept[:len(h), v:v + size] if trains else None)
+                e = torch.exp(z, out=kept[: len(h), v : v + size] if trains else None)
                 total = e.sum(1)
                 lses.append(total.log() + tops[-1])
-                means.append(z.mul_(e).sum(1) / total + tops[-1])                       # E_b[z]
-            lses = torch.stack(lses)                                                    # [blocks, t]
+                means.append(z.mul_(e).sum(1) / total + tops[-1])  # E_b[z]
+            lses = torch.stack(lses)  # [blocks, t]
             lse = lses.logsumexp(0)
-            logp[at], entropy[at] = logit - lse, lse - ((lses - lse).exp() * torch.stack(means)).sum(0)
+            logp[at], entropy[at] = (
+                logit - lse,
+                lse - ((lses - lse).exp() * torch.stack(means)).sum(0),
+            )
             if not trains:
                 continue
             with torch.enable_grad():
@@ -155,22 +191,35 @@ class ChunkedLoss(torch.autograd.Function):
                 g = torch.autograd.grad(value, leaf)[0] / temperature
             loss += value.detach()
             for v, top in zip(blocks, tops):
-                dz = kept[:len(h), v:v + size].mul_((-g * (top - lse).exp())[:, None])              # -g p
+                dz = kept[: len(h), v : v + size].mul_((-g * (top - lse).exp())[:, None])  # -g p
                 here, word = chosen(target, v, dz.shape[1])
-                dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(w.dtype)                      # + g onehot(target)
-                d_hidden[at] += dz @ w[v:v + size]
+                dz = dz.scatter_add_(1, word, (g * here)[:, None]).to(w.dtype)  # + g onehot(target)
+                d_hidden[at] += dz @ w[v : v + size]
                 if trains_head:
-                    part = d_weight[v:v + size]                                         # in place where the types agree
+                    part = d_weight[v : v + size]  # in place where the types agree
                     part.addmm_(dz.T, h) if dz.dtype == part.dtype else part.add_(dz.T @ h)
         if trains:
-            ctx.gradients = d_hidden.to(hidden.dtype), d_weight.to(weight.dtype) if trains_head else None
+            ctx.gradients = (
+                d_hidden.to(hidden.dtype),
+                d_weight.to(weight.dtype) if trains_head else None,
+            )
         ctx.mark_non_differentiable(logp, entropy, *() if trains else (loss,))
         return logp, entropy, loss
 
     @staticmethod
     def backward(ctx, _, __, grad):
-        (d_hidden, d_weight), ctx.gradients = ctx.gradients, None          # if nobody else holds them, they are not copied
-        return d_hidden.mul_(grad), d_weight if d_weight is None else d_weight.mul_(grad), None, None, None, None
+        (d_hidden, d_weight), ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # if nobody else holds them, they are not copied
+        return (
+            d_hidden.mul_(grad),
+            d_weight if d_weight is None else d_weight.mul_(grad),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def chosen(targets, first, words):
@@ -192,12 +241,15 @@ def words_at_once(tokens):
 @dataclass(eq=False)
 class Rollout:
     """One sampled reply, as the trainer needs it."""
-    prompt: Prompt               # one object for the whole group: that is how it is seen that they share it
-    tokens: list[int]            # the reply, the sampled end token included
-    full_logps: list[float]      # the sampler's log softmax(logits / temperature) of them, for `logp_gap`
+
+    prompt: Prompt  # one object for the whole group: that is how it is seen that they share it
+    tokens: list[int]  # the reply, the sampled end token included
+    full_logps: list[
+        float
+    ]  # the sampler's log softmax(logits / temperature) of them, for `logp_gap`
     advantage: float = 0.0
-    finished: bool = True        # an end token was reached, not the length limit
-    group: int = 0               # which prompt of the rollout batch it answers
+    finished: bool = True  # an end token was reached, not the length limit
+    group: int = 0  # which prompt of the rollout batch it answers
 
 
 def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
@@ -213,24 +265,53 @@ def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
     has a gradient. None: no loss.
     """
     device, replies = vlm.device, [r for row in rows for r in row]
-    layout, sources = pack(rows, device, flash_attn_varlen_func is not None and device.type == "cuda")
-    batch = vlm.collate([row[0].prompt for row in rows])                    # for the pictures
-    batch["input_ids"] = torch.tensor([[t for row in rows for part in (row[0].prompt, *row) for t in part.tokens]], device=device)
-    batch["position_ids"] = torch.cat([positions for row in rows for positions in (row[0].prompt.positions, *(
-        (next_position(row[0].prompt) + torch.arange(len(r.tokens))).expand(3, -1) for r in row))], 1)[:, None].to(device)
+    layout, sources = pack(
+        rows, device, flash_attn_varlen_func is not None and device.type == "cuda"
+    )
+    batch = vlm.collate([row[0].prompt for row in rows])  # for the pictures
+    batch["input_ids"] = torch.tensor(
+        [[t for row in rows for part in (row[0].prompt, *row) for t in part.tokens]], device=device
+    )
+    batch["position_ids"] = torch.cat(
+        [
+            positions
+            for row in rows
+            for positions in (
+                row[0].prompt.positions,
+                *(
+                    (next_position(row[0].prompt) + torch.arange(len(r.tokens))).expand(3, -1)
+                    for r in row
+                ),
+            )
+        ],
+        1,
+    )[:, None].to(device)
     batch |= {"attention_mask": None, "attention": {"layout": layout}}
-    vlm.model.model.language_model.config._attn_implementation = "packed"  # for good: a layer may be computed again in backward
+    vlm.model.model.language_model.config._attn_implementation = (
+        "packed"  # for good: a layer may be computed again in backward
+    )
     targets = torch.tensor([token for r in replies for token in r.tokens], device=device)
 
     def work():
         # No cache: it would hold a bf16 copy of every weight until the end of the pass, and none is used twice.
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            hidden = vlm.hidden(batch)[0].index_select(0, sources)          # [n, D]
-            return ChunkedLoss.apply(hidden, vlm.head, targets, temperature, objective, chunk or tokens_at_once(len(vlm.head)))
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
+        ):
+            hidden = vlm.hidden(batch)[0].index_select(0, sources)  # [n, D]
+            return ChunkedLoss.apply(
+                hidden,
+                vlm.head,
+                targets,
+                temperature,
+                objective,
+                chunk or tokens_at_once(len(vlm.head)),
+            )
+
     return within(vlm.model, work)
 
 
 # ---- micro-batches, and the attention inside one ------------------------------------------------------------
+
 
 def row_length(row):
     return len(row[0].prompt.tokens) + sum(len(r.tokens) for r in row)
@@ -275,41 +356,72 @@ def pack(rows, device, flash=False):
     sources = torch.cat(sources).to(device)
     if flash:
         lengths = [[len(segment[i]) for segment in segments] for i in (0, 1)]
-        ends = [F.pad(torch.tensor(each).cumsum(0, dtype=torch.int32), (1, 0)).to(device) for each in lengths]
-        return (torch.cat([keys for _, keys in segments]).to(device), *ends, *map(max, lengths)), sources
+        ends = [
+            F.pad(torch.tensor(each).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+            for each in lengths
+        ]
+        return (
+            torch.cat([keys for _, keys in segments]).to(device),
+            *ends,
+            *map(max, lengths),
+        ), sources
     blocks, places, done = [], torch.empty(start, dtype=torch.long), 0
-    for replies in (False, True):                   # two padded blocks [B segments, T queries, S keys]: prompts are much longer
+    for replies in (
+        False,
+        True,
+    ):  # two padded blocks [B segments, T queries, S keys]: prompts are much longer
         block = [(q, k) for q, k in segments if (q is not k) == replies]
         queries, keys = (pad_sequence(each, batch_first=True) for each in zip(*block))
-        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in block]).T[..., None]              # [B, 1] each
+        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in block]).T[
+            ..., None
+        ]  # [B, 1] each
         i, j = torch.arange(queries.shape[1]), torch.arange(keys.shape[1])
-        mask = j <= (before + i)[..., None]                                 # [B, T, S]: the prompt, and up to itself
-        places[torch.cat([q for q, _ in block])] = done + torch.arange(queries.numel()).view_as(queries)[i < own]
+        mask = j <= (before + i)[..., None]  # [B, T, S]: the prompt, and up to itself
+        places[torch.cat([q for q, _ in block])] = (
+            done + torch.arange(queries.numel()).view_as(queries)[i < own]
+        )
         blocks.append((queries.to(device), keys.to(device), mask[:, None].to(device)))
         done += queries.numel()
     return (blocks, places.to(device)), sources
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **kwargs):
+def packed_attention(
+    module, query, key, value, attention_mask, scaling=None, layout=None, **kwargs
+):
     """Attention of transformers' layers: query [B, heads, L, H], key and value [B, key/value heads, L, H] -> [B, L, heads, H].
 
     With a layout (B = 1): each prompt sees itself, each reply its prompt and itself, causally. Otherwise PyTorch's own.
     """
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))       # [L, heads, H]
-    if len(layout) == 5:                            # flash-attn: causal from the end, so a reply's first query sees its prompt
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [L, heads, H]
+    if (
+        len(layout) == 5
+    ):  # flash-attn: causal from the end, so a reply's first query sees its prompt
         keys, *ends_and_longest = layout
         k, v = (x.index_select(0, keys) for x in (k, v))
-        return flash_attn_varlen_func(q, k, v, *ends_and_longest, softmax_scale=scaling, causal=True)[None], None
+        return flash_attn_varlen_func(
+            q, k, v, *ends_and_longest, softmax_scale=scaling, causal=True
+        )[None], None
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
 
-    def block(x, index):                            # index_select: its backward is much faster than that of x[index]
-        return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)             # [B, heads, T or S, H]
+    def block(x, index):  # index_select: its backward is much faster than that of x[index]
+        return (
+            x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+        )  # [B, heads, T or S, H]
+
     blocks, places = layout
-    found = [F.scaled_dot_product_attention(block(q, queries), block(k, keys), block(v, keys), mask, scale=scaling)
-             for queries, keys, mask in blocks]
-    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, places)[None], None
+    found = [
+        F.scaled_dot_product_attention(
+            block(q, queries), block(k, keys), block(v, keys), mask, scale=scaling
+        )
+        for queries, keys, mask in blocks
+    ]
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, places)[
+        None
+    ], None
 
 
 AttentionInterface.register("packed", packed_attention)
@@ -331,12 +443,15 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192):
 
 # ---- the step ---------------------------------------------------------------------------------------------
 
+
 def make_optimizer(policy, lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01):
     """AdamW on float32 master weights: 1e-6 is below the spacing of most bf16 weights: it would be lost."""
     parameters = list(policy.weights().values())
     kinds = {str(p.dtype) for p in parameters}
     if kinds != {"torch.float32"}:
-        raise ValueError(f"policy is {', '.join(sorted(kinds))}; to train it, load it with dtype='float32'")
+        raise ValueError(
+            f"policy is {', '.join(sorted(kinds))}; to train it, load it with dtype='float32'"
+        )
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
@@ -352,12 +467,27 @@ def mini_batches(rollouts, groups_per_update):
         groups.setdefault(r.group, []).append(r)
     groups = list(groups.values())
     updates = math.ceil(len(groups) / (groups_per_update or len(groups)))
-    return [[r for g in part for r in groups[g]] for part in torch.arange(len(groups)).tensor_split(updates)]
+    return [
+        [r for g in part for r in groups[g]]
+        for part in torch.arange(len(groups)).tensor_split(updates)
+    ]
 
 
-def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None, temperature=1.0,
-               clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01, max_grad_norm=1.0,
-               token_budget=8192):
+def train_step(
+    policy,
+    reference,
+    rollouts,
+    optimizer,
+    *,
+    groups_per_update=None,
+    temperature=1.0,
+    clip_low=0.2,
+    clip_high=0.3,
+    clip_dual=3.0,
+    kl_coef=0.01,
+    max_grad_norm=1.0,
+    token_budget=8192,
+):
     """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
 
     policy, reference: VLMs; reference may be None if kl_coef is 0. temperature: that of the sampling.
@@ -375,7 +505,9 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
     if kl_coef and reference is None:
         raise ValueError("kl_coef is not 0, so a reference model is needed")
     if world() > 1 and len({bool(r.prompt.pictures) for r in rollouts}) > 1:
-        raise ValueError("on several ranks all prompts of a step have pictures or none has: the ranks share the vision tower")
+        raise ValueError(
+            "on several ranks all prompts of a step have pictures or none has: the ranks share the vision tower"
+        )
     everything = mini_batches(rollouts, groups_per_update)
     minis = [m for m in everything if any(r.advantage for r in m)]
     # Old log-probs are those before the first update, for which they are `logp` itself: not computed twice.
@@ -385,33 +517,53 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     sums, tokens, updates, skipped, grad_norms, gap = {}, 0, 0, 0, [], 0.0
     for number, mini in enumerate(minis):
-        denominator, mine = sum(len(r.tokens) for r in mini), {}        # tokens of the update, computed once
+        denominator, mine = (
+            sum(len(r.tokens) for r in mini),
+            {},
+        )  # tokens of the update, computed once
         optimizer.zero_grad(set_to_none=True)
         for rows, weight in deal(micro_batches(mini, token_budget)):
             replies = [r for row in rows for r in row]
             with torch.no_grad():
-                ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None            # [n]
+                ref_logp = token_logps(reference, rows, temperature)[0] if kl_coef else None  # [n]
             old_logp = torch.cat([old[r] for r in replies]) if number else None
-            advantages = torch.tensor([r.advantage for r in replies for _ in r.tokens], device=policy.device)
+            advantages = torch.tensor(
+                [r.advantage for r in replies for _ in r.tokens], device=policy.device
+            )
 
-            def objective(logp, at):                                        # [t], a part of the [n]
+            def objective(logp, at):  # [t], a part of the [n]
                 before = logp.detach() if old_logp is None else old_logp[at]
-                loss, stats = policy_loss(logp, before, ref_logp if ref_logp is None else ref_logp[at], advantages[at],
-                                          torch.ones_like(logp), clip_low, clip_high, clip_dual, kl_coef, denominator)
-                mine.update((name, mine.get(name, 0.0) + value * weight) for name, value in stats.items())
+                loss, stats = policy_loss(
+                    logp,
+                    before,
+                    ref_logp if ref_logp is None else ref_logp[at],
+                    advantages[at],
+                    torch.ones_like(logp),
+                    clip_low,
+                    clip_high,
+                    clip_dual,
+                    kl_coef,
+                    denominator,
+                )
+                mine.update(
+                    (name, mine.get(name, 0.0) + value * weight) for name, value in stats.items()
+                )
                 return loss * weight
+
             logp, entropy, loss = token_logps(policy, rows, temperature, objective)
             loss.backward()
-            sampled = torch.tensor([x for r in replies for x in r.full_logps], device=logp.device)      # [n]
+            sampled = torch.tensor(
+                [x for r in replies for x in r.full_logps], device=logp.device
+            )  # [n]
             gaps = (sampled - (logp if old_logp is None else old_logp)).abs()
             gap = max(gap, gaps.max().item())
             for name, values in (("entropy", entropy), ("logp_gap_mean", gaps)):
                 mine[name] = mine.get(name, 0.0) + values.sum().item() / denominator * weight
         sum_gradients(parameters)
-        shares = gather([mine])                                         # of all ranks
+        shares = gather([mine])  # of all ranks
         mine, gap = {name: sum(one[name] for one in shares) for name in mine}, max(gather([gap]))
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)).item()
-        if not math.isfinite(norm):     # one such update would turn every weight into nan
+        if not math.isfinite(norm):  # one such update would turn every weight into nan
             if rank() == 0:
                 print(f"grpo: update skipped, its gradient norm is {norm}", file=sys.stderr)
             skipped += 1
@@ -421,9 +573,18 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         tokens += denominator
         grad_norms.append(norm)
         sums = {name: sums.get(name, 0.0) + value * denominator for name, value in mine.items()}
-    optimizer.zero_grad(set_to_none=True)                           # no gradients in memory while sampling
+    optimizer.zero_grad(set_to_none=True)  # no gradients in memory while sampling
 
-    names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual", "logp_gap_mean")
+    names = (
+        "loss",
+        "kl",
+        "approx_kl",
+        "entropy",
+        "clip_high",
+        "clip_low",
+        "clip_dual",
+        "logp_gap_mean",
+    )
     groups = {r.group: False for r in rollouts} | {r.group: True for r in rollouts if r.advantage}
     return {
         **{name: sums[name] / tokens if updates else math.nan for name in names},
@@ -431,5 +592,8 @@ def train_step(policy, reference, rollouts, optimizer, *, groups_per_update=None
         "grad_norm": sum(grad_norms) / updates if updates else math.nan,
         "zero_variance": 1 - sum(groups.values()) / len(groups),
         "truncated": sum(not r.finished for r in rollouts) / len(rollouts),
-        "tokens": tokens, "updates": updates, "skipped": skipped, "no_signal": len(everything) - len(minis),
+        "tokens": tokens,
+        "updates": updates,
+        "skipped": skipped,
+        "no_signal": len(everything) - len(minis),
     }

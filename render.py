@@ -33,10 +33,10 @@ from PIL import Image, ImageColor
 from support import sandbox
 from support.sandbox import NoPicture
 
-MAX_SOURCE = 256_000                                  # bytes of code
+MAX_SOURCE = 256_000  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; a larger picture is scaled down
-MAX_ASPECT = 100                                      # the vision towers refuse 200 : 1
-DEFAULT_SIDE = 512                                    # pixels, for an SVG with neither size nor viewBox
+MAX_ASPECT = 100  # the vision towers refuse 200 : 1
+DEFAULT_SIDE = 512  # pixels, for an SVG with neither size nor viewBox
 # Packages that children may read (those that programs may use, and what these import), modules imported ahead.
 PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six fontTools packaging pyparsing
     cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2 defusedxml webencodings""".split()
@@ -60,7 +60,9 @@ class Rendering:
         """What a helper sent: RGB rows, or the text of an error where there are no pixels."""
         if not width or not height:
             text = "".join(c if c.isprintable() else " " for c in body.decode("utf-8", "replace"))
-            error = " ".join(text.split())[:300] or sandbox.TAMPERED  # for terminals and logs: printable, short, on one line
+            error = (
+                " ".join(text.split())[:300] or sandbox.TAMPERED
+            )  # for terminals and logs: printable, short, on one line
         elif max(width, height) > MAX_ASPECT * min(width, height):
             error = f"extreme shape: {width} x {height} pixels, more than {MAX_ASPECT} : 1"
         elif body == body[:3] * (width * height):
@@ -79,8 +81,14 @@ class Renderer:
 
     def __init__(self, workers=None, timeout=5.0, unsafe_python=False):
         if (workers is not None and workers < 1) or not timeout > 0:
-            raise ValueError(f"workers must be at least 1 and timeout above 0, not {workers} and {timeout}")
-        self.workers, self.timeout, self.unsafe_python = workers or os.cpu_count(), timeout, unsafe_python
+            raise ValueError(
+                f"workers must be at least 1 and timeout above 0, not {workers} and {timeout}"
+            )
+        self.workers, self.timeout, self.unsafe_python = (
+            workers or os.cpu_count(),
+            timeout,
+            unsafe_python,
+        )
         self.helpers, self.refusal = [], None
         self.scratch, lock = make_scratch()
         # A finalizer also runs at exit and on garbage collection. It shares the list: it sees later helpers.
@@ -97,6 +105,7 @@ class Renderer:
     def render(self, items, progress=False):
         """[(code | None, "svg" | "python"), ...] -> list[Rendering], in the same order."""
         from multiprocessing import connection  # not at the top: helpers do without
+
         from tqdm import tqdm
 
         results, queue = [None] * len(items), deque()
@@ -104,14 +113,23 @@ class Renderer:
             if language not in MAX_SIDE:
                 raise ValueError(f"language must be one of {list(MAX_SIDE)}, not {language!r}")
             source = (code or "").encode("utf-8", "replace")
-            problem = ("there is no code" if not source.strip() else
-                       f"the code is longer than {MAX_SOURCE // 1000} kB" if len(source) > MAX_SOURCE else
-                       self.refusal if language == "python" else None)
+            problem = (
+                "there is no code"
+                if not source.strip()
+                else f"the code is longer than {MAX_SOURCE // 1000} kB"
+                if len(source) > MAX_SOURCE
+                else self.refusal
+                if language == "python"
+                else None
+            )
             if problem:
                 results[index] = Rendering(None, problem, 0.0)
             else:
                 queue.append((index, language, source))
-        owed, died = {}, set()  # helper -> its item (index, language, source); items a helper died of
+        owed, died = (
+            {},
+            set(),
+        )  # helper -> its item (index, language, source); items a helper died of
         bar = tqdm(total=len(queue), desc="render", leave=False, disable=not progress)
         try:
             while queue or owed:
@@ -121,13 +139,17 @@ class Renderer:
                         owed[helper] = queue.popleft()
                         helper.send(*owed[helper][1:])
                 ready = connection.wait(list(owed), self.timeout + 60)
-                for helper in [] if ready else owed:  # they keep the clock themselves: after such a silence they are broken
+                for helper in (
+                    [] if ready else owed
+                ):  # they keep the clock themselves: after such a silence they are broken
                     helper.process.kill()
                 for helper in ready:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
                         results[item[0]] = Rendering.of(*helper.receive())
-                    except EOFError:  # it died, perhaps of the out-of-memory killer: another takes its place
+                    except (
+                        EOFError
+                    ):  # it died, perhaps of the out-of-memory killer: another takes its place
                         self._drop(helper)
                         if item in died:
                             results[item[0]] = Rendering(None, "its process died twice", 0.0)
@@ -138,14 +160,18 @@ class Renderer:
                     bar.update(results[item[0]] is not None)
         finally:
             bar.close()
-            for helper in owed:  # after an exception: late answers must not pass for those of the next call
+            for (
+                helper
+            ) in owed:  # after an exception: late answers must not pass for those of the next call
                 self._drop(helper)
         return results
 
     def _start(self, count):
         """See to it that there are `count` helpers."""
-        fresh = [sandbox.Helper(os.path.abspath(__file__), self.scratch, self.timeout, self.environment)
-                 for _ in range(count - len(self.helpers))]
+        fresh = [
+            sandbox.Helper(os.path.abspath(__file__), self.scratch, self.timeout, self.environment)
+            for _ in range(count - len(self.helpers))
+        ]
         self.helpers += fresh
         for helper in fresh:
             try:
@@ -156,7 +182,9 @@ class Renderer:
                 self.close()
                 raise RuntimeError(word)
             if danger and not self.unsafe_python:
-                self.refusal = f"{danger} on this machine: refused (--unsafe-python runs them all the same)"
+                self.refusal = (
+                    f"{danger} on this machine: refused (--unsafe-python runs them all the same)"
+                )
             for line in {lacks, self.refusal or danger} - {""} - SAID:
                 SAID.add(line)
                 print(f"render.py: {line}", file=sys.stderr)
@@ -178,7 +206,10 @@ def make_scratch():
     """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders without a lock: they belonged to
     trainers that were killed together with their helpers."""
     for folder in Path(tempfile.gettempdir()).glob("mmzero-render-*"):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # locked, another user's, or gone
+        with (
+            contextlib.suppress(OSError),
+            contextlib.ExitStack() as stack,
+        ):  # locked, another user's, or gone
             stack.callback(os.close, lock := os.open(folder, os.O_RDONLY))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
@@ -192,19 +223,32 @@ def pin_fonts(scratch):
     """Make matplotlib's DejaVu fonts the only ones: text looks the same everywhere. -> environment to find them."""
     spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
     if spec is None:
-        raise RuntimeError("matplotlib is missing (its fonts are used for SVG too): pip install matplotlib")
+        raise RuntimeError(
+            "matplotlib is missing (its fonts are used for SVG too): pip install matplotlib"
+        )
     folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
-    (scratch / "fonts").mkdir()  # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks
+    (
+        scratch / "fonts"
+    ).mkdir()  # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
     rules = "".join(
-        f'<match>{test}<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit></match>' for test, font in (
+        f'<match>{test}<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit></match>'
+        for test, font in (
             ('<test name="family"><string>serif</string></test>', "Serif"),
-            ('<test name="family"><string>monospace</string></test>', "Sans Mono"), ("", "Sans")))
+            ('<test name="family"><string>monospace</string></test>', "Sans Mono"),
+            ("", "Sans"),
+        )
+    )
     (scratch / "fonts.conf").write_text(
-        f"<fontconfig><dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>")
-    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}", "MPLBACKEND": "Agg",
-            "MPLCONFIGDIR": f"{scratch}/mpl"}
+        f"<fontconfig><dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>{rules}</fontconfig>"
+    )
+    return {
+        "FONTCONFIG_FILE": f"{scratch}/fonts.conf",
+        "XDG_DATA_DIRS": f"{scratch}",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": f"{scratch}/mpl",
+    }
 
 
 # -------------------------------------------------------------------------------- in a helper
@@ -217,16 +261,25 @@ def worker(scratch, timeout, pixels):
         return sandbox.reply(1, 0, 0, f"{NO_CAIRO}\n\n".encode())
     normalise(Node)
     lay_out_once(surface)
-    draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # forks inherit the font caches
+    draw_svg(
+        '<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>'
+    )  # forks inherit the font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
     # What children may read: a few packages with their C libraries, the standard library, the pinned fonts.
     specs = filter(None, map(importlib.util.find_spec, PACKAGES))
-    paths = [Path(path) for spec in specs for path in spec.submodule_search_locations or [spec.origin]]
+    paths = [
+        Path(path) for spec in specs for path in spec.submodule_search_locations or [spec.origin]
+    ]
     paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
-    paths += [path for path in Path(os.__file__).parent.iterdir() if path.name[4:] != "-packages"]  # site-, dist-
+    paths += [
+        path for path in Path(os.__file__).parent.iterdir() if path.name[4:] != "-packages"
+    ]  # site-, dist-
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
-    drawers, readable = {"svg": draw_svg, "python": draw_python}, [path for path in paths if path.exists()]
+    drawers, readable = (
+        {"svg": draw_svg, "python": draw_python},
+        [path for path in paths if path.exists()],
+    )
     sandbox.serve(scratch, timeout, pixels, drawers, prepare, readable)
 
 
@@ -238,16 +291,28 @@ def prepare(language, source):
         Image.init()  # all file formats
         sys.modules["PIL.ImageFont"].load_default(16)
         gc.freeze()
-    if b"matplotlib" in source and "matplotlib" not in sys.modules:  # it makes forks dearer: only if used
+    if (
+        b"matplotlib" in source and "matplotlib" not in sys.modules
+    ):  # it makes forks dearer: only if used
         logging.disable(logging.WARNING)  # "building the font cache"
         import matplotlib.font_manager as fonts
         import matplotlib.pyplot as plt
-        home = os.path.dirname(fonts.__file__)  # other fonts of this machine would draw another text elsewhere
-        fonts.fontManager.ttflist = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
+
+        home = os.path.dirname(
+            fonts.__file__
+        )  # other fonts of this machine would draw another text elsewhere
+        fonts.fontManager.ttflist = [
+            font for font in fonts.fontManager.ttflist if font.fname.startswith(home)
+        ]
         # After a fork matplotlib opens fonts anew, by io.open: they come from memory, which needs no right to open.
-        data = {str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")}
+        data = {
+            str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")
+        }
         io.open = lambda name, *rest, **more: (
-            io.BytesIO(data[name]) if isinstance(name, str) and name in data else open(name, *rest, **more))
+            io.BytesIO(data[name])
+            if isinstance(name, str) and name in data
+            else open(name, *rest, **more)
+        )
         plt.plot([1], label="$a^2$")
         plt.legend()
         plt.savefig(io.BytesIO())  # loads the writer
@@ -264,7 +329,9 @@ def plain_colour(text):
     """
     short = re.fullmatch("#([0-9a-f]{4}){1,2}", text := text.strip().lower())
     value = r"([^\s,/()]+)"
-    function = re.fullmatch(rf"(rgb|hsl)a?\(\s*{value}[\s,]+{value}[\s,]+{value}(?:[\s,/]+{value})?\s*\)", text)
+    function = re.fullmatch(
+        rf"(rgb|hsl)a?\(\s*{value}[\s,]+{value}[\s,]+{value}(?:[\s,/]+{value})?\s*\)", text
+    )
     try:
         if short:
             *rgb, alpha = ImageColor.getrgb(text)
@@ -286,11 +353,18 @@ def normalise(node_class):
         read(node, *args, **kwargs)
         for name in node.keys() & {"fill", "stroke", "stop-color", "flood-color"}:
             node[name] = plain_colour(node[name])
-        for name in node.keys() & {"opacity", "fill-opacity", "stroke-opacity", "stop-opacity", "flood-opacity"}:
+        for name in node.keys() & {
+            "opacity",
+            "fill-opacity",
+            "stroke-opacity",
+            "stop-opacity",
+            "flood-opacity",
+        }:
             if (value := node[name].strip()).endswith("%"):
                 node[name] = str(float(value[:-1]) / 100)
         if "deg" in node.get("transform", ""):
             node["transform"] = re.sub(r"(?<=[\d.])deg\b", "", node["transform"])
+
     node_class.__init__ = read_and_rewrite
 
 
@@ -300,9 +374,14 @@ def lay_out_once(surface):
     layout = surface.text
 
     def text(canvas, node, draw_as_text=False):
-        filled = canvas.stroke_and_fill and node.get("display") != "none" and node.get("visibility") != "hidden"
+        filled = (
+            canvas.stroke_and_fill
+            and node.get("display") != "none"
+            and node.get("visibility") != "hidden"
+        )
         if draw_as_text or not filled or node.get("stroke", "none") != "none":
             layout(canvas, node, draw_as_text)
+
     surface.text = text
     surface.TAGS.update({tag: text for tag, function in surface.TAGS.items() if function is layout})
 
@@ -313,16 +392,34 @@ def svg_size(width, height, viewbox):
     >>> svg_size("2in", None, "0 0 100 50"), svg_size("100%", "nan", None)
     ((192.0, 96.0, '0 0 100.0 50.0'), (512, 512.0, '0 0 512 512'))
     """
+
     def pixels(length):
-        match = re.fullmatch(r"\s*\+?(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*(px|pt|pc|mm|cm|in|r?em)?\s*", length or "")
-        unit = {"pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "em": 16, "rem": 16}
+        match = re.fullmatch(
+            r"\s*\+?(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*(px|pt|pc|mm|cm|in|r?em)?\s*", length or ""
+        )
+        unit = {
+            "pt": 4 / 3,
+            "pc": 16,
+            "mm": 96 / 25.4,
+            "cm": 96 / 2.54,
+            "in": 96,
+            "em": 16,
+            "rem": 16,
+        }
         value = float(match[1]) * unit.get(match[2], 1) if match else 0
         return value if 1e-6 < value < 1e9 else None
 
     width, height, box = pixels(width), pixels(height), (viewbox or "").replace(",", " ").split()
-    x, y, box_width, box_height = (*box[:2], *map(pixels, box[2:])) if len(box) == 4 else (0, 0, None, None)
+    x, y, box_width, box_height = (
+        (*box[:2], *map(pixels, box[2:])) if len(box) == 4 else (0, 0, None, None)
+    )
     if not box_width or not box_height:
-        x, y, box_width, box_height = 0, 0, width or height or DEFAULT_SIDE, height or width or DEFAULT_SIDE
+        x, y, box_width, box_height = (
+            0,
+            0,
+            width or height or DEFAULT_SIDE,
+            height or width or DEFAULT_SIDE,
+        )
     width = width or (height * box_width / box_height if height else box_width)
     return width, height or width * box_height / box_width, f"{x} {y} {box_width} {box_height}"
 
@@ -333,11 +430,15 @@ def fetch(url, resource_type):
         return b""  # an imported style sheet is most often a web font, and fonts are pinned anyway
     head = re.match(r"data:image/(?:png|jpe?g);base64,", url, re.IGNORECASE)
     if not head:
-        raise NoPicture("refers to something outside the document (only a data: PNG or JPEG can be embedded)")
-    data = base64.b64decode(urllib.parse.unquote(url[head.end():]))
+        raise NoPicture(
+            "refers to something outside the document (only a data: PNG or JPEG can be embedded)"
+        )
+    data = base64.b64decode(urllib.parse.unquote(url[head.end() :]))
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:  # reads its head only
         if max(picture.size) > MAX_SIDE["svg"]:
-            raise NoPicture(f"embeds too large a picture: {picture.width} x {picture.height} pixels")
+            raise NoPicture(
+                f"embeds too large a picture: {picture.width} x {picture.height} pixels"
+            )
     return data
 
 
@@ -356,10 +457,14 @@ def draw_svg(source):
     scale = min(1, MAX_SIDE["svg"] / max(width, height))
     width, height = (max(1, math.ceil(side * scale - 1e-6)) for side in (width, height))
     # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
-    canvas = PNGSurface(tree, None, 96, output_width=width, output_height=height, background_color="white").cairo
+    canvas = PNGSurface(
+        tree, None, 96, output_width=width, output_height=height, background_color="white"
+    ).cairo
     canvas.flush()
     # ARGB32 lies in memory as B, G, R, A; on white A is always 255, so nothing is premultiplied.
-    return Image.frombuffer("RGB", (width, height), canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1)
+    return Image.frombuffer(
+        "RGB", (width, height), canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
+    )
 
 
 def on_white(picture):
@@ -367,14 +472,19 @@ def on_white(picture):
     if picture.mode in ("La", "RGBa"):  # premultiplied: convert only to their plain form
         picture = picture.convert(picture.mode.upper())
     if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+        picture = Image.alpha_composite(
+            Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")
+        )
     scale, picture = MAX_SIDE["python"] / max(picture.size), picture.convert("RGB")  # a copy
-    return picture.resize([math.ceil(side * scale) for side in picture.size]) if scale < 1 else picture
+    return (
+        picture.resize([math.ceil(side * scale) for side in picture.size]) if scale < 1 else picture
+    )
 
 
 def draw_python(source):
     """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
     import numpy
+
     random.seed(0)
     numpy.random.seed(0)
     saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
@@ -388,12 +498,12 @@ def draw_python(source):
             save(picture, target, *args, **kwargs)
 
     def save_and_keep(self, target, *args, **kwargs):
-        kwargs.setdefault("compress_level", 1)      # of PNG: nobody keeps the file
-        picture = self.copy()                       # the program may go on changing it
+        kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
+        picture = self.copy()  # the program may go on changing it
         if not inside(target):
             save(self, target, *args, **kwargs)
         else:
-            target = os.path.basename(target)       # there is one folder: "out/a.png" is "a.png"
+            target = os.path.basename(target)  # there is one folder: "out/a.png" is "a.png"
             # Few programs read what they saved, and a PNG takes a third of a short one's time: at first write one pixel (which
             # finds what is wrong with the arguments), the rest when the next file is opened.
             later = target.lower().endswith(".png") and "save_all" not in kwargs
@@ -431,9 +541,17 @@ def draw_python(source):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Draw an SVG file or a Python program's picture.")
     parser.add_argument("file", type=Path, metavar="FILE.svg|FILE.py")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.png", help="default: FILE.png beside FILE")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="wall clock, default 5")
-    parser.add_argument("--unsafe-python", action="store_true", help="run Python though this machine cannot confine it")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.png", help="default: FILE.png beside FILE"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="wall clock, default 5"
+    )
+    parser.add_argument(
+        "--unsafe-python",
+        action="store_true",
+        help="run Python though this machine cannot confine it",
+    )
     args = parser.parse_args(arguments)
     language = {".svg": "svg", ".py": "python"}.get(args.file.suffix.lower())
     output = args.output or args.file.with_suffix(".png")
@@ -441,22 +559,28 @@ def main(arguments=None):
         if language is None:
             raise ValueError(f"{args.file}: the name must end in .svg or .py")
         with Renderer(1, args.timeout, args.unsafe_python) as renderer:
-            rendering, = renderer.render([(args.file.read_text("utf-8-sig"), language)])
+            (rendering,) = renderer.render([(args.file.read_text("utf-8-sig"), language)])
         if rendering.error:
             raise ValueError(f"{args.file}: {rendering.error}")
         rendering.image.save(output, "PNG")
     except (OSError, RuntimeError, ValueError) as error:
         raise SystemExit(str(error)) from None
-    print(f"{output}: {rendering.image.width} x {rendering.image.height} pixels, {rendering.seconds:.2f} s")
+    print(
+        f"{output}: {rendering.image.width} x {rendering.image.height} pixels, {rendering.seconds:.2f} s"
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        del sys.path[0]  # this file's folder: no file beside it passes for a module that a program imports
+        del sys.path[
+            0
+        ]  # this file's folder: no file beside it passes for a module that a program imports
         try:
             worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
         except FileNotFoundError:
-            if not sandbox.select.select([0], [], [], 5)[0]:  # else stdin ended: the trainer left, and scratch went, before we
-                raise                                         # were ready
+            if not sandbox.select.select([0], [], [], 5)[
+                0
+            ]:  # else stdin ended: the trainer left, and scratch went, before we
+                raise  # were ready
     else:
         main()

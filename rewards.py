@@ -21,16 +21,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from support.answers import answers_match, extract_answer, last_box, vote     # vote: for callers of rewards.vote
+from support.answers import (
+    answers_match,
+    extract_answer,
+    last_box,
+)  # vote: for callers of rewards.vote
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
-FENCE_TAGS = {"svg": ("svg", "xml", "html"), "python": ("python", "py", "python3")}    # how models label code
+FENCE_TAGS = {
+    "svg": ("svg", "xml", "html"),
+    "python": ("python", "py", "python3"),
+}  # how models label code
 
 # -------------------------------------------------------------------------------------------- reading replies
+
 
 @dataclass(frozen=True)
 class Proposal:
     """What the Proposer wrote. content_type is its own wording ("" if left out); `type_of` normalises it."""
+
     content_type: str
     caption: str
     easy_question: str
@@ -62,20 +71,23 @@ def parse_proposal(text):
     for start, end in zip(tags, tags[1:]):
         name = start[2].lower()
         if not start[1] and end[1] and end[2].lower() == name:
-            blocks.setdefault(name, text[start.end():end.start()].strip())
+            blocks.setdefault(name, text[start.end() : end.start()].strip())
     if not all(blocks.get(name) for name in BLOCKS[1:]):
         return None
     return Proposal(**{name: blocks.get(name, "") for name in BLOCKS})
 
 
-TYPE_HINTS = dict(          # tried in this order: "heatmap" must meet data_chart before "map" meets map
+TYPE_HINTS = dict(  # tried in this order: "heatmap" must meet data_chart before "map" meets map
     diagram="flowchart, flow chart, network diagram, org chart, state diagram, circuit diagram, "
-            "block diagram",
+    "block diagram",
     data_chart="bar chart, line chart, pie chart, scatter, histogram, area chart, stacked, heatmap, treemap, "
-               "radar chart, bubble chart",
+    "radar chart, bubble chart",
     geometry="angle, triangle, circle, radius, coordinate, geometry, perpendicular, chord, polygon, "
-             "rectangle",
-    timeline="timeline, schedule, gantt", map="map, region, geographic, country", table="table, grid")
+    "rectangle",
+    timeline="timeline, schedule, gantt",
+    map="map, region, geographic, country",
+    table="table, grid",
+)
 
 
 def type_of(proposal):
@@ -103,7 +115,9 @@ def language_of(code):
 
 def fenced_blocks(text):
     """(label, code) of every fenced block that was closed. Splitting takes linear time, whatever the text."""
-    pieces = text.split("```")[1:-1:2]          # the last piece is outside any block, or in one never closed
+    pieces = text.split("```")[
+        1:-1:2
+    ]  # the last piece is outside any block, or in one never closed
     blocks = [re.match(r"([^\s<]*)(.*)", piece, re.DOTALL).groups() for piece in pieces]
     return [(label.lower(), code.strip()) for label, code in blocks if code.strip()]
 
@@ -126,13 +140,14 @@ def extract_code(text, language="svg"):
         plain = [code for label, code in blocks if not label and language_of(code) == language]
         return (labelled or plain or [code for _, code in blocks])[-1]
     start, end = text.find("<svg"), text.rfind("</svg>")
-    return text[start:end + len("</svg>")] if 0 <= start < end else None
+    return text[start : end + len("</svg>")] if 0 <= start < end else None
 
 
 # ------------------------------------------------------------------------------------ s, c, d and the filters
 
+
 def _share(name, value):
-    if not 0 <= value <= 1:                     # also refuses nan, for which every comparison is false
+    if not 0 <= value <= 1:  # also refuses nan, for which every comparison is false
         raise ValueError(f"{name} is {value}, it should be a number from 0 to 1")
     return float(value)
 
@@ -140,6 +155,7 @@ def _share(name, value):
 @dataclass(frozen=True)
 class Judged:
     """What the Solver made of one picture: s and c. A code without a picture is None in a list of these."""
+
     solvability: float
     consistency: float
 
@@ -170,11 +186,15 @@ def keep_for_coder(render_rate):
 
 def keep_for_solver(easy_consistency, hard_consistency):
     """The Solver learns from pictures it can read (easy c >= 0.5) and open questions (hard 0.25 to 0.75)."""
-    easy, hard = _share("easy_consistency", easy_consistency), _share("hard_consistency", hard_consistency)
+    easy, hard = (
+        _share("easy_consistency", easy_consistency),
+        _share("hard_consistency", hard_consistency),
+    )
     return easy >= 0.5 and 0.25 <= hard <= 0.75
 
 
 # ---------------------------------------------------------------------------------------- variety of a batch
+
 
 def bleu_matrix(texts):
     """[n, n] sentence BLEU-4 on whitespace tokens: entry (i, j) has hypothesis i and reference j.
@@ -183,22 +203,22 @@ def bleu_matrix(texts):
     without any common word BLEU = 0. Texts under four words have no 4-gram: even equal ones stay below 1.
     """
     words = [text.split() for text in texts]
-    length = np.array([len(w) for w in words], dtype=float)                     # [n]
+    length = np.array([len(w) for w in words], dtype=float)  # [n]
     log_precision = np.zeros((len(words), len(words)))
     for order in (1, 2, 3, 4):
-        places = defaultdict(list)                                            # n-gram -> [(text, count), ...]
+        places = defaultdict(list)  # n-gram -> [(text, count), ...]
         for i, w in enumerate(words):
             for gram, count in Counter(zip(*(w[k:] for k in range(order)))).items():
                 places[gram].append((i, count))
-        match = np.zeros_like(log_precision)                                    # clipped counts in common
+        match = np.zeros_like(log_precision)  # clipped counts in common
         for place in places.values():
-            if len(place) > 1:                  # most n-grams are in one text only: far fewer steps than n^2
+            if len(place) > 1:  # most n-grams are in one text only: far fewer steps than n^2
                 text, count = np.array(place).T
                 match[np.ix_(text, text)] += np.minimum.outer(count, count)
-        np.fill_diagonal(match, np.maximum(length - order + 1, 0))              # all of a text is in itself
+        np.fill_diagonal(match, np.maximum(length - order + 1, 0))  # all of a text is in itself
         if order == 1:
             common = match > 0
-        total = np.maximum(length - order + 1, 1)[:, None]                      # n-grams of the hypothesis
+        total = np.maximum(length - order + 1, 1)[:, None]  # n-grams of the hypothesis
         log_precision += np.log(np.where(match > 0, match, 0.1) / total) / 4
     log_brevity = np.minimum(0, 1 - length[None, :] / np.maximum(length, 1)[:, None])
     return np.where(common, np.exp(log_brevity + log_precision), 0.0)
@@ -214,7 +234,7 @@ def cluster_shares(texts):
     """
     n = len(texts)
     bleu = np.triu(bleu_matrix(texts), 1)
-    distance = 1 - (bleu + bleu.T)                                              # [n, n]
+    distance = 1 - (bleu + bleu.T)  # [n, n]
     np.fill_diagonal(distance, np.inf)
     size, cluster = np.ones(n), np.arange(n)
     for _ in range(n - 1):
@@ -242,8 +262,8 @@ def type_entropy(types):
 
 # ------------------------------------------------------------------------------------------ the three rewards
 
-DIVERSITY_WEIGHT = 0.5                                                                  # w
-FIELD_WEIGHTS = {"caption": 0.45, "easy_question": 0.20, "hard_question": 0.35}         # w_k
+DIVERSITY_WEIGHT = 0.5  # w
+FIELD_WEIGHTS = {"caption": 0.45, "easy_question": 0.20, "hard_question": 0.35}  # w_k
 
 
 def proposer_rewards(proposals, judged, memory=(), memory_weight=0.0):
@@ -257,38 +277,62 @@ def proposer_rewards(proposals, judged, memory=(), memory_weight=0.0):
     content_type (normalised; None if invalid); what was taken off: easy_hard E, type T, diversity V, memory.
     """
     if len(proposals) != len(judged):
-        raise ValueError(f"{len(proposals)} proposals, {len(judged)} lists of pictures: not one each")
+        raise ValueError(
+            f"{len(proposals)} proposals, {len(judged)} lists of pictures: not one each"
+        )
     if not math.isfinite(memory_weight):
         raise ValueError(f"memory_weight is {memory_weight}, it should be a finite number")
-    valid = [proposal for proposal in proposals if proposal is not None]        # n: only these are compared
+    valid = [
+        proposal for proposal in proposals if proposal is not None
+    ]  # n: only these are compared
     n = len(valid)
     types = [type_of(proposal) for proposal in valid]
     shares = {field: cluster_shares([getattr(p, field) for p in valid]) for field in FIELD_WEIGHTS}
     seen = [0.0] * n
     if memory_weight and memory and n:
         seen = bleu_matrix([p.caption for p in valid] + list(memory))[:n, n:].max(axis=1).tolist()
-    rows, k = [], 0                                                            # k: place among the valid ones
+    rows, k = [], 0  # k: place among the valid ones
     for proposal, pictures in zip(proposals, judged):
-        row = dict(reward=-1.0, valid=0.0, rendered=0.0, solvability=0.0, difficulty=0.0,
-                   easy_hard=0.0, type=0.0, diversity=0.0, memory=0.0, content_type=None)
+        row = dict(
+            reward=-1.0,
+            valid=0.0,
+            rendered=0.0,
+            solvability=0.0,
+            difficulty=0.0,
+            easy_hard=0.0,
+            type=0.0,
+            diversity=0.0,
+            memory=0.0,
+            content_type=None,
+        )
         rows.append(row)
         if proposal is None:
             continue
         if not pictures:
-            raise ValueError("a valid proposal came with an empty list, it should have one entry per code")
+            raise ValueError(
+                "a valid proposal came with an empty list, it should have one entry per code"
+            )
         drawn = [picture for picture in pictures if picture is not None]
-        gain = sum(min(p.solvability, 0.5) + difficulty(p.consistency) for p in drawn) / len(pictures)
+        gain = sum(min(p.solvability, 0.5) + difficulty(p.consistency) for p in drawn) / len(
+            pictures
+        )
         if drawn:
             row["solvability"] = sum(p.solvability for p in drawn) / len(drawn)
             row["difficulty"] = sum(difficulty(p.consistency) for p in drawn) / len(drawn)
             # 1e-9: 1 - 0.8 is a hair below 0.2 in floating point; a mean of just 0.15 must not count as below
             row["easy_hard"] = 0.3 if row["difficulty"] < 0.15 - 1e-9 else 0.0
         f = types.count(types[k]) / n
-        crowding = n * sum(weight * (shares[field][k] - 1 / n) for field, weight in FIELD_WEIGHTS.items())
-        row.update(valid=1.0, rendered=len(drawn) / len(pictures), content_type=types[k],
-                   type=0.15 * max(0.0, f - 0.5) / 0.5,
-                   diversity=min(max(DIVERSITY_WEIGHT * crowding, -DIVERSITY_WEIGHT), DIVERSITY_WEIGHT),
-                   memory=memory_weight * seen[k])
+        crowding = n * sum(
+            weight * (shares[field][k] - 1 / n) for field, weight in FIELD_WEIGHTS.items()
+        )
+        row.update(
+            valid=1.0,
+            rendered=len(drawn) / len(pictures),
+            content_type=types[k],
+            type=0.15 * max(0.0, f - 0.5) / 0.5,
+            diversity=min(max(DIVERSITY_WEIGHT * crowding, -DIVERSITY_WEIGHT), DIVERSITY_WEIGHT),
+            memory=memory_weight * seen[k],
+        )
         row["reward"] = gain - row["easy_hard"] - row["type"] - row["diversity"] - row["memory"]
         k += 1
     return rows
@@ -306,7 +350,9 @@ def coder_reward(code, judged, language="svg", reply=""):
     if language not in FENCE_TAGS:
         raise ValueError(f"language is {language!r}, it should be one of {', '.join(FENCE_TAGS)}")
     if code is None and judged is not None:
-        raise ValueError("a picture was judged although there is no code, it should be None as well")
+        raise ValueError(
+            "a picture was judged although there is no code, it should be None as well"
+        )
     penalty = 0.05 if code is None or (reply and not fenced_blocks(reply)) else 0.0
     penalty += 0.5 if code is not None and language_of(code) != language else 0.0
     if judged is None:
@@ -324,7 +370,9 @@ def solver_reward(reply, label):
     thought, _, rest = reply.strip().partition("</think>")
     rest = rest.lstrip()
     box = last_box(rest)
-    alone = box and box[0] and rest.rfind(r"\boxed{") == 0 and box[1] == len(rest)     # rest is one box
+    alone = (
+        box and box[0] and rest.rfind(r"\boxed{") == 0 and box[1] == len(rest)
+    )  # rest is one box
     form = float(bool(alone) and thought.startswith("<think>"))
     accuracy = float(answers_match(extract_answer(reply), label))
     return dict(reward=0.9 * accuracy + 0.1 * form, accuracy=accuracy, format=form)

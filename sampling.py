@@ -7,6 +7,7 @@ temperature, then top-k, then the nucleus (top-p) of what it left; all on probab
 
 Shapes: m rows, V vocabulary.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,12 @@ def streams(seed: int, prompts: int, n: int) -> Tensor:
 def uniforms(keys: Tensor, steps: Tensor) -> Tensor:
     """Keys and steps (which broadcast) -> one number in [0, 1) each, float64."""
     bits = mix(keys + (steps + 1) * -0x61C8864680B583EB)
-    return (bits >> 11 & (1 << 53) - 1).double() * 2.0 ** -53
+    return (bits >> 11 & (1 << 53) - 1).double() * 2.0**-53
 
 
-def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=None) -> tuple[Tensor, Tensor, Tensor]:
+def sample(
+    logits: Tensor, u: Tensor, temperature, top_p, top_k, never=None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Invert the cumulative distribution at u. logits [m, V], u [m] -> token, logp, full_logp [m].
 
     never: tokens (a tensor) that are not drawn. Like those beyond top-k they count in full_logp and not in logp.
@@ -47,7 +50,7 @@ def sample(logits: Tensor, u: Tensor, temperature, top_p, top_k, never=None) -> 
     (1, 0.375, 0.3)
     """
     logits = logits.float() if temperature in (0, 1) else logits.float() / temperature
-    probs = logits.softmax(-1)                                              # [m, V]; the exponentials are taken only once
+    probs = logits.softmax(-1)  # [m, V]; the exponentials are taken only once
     if temperature == 0:
         token = (logits if never is None else logits.index_fill(1, never, -torch.inf)).argmax(-1)
         return token, torch.zeros_like(probs[:, 0]), probs.gather(-1, token[:, None])[:, 0].log()
@@ -68,21 +71,27 @@ def invert(weights: Tensor, u: Tensor, block=128) -> tuple[Tensor, Tensor]:
     >>> invert(torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]), torch.tensor([0.25]), block=2)
     (tensor([3]), tensor([4.], dtype=torch.float64))
     """
-    def first_above(cumulative, target):        # no further than to the last index that has any weight
+
+    def first_above(cumulative, target):  # no further than to the last index that has any weight
         last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-        return torch.searchsorted(cumulative, target, right=True).minimum(last).clamp(max=cumulative.shape[-1] - 1)
+        return (
+            torch.searchsorted(cumulative, target, right=True)
+            .minimum(last)
+            .clamp(max=cumulative.shape[-1] - 1)
+        )
+
     size = weights.shape[-1]
     if size % block:
         weights = F.pad(weights, (0, -size % block))
-    blocks = weights.view(len(weights), -1, block)                          # [m, blocks, block]
+    blocks = weights.view(len(weights), -1, block)  # [m, blocks, block]
     mass = blocks.sum(-1).double()
     cumulative = mass.cumsum(-1)
     target = u.double()[:, None] * cumulative[:, -1:]
-    chosen = first_above(cumulative, target)                                # [m, 1]
+    chosen = first_above(cumulative, target)  # [m, 1]
     before = cumulative.gather(-1, chosen) - mass.gather(-1, chosen)
     inside = blocks.gather(1, chosen[..., None].expand(-1, -1, block))[:, 0].double().cumsum(-1)
     token = (chosen * block + first_above(inside, target - before))[:, 0]
-    return token.clamp(max=size - 1), cumulative[:, -1]                     # (the clamp is for sums that are nan)
+    return token.clamp(max=size - 1), cumulative[:, -1]  # (the clamp is for sums that are nan)
 
 
 def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -104,18 +113,22 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
         # Sorting would be the slowest part of sampling. A small vocabulary goes to numpy, whose sort is 30 times as
         # fast as torch's; of a large one we take the 64 largest, and more if those hold too little.
         if vocabulary <= 4096:
-            best = torch.from_numpy(np.sort(probs.numpy(), axis=-1))[:, -top_k:]        # all if it is 0
+            best = torch.from_numpy(np.sort(probs.numpy(), axis=-1))[:, -top_k:]  # all if it is 0
         else:
-            best = probs.topk(width).values.flip(-1)                    # [m, width], largest last
-        mass = best.cumsum(-1, dtype=torch.float64)                     # of each with all that are smaller
-        enough = top_p * (mass[:, -1:] if top_k else probs.sum(-1, keepdim=True, dtype=torch.float64))
+            best = probs.topk(width).values.flip(-1)  # [m, width], largest last
+        mass = best.cumsum(-1, dtype=torch.float64)  # of each with all that are smaller
+        enough = top_p * (
+            mass[:, -1:] if top_k else probs.sum(-1, keepdim=True, dtype=torch.float64)
+        )
         if top_k or best.shape[-1] == vocabulary or bool((mass[:, -1:] >= enough).all()):
             break
         width = min(8 * width, vocabulary)
     if top_p == 1:
         return best[:, :1]
     # The first one without which, and without all that are smaller, too little is left. (The clamp is for sums that are nan.)
-    first = torch.searchsorted(mass, mass[:, -1:] - enough, right=True).clamp(max=best.shape[-1] - 1)
+    first = torch.searchsorted(mass, mass[:, -1:] - enough, right=True).clamp(
+        max=best.shape[-1] - 1
+    )
     return best.gather(-1, first)
 
 
@@ -129,13 +142,21 @@ def least_kept_fixed(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 
     def largest(enough, weights):
         low = torch.zeros_like(bits[:, :1])
-        high = torch.full_like(low, 0x3f800001)
+        high = torch.full_like(low, 0x3F800001)
         for _ in range(30):
             middle = low + high >> 1
-            holds = weights.masked_fill(bits < middle, 0).sum(-1, keepdim=True, dtype=torch.float64) >= enough
+            holds = (
+                weights.masked_fill(bits < middle, 0).sum(-1, keepdim=True, dtype=torch.float64)
+                >= enough
+            )
             low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
         return low.view(torch.float32)
-    least = largest(top_k, torch.ones_like(probs)) if 0 < top_k < probs.shape[-1] else torch.zeros_like(probs[:, :1])
+
+    least = (
+        largest(top_k, torch.ones_like(probs))
+        if 0 < top_k < probs.shape[-1]
+        else torch.zeros_like(probs[:, :1])
+    )
     if top_p < 1:
         left = probs.masked_fill(probs < least, 0)
         least = largest(top_p * left.sum(-1, keepdim=True, dtype=torch.float64), left)

@@ -18,6 +18,7 @@ through a processor that needs torchvision. Worth knowing: without Triton, TRL p
 Each engine has a process of its own, and makes a step when it is its turn. The first step of each is not counted; x is
 their time by ours, step by step. Memory: the most that its process ever held resident, program and weights included (on a GPU: that was allocated).
 """
+
 import argparse
 import importlib.metadata
 import importlib.util
@@ -31,22 +32,42 @@ import zlib
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")            # see mmzero.py
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # see mmzero.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch                                                                # noqa: E402
+import torch  # noqa: E402
+from generate_bench import random_vlm  # noqa: E402
 
-from generate import generate                                               # noqa: E402
-from generate_bench import random_vlm                                       # noqa: E402
-from grpo import Rollout, group_advantages, make_optimizer, train_step      # noqa: E402
-from prompts import TOPICS, fill                                            # noqa: E402
-from vlm import VLM                                                         # noqa: E402
+from generate import generate  # noqa: E402
+from grpo import Rollout, group_advantages, make_optimizer, train_step  # noqa: E402
+from prompts import TOPICS, fill  # noqa: E402
+from vlm import VLM  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 #        prompts, replies each, tokens of a reply, gradient checkpointing, words of a prompt
-WORK = {"tiny": (16, 4, 64, False, None), "100m": (2, 8, 128, True, 73), "100m-long": (2, 8, 512, True, 25), "2b": (4, 8, 512, True, 95)}
-SHAPES = {"100m": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=128),
-          "2b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)}
+WORK = {
+    "tiny": (16, 4, 64, False, None),
+    "100m": (2, 8, 128, True, 73),
+    "100m-long": (2, 8, 512, True, 25),
+    "2b": (4, 8, 512, True, 95),
+}
+SHAPES = {
+    "100m": dict(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
+    ),
+    "2b": dict(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+    ),
+}
 LR, KL, CLIP = 1e-6, 0.01, (0.2, 0.3)
 
 
@@ -66,7 +87,10 @@ def texts(name, vlm) -> list[str]:
     count, words = WORK[name][0], WORK[name][4]
     if words is None:
         return [fill(vlm.prompts["proposer"], topic=TOPICS[i % len(TOPICS)]) for i in range(count)]
-    return [" ".join(f"{TOPICS[(i + j) % len(TOPICS)].split()[0]} {j}" for j in range(words)) for i in range(count)]
+    return [
+        " ".join(f"{TOPICS[(i + j) % len(TOPICS)].split()[0]} {j}" for j in range(words))
+        for i in range(count)
+    ]
 
 
 def reward(text: str) -> float:
@@ -76,7 +100,8 @@ def reward(text: str) -> float:
 
 def ours(name, folder):
     """-> a function that makes one step, as mmzero.py does."""
-    import mmzero                                       # noqa: F401       for what it asks of the memory allocator
+    import mmzero  # noqa: F401       for what it asks of the memory allocator
+
     prompts, n, tokens, checkpointing, _ = WORK[name]
     actor, policy = VLM.load(folder), VLM.load(folder, dtype="float32")
     if checkpointing:
@@ -90,11 +115,24 @@ def ours(name, folder):
         replies = generate(actor, asked, n=n, max_new_tokens=tokens, seed=next(steps))
         assert all(len(r.tokens) == tokens for group in replies for r in group)
         advantages = group_advantages([[reward(r.text) for r in group] for group in replies])
-        rollouts = [Rollout(asked[i], r.tokens, r.full_logps, float(advantages[i, j]), r.finished, group=i)
-                    for i, group in enumerate(replies) for j, r in enumerate(group)]
+        rollouts = [
+            Rollout(asked[i], r.tokens, r.full_logps, float(advantages[i, j]), r.finished, group=i)
+            for i, group in enumerate(replies)
+            for j, r in enumerate(group)
+        ]
         actor.load_state(reference, share=True)
-        statistics_ = train_step(policy, actor, rollouts, optimizer, kl_coef=KL, clip_low=CLIP[0], clip_high=CLIP[1], token_budget=4096)
+        statistics_ = train_step(
+            policy,
+            actor,
+            rollouts,
+            optimizer,
+            kl_coef=KL,
+            clip_low=CLIP[0],
+            clip_high=CLIP[1],
+            token_budget=4096,
+        )
         assert statistics_["updates"] == 1 and statistics_["logp_gap"] < (0.5 if CUDA else 1e-2)
+
     return step
 
 
@@ -103,15 +141,35 @@ def theirs(name, folder, steps, checkpointing, turn):
     import datasets
     import transformers
     from trl import GRPOConfig, GRPOTrainer
+
     prompts, n, tokens, _, _ = WORK[name]
     vlm = VLM.load(folder, device="cpu")
-    rows = datasets.Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts(name, vlm)]})
-    batch = min(8, prompts * n)                                             # 8: TRL's default
+    rows = datasets.Dataset.from_dict(
+        {"prompt": [[{"role": "user", "content": text}] for text in texts(name, vlm)]}
+    )
+    batch = min(8, prompts * n)  # 8: TRL's default
     config = GRPOConfig(
-        output_dir=str(Path(folder).parent / "out"), use_cpu=not CUDA, bf16=CUDA, gradient_checkpointing=checkpointing,
-        per_device_train_batch_size=batch, gradient_accumulation_steps=prompts * n // batch, num_generations=n, max_completion_length=tokens,
-        beta=KL, epsilon=CLIP[0], epsilon_high=CLIP[1], learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.01, max_steps=steps,
-        shuffle_dataset=False, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no")
+        output_dir=str(Path(folder).parent / "out"),
+        use_cpu=not CUDA,
+        bf16=CUDA,
+        gradient_checkpointing=checkpointing,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=prompts * n // batch,
+        num_generations=n,
+        max_completion_length=tokens,
+        beta=KL,
+        epsilon=CLIP[0],
+        epsilon_high=CLIP[1],
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.01,
+        max_steps=steps,
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
     class Clock(transformers.TrainerCallback):
@@ -123,15 +181,24 @@ def theirs(name, folder, steps, checkpointing, turn):
             if CUDA:
                 torch.cuda.synchronize()
             print("seconds", time.perf_counter() - self.begun, flush=True)
-    GRPOTrainer(model, lambda completions, **_: [reward(c[0]["content"]) for c in completions], config, rows,
-                processing_class=vlm.tokenizer, callbacks=[Clock()]).train()
+
+    GRPOTrainer(
+        model,
+        lambda completions, **_: [reward(c[0]["content"]) for c in completions],
+        config,
+        rows,
+        processing_class=vlm.tokenizer,
+        callbacks=[Clock()],
+    ).train()
 
 
 def alone(engine, name, folder, steps):
     """In a process of its own: say that it is ready, make a step for each line that comes in, at the end say how much memory it took."""
+
     def turn():
         print("ready 0", flush=True)
         sys.stdin.readline()
+
     if engine != "ours":
         theirs(name, folder, steps, engine != "TRL" or WORK[name][3], turn)
     else:
@@ -158,44 +225,82 @@ def peak() -> float:
     """GB: of the GPU, or resident memory of this process."""
     if CUDA:
         return torch.cuda.max_memory_allocated() / 1e9
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024 / 1e9
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each engine [3]")
-    parser.add_argument("--only", nargs="+", default=["tiny", "100m"] + ["2b"] * CUDA, choices=[*WORK], help="which models")
-    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)         # engine, model, folder, steps
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["tiny", "100m"] + ["2b"] * CUDA,
+        choices=[*WORK],
+        help="which models",
+    )
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)  # engine, model, folder, steps
     args = parser.parse_args()
     if args.alone:
         return alone(*args.alone[:3], int(args.alone[3]))
-    for name in ("trl", "accelerate", "datasets"):                          # looked for, not imported: that would count as our memory
+    for name in (
+        "trl",
+        "accelerate",
+        "datasets",
+    ):  # looked for, not imported: that would count as our memory
         if importlib.util.find_spec(name) is None:
-            sys.exit(f"step_bench.py: {name} is missing; pip install trl==1.16.0 accelerate datasets")
-    print(f"torch {torch.__version__}, TRL {importlib.metadata.version('trl')}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}")
+            sys.exit(
+                f"step_bench.py: {name} is missing; pip install trl==1.16.0 accelerate datasets"
+            )
+    print(
+        f"torch {torch.__version__}, TRL {importlib.metadata.version('trl')}, {torch.cuda.get_device_name() if CUDA else f'{torch.get_num_threads()} threads'}"
+    )
     for name in args.only:
         with tempfile.TemporaryDirectory() as scratch:
             folder = checkpoint(name, Path(scratch))
             asked = VLM.load(folder, device="cpu")
             asked = [len(asked.encode(text).tokens) for text in texts(name, asked)]
             names = ("ours", "TRL") + ("TRL, checkpointing",) * (not WORK[name][3])
-            engines = {engine: subprocess.Popen([sys.executable, __file__, "--alone", engine, name, folder, str(args.steps + 1)],
-                                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                       for engine in names}
+            engines = {
+                engine: subprocess.Popen(
+                    [
+                        sys.executable,
+                        __file__,
+                        "--alone",
+                        engine,
+                        name,
+                        folder,
+                        str(args.steps + 1),
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+                for engine in names
+            }
             seconds = {engine: [] for engine in names}
             for _ in range(args.steps + 1):
                 for child in engines.values():
-                    hear(child, "ready")                                    # nobody works while another's step is timed
+                    hear(child, "ready")  # nobody works while another's step is timed
                 for engine, child in engines.items():
                     print("go", file=child.stdin, flush=True)
                     seconds[engine].append(hear(child, "seconds"))
             peaks = {engine: hear(child, "peak") for engine, child in engines.items()}
-            print(f"\n{name}: {WORK[name][0]} prompts of {min(asked)} to {max(asked)} tokens x {WORK[name][1]} replies of {WORK[name][2]}")
+            print(
+                f"\n{name}: {WORK[name][0]} prompts of {min(asked)} to {max(asked)} tokens x {WORK[name][1]} replies of {WORK[name][2]}"
+            )
             for engine in names:
                 ratios = [a / b for a, b in zip(seconds[engine][1:], seconds["ours"][1:])]
-                print(f"    {engine:<18} {statistics.median(seconds[engine][1:]):7.2f} s   x {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-                      f"{max(ratios):.2f})   {peaks[engine]:6.2f} GB   ours is {peaks['ours'] / peaks[engine]:.0%}", flush=True)
+                print(
+                    f"    {engine:<18} {statistics.median(seconds[engine][1:]):7.2f} s   x {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+                    f"{max(ratios):.2f})   {peaks[engine]:6.2f} GB   ours is {peaks['ours'] / peaks[engine]:.0%}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 B begins at 0, so the network begins as its base. Policy and actor share the tensors of the base; a role is its adapters
 alone, some MB, and the reference is the adapters that the phase began with.
 """
+
 import copy
 import json
 import math
@@ -20,11 +21,17 @@ class LoRALinear(nn.Linear):
     """Takes the place of a linear layer; its weight keeps its name, so a merged state is a plain checkpoint's."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator):
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        super().__init__(
+            linear.in_features, linear.out_features, linear.bias is not None, device="meta"
+        )
         self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
-        a = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(linear.in_features)
-        self.lora_A = nn.Parameter(a.to(linear.weight.device))                  # float32, whatever the base is
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
+        a = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
+            linear.in_features
+        )
+        self.lora_A = nn.Parameter(a.to(linear.weight.device))  # float32, whatever the base is
+        self.lora_B = nn.Parameter(
+            torch.zeros(linear.out_features, rank, device=linear.weight.device)
+        )
 
     def forward(self, x):
         low = F.linear(x, self.lora_A.to(x.dtype))
@@ -38,7 +45,7 @@ class LoRALinear(nn.Linear):
 def add_lora(vlm, rank: int, alpha: float):
     """Freeze the network, and put adapters on all linear layers of the language model (not vision tower, not head)."""
     vlm.model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)                # the same on all ranks, and when a run goes on
+    generator = torch.Generator().manual_seed(0)  # the same on all ranks, and when a run goes on
     for layer in vlm.model.model.language_model.layers:
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):
@@ -66,5 +73,8 @@ def merged_state(model) -> dict:
 
 def save_adapters(vlm, folder):
     """adapter.safetensors, and its rank and alpha in adapter.json."""
-    save_file({name: p.contiguous() for name, p in vlm.state().items()}, Path(folder) / "adapter.safetensors")
+    save_file(
+        {name: p.contiguous() for name, p in vlm.state().items()},
+        Path(folder) / "adapter.safetensors",
+    )
     (Path(folder) / "adapter.json").write_text(json.dumps(vlm.lora) + "\n")

@@ -8,6 +8,7 @@ is right by itself. Three things are shared out and gathered again: what is samp
 micro-batches of an update (grpo.py). Rank 0 alone prints and writes. The policy's weights, gradients and optimiser state are
 cut over the ranks (FSDP2); the actor is whole on each. What ranks send each other as objects is pickled: they trust each other.
 """
+
 import itertools
 import os
 import sys
@@ -30,7 +31,9 @@ def start():
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     if rank():
         sys.stdout = open(os.devnull, "w")
-    sys.excepthook = lambda kind, error, trace: fail("".join(traceback.format_exception(kind, error, trace)))
+    sys.excepthook = lambda kind, error, trace: fail(
+        "".join(traceback.format_exception(kind, error, trace))
+    )
 
 
 def stop():
@@ -56,7 +59,7 @@ def world() -> int:
 
 def share(items):
     """This rank's part of a list: a block, because neighbours are often alike (two questions about one picture)."""
-    return items[len(items) * rank() // world():len(items) * (rank() + 1) // world()]
+    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
 
 
 def gather(own) -> list:
@@ -72,20 +75,31 @@ def deal(batches) -> list:
     """This rank's micro-batches, each with a weight: (batch, 1.0), or (batch, 0.0) for what only fills up: sharded layers
     are gathered by all ranks together, so all must make as many passes. Neighbours in the list are alike in length."""
     filled = [(batch, 1.0) for batch in batches] + [(batches[-1], 0.0)] * (-len(batches) % world())
-    return filled[rank()::world()]
+    return filled[rank() :: world()]
 
 
 def shard(model):
     """Cut the weights of a network of transformers over the ranks, in place (FSDP2). Each layer is gathered when it is
     used, and dropped again; embedding, head (often one matrix) and the rest are gathered while `within` runs."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     compute = torch.bfloat16 if torch.cuda.is_available() else None
     for module in (*model.model.language_model.layers, *model.model.visual.blocks, model):
-        fully_shard(module, mp_policy=MixedPrecisionPolicy(compute, reduce_dtype=torch.float32), reshard_after_forward=True)
-        module.set_gradient_divide_factor(1.0)                  # gradients are summed: the loss has its denominator already
+        fully_shard(
+            module,
+            mp_policy=MixedPrecisionPolicy(compute, reduce_dtype=torch.float32),
+            reshard_after_forward=True,
+        )
+        module.set_gradient_divide_factor(
+            1.0
+        )  # gradients are summed: the loss has its denominator already
         module.set_force_sum_reduction_for_comms(True)
     model.do = lambda work: work()
-    register_fsdp_forward_method(model, "do")                   # FSDP's hooks around it, as around forward
+    register_fsdp_forward_method(model, "do")  # FSDP's hooks around it, as around forward
 
 
 def within(model, work):
@@ -107,7 +121,9 @@ def local(tensor):
 def assign(weight, new):
     """weight[:] = new, where either may be sharded: shard to shard, shards to a whole, or a whole to its shard."""
     if isinstance(weight, DTensor) and not isinstance(new, DTensor):
-        new = distribute_tensor(new.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+        new = distribute_tensor(
+            new.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+        )
     new = local(new) if isinstance(weight, DTensor) else whole(new.to(weight.device))
     local(weight).copy_(new)
 

@@ -17,10 +17,10 @@ import torch
 import transformers
 from PIL import Image
 
-from tools import benchmarks
 import eval as evaluation
 import mmzero
 from prompts import fill
+from tools import benchmarks
 from vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,9 @@ class Echo:
         """As VLM.encode: a text and pictures, or both in a list. A picture becomes its size."""
         parts = [*images, parts] if isinstance(parts, str) else parts
         assert all(isinstance(part, (str, Image.Image)) for part in parts)
-        return "".join(part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts)
+        return "".join(
+            part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts
+        )
 
 
 def replies(monkeypatch, sampled, greedy):
@@ -52,7 +54,10 @@ def replies(monkeypatch, sampled, greedy):
     def fake(vlm, prompts, n=1, temperature=1.0, **options):
         calls.append(dict(options, prompts=prompts, n=n, temperature=temperature))
         groups = [[a] for a in greedy] if temperature == 0 else sampled
-        return [[SimpleNamespace(text="hm" if a is None else f"so \\boxed{{{a}}}") for a in group] for group in groups]
+        return [
+            [SimpleNamespace(text="hm" if a is None else f"so \\boxed{{{a}}}") for a in group]
+            for group in groups
+        ]
 
     monkeypatch.setattr(evaluation, "generate", fake)
     return calls
@@ -86,17 +91,38 @@ def test_evaluate_counts_by_hand(monkeypatch):
 def kept(hits):
     """Rows as they are kept, one reply a question, right or wrong as `hits` says."""
     reply = {True: r"\boxed{1}", False: r"\boxed{2}"}
-    return [dict(text="", answers=["1"], choices=[], tolerance=0, decimals=None, replies=[reply[h]], greedy=reply[h]) for h in hits]
+    return [
+        dict(
+            text="",
+            answers=["1"],
+            choices=[],
+            tolerance=0,
+            decimals=None,
+            replies=[reply[h]],
+            greedy=reply[h],
+        )
+        for h in hits
+    ]
 
 
 def test_macro_counts_every_set_the_same():
-    small, large = ([evaluation.grade(kept(hits)) for hits in ([True] * 24 + [False] * 8, [False] * 300 + [True] * 100)])
+    small, large = [
+        evaluation.grade(kept(hits))
+        for hits in ([True] * 24 + [False] * 8, [False] * 300 + [True] * 100)
+    ]
     average = evaluation.macro([small, large])
-    assert average["sampled"] == average["greedy"] == average["majority"] == pytest.approx(0.5) and average["questions"] == 432
+    assert (
+        average["sampled"] == average["greedy"] == average["majority"] == pytest.approx(0.5)
+        and average["questions"] == 432
+    )
     # The variance of the mean of two independent means is a quarter of the sum of theirs.
     spread = math.sqrt(0.75 * 0.25 / 32 + 0.25 * 0.75 / 400) / 2
-    assert (average["sampled_high"] - average["sampled_low"]) / 2 == pytest.approx(1.96 * spread, rel=0.1)
-    assert evaluation.macro([small]) == pytest.approx({k: v for k, v in small.items() if k != "per_question"})
+    assert (average["sampled_high"] - average["sampled_low"]) / 2 == pytest.approx(
+        1.96 * spread, rel=0.1
+    )
+    assert evaluation.macro([small]) == pytest.approx(
+        {k: v for k, v in small.items() if k != "per_question"}
+    )
     perfect = evaluation.macro([evaluation.grade(kept([True] * 20))] * 4)
     assert perfect["greedy_low"] < 0.95 and perfect["greedy_high"] == 1 == perfect["greedy"]
 
@@ -125,8 +151,13 @@ def test_wilson_covers_a_share_that_is_all_but_one_where_the_bootstrap_does_not(
     assert 275 <= hits[evaluation.wilson] <= 299 and hits[evaluation.bootstrap] < 240
     # It is where |p - share| = z sqrt(p (1 - p) / n), and a bootstrap would say (0, 0), (1, 1).
     for share, n in ((0.0, 9), (0.25, 8), (1.0, 60)):
-        for p, end in zip(evaluation.interval([1] * int(share * n) + [0] * int((1 - share) * n)), (0, 1)):
-            assert abs(p - share) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), rel=1e-3) or p == share == end
+        for p, end in zip(
+            evaluation.interval([1] * int(share * n) + [0] * int((1 - share) * n)), (0, 1)
+        ):
+            assert (
+                abs(p - share) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), rel=1e-3)
+                or p == share == end
+            )
     assert evaluation.interval([0.5, 0.25, 1]) == evaluation.bootstrap([0.5, 0.25, 1])
 
 
@@ -174,7 +205,9 @@ def png(colour="white", size=(8, 8)):
 def write_bench(folder, *rows):
     (folder / "a.png").write_bytes(png())
     path = folder / "bench.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -199,8 +232,15 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         {"image": None, "question": "no picture", "answer": "1"},
     )
     found = questions_of(path)
-    assert [[p.size for p in q.pictures] for q in found] == [[(8, 8)], [(5, 7)], [(8, 8), (5, 7)], []]
-    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)] and found[0].text == "q\u2028r"
+    assert [[p.size for p in q.pictures] for q in found] == [
+        [(8, 8)],
+        [(5, 7)],
+        [(8, 8), (5, 7)],
+        [],
+    ]
+    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)] and found[
+        0
+    ].text == "q\u2028r"
     assert [q.type for q in found] == ["all", "map", "all", "all"]
     assert found[2].text == "s\n(A) red\n(B) blue" and found[2].choices == ("red", "blue")
     assert len(questions_of(path, 2)) == 2
@@ -221,7 +261,10 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         ({"image": "a.png", "question": "q", "answer": ""}, "the question or the answer is empty"),
         ("{", "line 1 is not JSON"),
         ("[1]", "found no object"),
-        ("", "bench.jsonl: no column for the image and the question and the answer; found no rows; wanted"),
+        (
+            "",
+            "bench.jsonl: no column for the image and the question and the answer; found no rows; wanted",
+        ),
     ],
 )
 def test_bad_lines_say_what_and_where(tmp_path, row, message):
@@ -247,7 +290,11 @@ A, B = {"bytes": png(size=(4, 6)), "path": None}, {"bytes": png(size=(9, 3)), "p
 # The columns of the sets (from their cards on the hub), two rows each. Wanted: (text, pictures, answers, choices).
 LAYOUTS = {
     "mathvision": (
-        dict(problem=["<image>How many?\nA. 1\nB. 2", "No tag"], answer=["B", "x=3"], images=[[A], [B, A]]),
+        dict(
+            problem=["<image>How many?\nA. 1\nB. 2", "No tag"],
+            answer=["B", "x=3"],
+            images=[[A], [B, A]],
+        ),
         ["images"],
         [("<image>How many?\nA. 1\nB. 2", 1, ("B",), ("1", "2")), ("No tag", 2, ("x=3",), ())],
     ),
@@ -305,12 +352,19 @@ LAYOUTS = {
         [("q\n(A) 1\n(B) 3", 1, ("3",), ("1", "3")), ("r", 1, ("1.4",), ())],
     ),
     "HallusionBench": (
-        dict(category=["VD", "VS"], question=["Is it?", "Was it?"], gt_answer=["1", "0"], image=[A, None]),
+        dict(
+            category=["VD", "VS"],
+            question=["Is it?", "Was it?"],
+            gt_answer=["1", "0"],
+            image=[A, None],
+        ),
         ["image"],
         [("Is it?", 1, ("Yes",), ()), ("Was it?", 0, ("No",), ())],
     ),
     "mm-vet": (
-        dict(problem=["<image>x?", "<image>y?"], images=[[A], [B]], answer=["4<OR>four", "1<AND>2"]),
+        dict(
+            problem=["<image>x?", "<image>y?"], images=[[A], [B]], answer=["4<OR>four", "1<AND>2"]
+        ),
         ["images"],
         [("<image>x?", 1, ("4", "four"), ()), ("<image>y?", 1, ("1<AND>2",), ())],
     ),
@@ -325,9 +379,18 @@ def test_columns_of_the_sets_on_the_hub(name, tmp_path, monkeypatch):
     assert [(q.text, len(q.pictures), q.answers, q.choices) for q in found] == expected
     assert all(p.size in ((4, 6), (9, 3)) for q in found for p in q.pictures)
     if name == "MathVista":
-        assert found[1].decimals == 1 and benchmarks.right("1.43", found[1]) and not benchmarks.right("1.46", found[1])
+        assert (
+            found[1].decimals == 1
+            and benchmarks.right("1.43", found[1])
+            and not benchmarks.right("1.46", found[1])
+        )
     if name.startswith("MMMU/"):
-        assert [getattr(p, "size", p) for p in found[0].parts("{question}")][:4] == ["a ", (9, 3), " b ", (4, 6)]
+        assert [getattr(p, "size", p) for p in found[0].parts("{question}")][:4] == [
+            "a ",
+            (9, 3),
+            " b ",
+            (4, 6),
+        ]
 
 
 def test_a_folder_of_parquet_is_a_dataset_and_what_fits_nothing_is_refused(tmp_path):
@@ -340,7 +403,8 @@ def test_a_folder_of_parquet_is_a_dataset_and_what_fits_nothing_is_refused(tmp_p
         benchmarks.load("nothing", None)
     parquet(tmp_path, dict(prompt=["a"], solution=["b"]))
     with pytest.raises(
-        ValueError, match="no column for the image and the question and the answer; found prompt, solution"
+        ValueError,
+        match="no column for the image and the question and the answer; found prompt, solution",
     ):
         benchmarks.load(str(path), None)
     assert len(benchmarks.SETS) == 12 and benchmarks.SETS["mmmu"] == "zli12321/MMMU"
@@ -370,7 +434,9 @@ def test_raw_bytes_in_parquet_without_any_metadata(tmp_path):
     ],
 )
 def test_pictures_stand_where_the_tags_are(text, count, expected):
-    assert benchmarks.Question(text, tuple(range(count)), ("1",)).parts("Q: {question}!") == expected
+    assert (
+        benchmarks.Question(text, tuple(range(count)), ("1",)).parts("Q: {question}!") == expected
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -386,9 +452,17 @@ def test_pictures_stand_where_the_tags_are(text, count, expected):
             ["A", "3 cm", "C", "5 m", "both", ""],
         ),
         (dict(answers=["5 cm"], choices=["3 cm", "5 cm"]), ["B", "5 cm"], ["A", "7"]),
-        (dict(answers=["Yes"]), ["yes", "Yes, it is.", "YES"], ["No", "no, yes", "maybe yes", "yesterday"]),
+        (
+            dict(answers=["Yes"]),
+            ["yes", "Yes, it is.", "YES"],
+            ["No", "no, yes", "maybe yes", "yesterday"],
+        ),
         (dict(answers=["No"]), ["no.", "No"], ["not yes", "none", "Yes"]),
-        (dict(answers=["40"], tolerance=0.05), ["42", "38", "40.0", "41 %", "42.0"], ["42.1", "37.9", "-40", "forty"]),
+        (
+            dict(answers=["40"], tolerance=0.05),
+            ["42", "38", "40.0", "41 %", "42.0"],
+            ["42.1", "37.9", "-40", "forty"],
+        ),
         (dict(answers=["-2"], tolerance=0.05), ["-2.1", "-1.9"], ["2", "-2.2"]),
         (dict(answers=["0"], tolerance=0.05), ["0", "0.0"], ["0.01"]),
         (dict(answers=["Paris"], tolerance=0.05), ["paris"], ["Pari"]),
@@ -399,12 +473,18 @@ def test_pictures_stand_where_the_tags_are(text, count, expected):
     ],
 )
 def test_right_and_wrong(question, good, bad):
-    question = benchmarks.Question("?", (), **{k: tuple(v) if isinstance(v, list) else v for k, v in question.items()})
+    question = benchmarks.Question(
+        "?", (), **{k: tuple(v) if isinstance(v, list) else v for k, v in question.items()}
+    )
     kept = json.loads(
         json.dumps({k: v for k, v in vars(question).items() if k != "pictures"})
     )  # the same rule on what the JSONL keeps
     for q in (question, kept):
-        assert [a for a in good if not benchmarks.right(a, q)] == [] == [a for a in bad if benchmarks.right(a, q)]
+        assert (
+            [a for a in good if not benchmarks.right(a, q)]
+            == []
+            == [a for a in bad if benchmarks.right(a, q)]
+        )
         assert not benchmarks.right(None, q)
 
 
@@ -440,15 +520,28 @@ def models(monkeypatch):
     Models.loads, asked = [], []
 
     def fake(vlm, prompts, n=1, temperature=1.0, top_p=1.0, **options):
-        asked.append(dict(options, model=vlm.name, prompts=prompts, n=n, temperature=temperature, top_p=top_p))
+        asked.append(
+            dict(
+                options, model=vlm.name, prompts=prompts, n=n, temperature=temperature, top_p=top_p
+            )
+        )
         if vlm.name == "judge":
             return [
-                [SimpleNamespace(text="Yes." if "wrong" in text and "sure" in text else "No, differs")]
+                [
+                    SimpleNamespace(
+                        text="Yes." if "wrong" in text and "sure" in text else "No, differs"
+                    )
+                ]
                 for text in prompts
             ]
         known = Models.knows[vlm.name]
-        answers = ["1" if int(re.search(r"q(\d+)", prompt)[1]) < known else "wrong" for prompt in prompts]
-        luck = [random.Random(f"{options['seed']} {temperature} {number}") for number in options["numbers"]]
+        answers = [
+            "1" if int(re.search(r"q(\d+)", prompt)[1]) < known else "wrong" for prompt in prompts
+        ]
+        luck = [
+            random.Random(f"{options['seed']} {temperature} {number}")
+            for number in options["numbers"]
+        ]
         return [
             [SimpleNamespace(text=f"{rng.random()} \\boxed{{{answer}}}") for _ in range(n)]
             for rng, answer in zip(luck, answers, strict=True)
@@ -462,9 +555,10 @@ def models(monkeypatch):
 
 def six(folder, name="bench.jsonl", **more):
     return str(
-        write_bench(folder, *[{"image": "a.png", "question": f"q{i}", "answer": "1"} | more for i in range(6)]).rename(
-            folder / name
-        )
+        write_bench(
+            folder,
+            *[{"image": "a.png", "question": f"q{i}", "answer": "1"} | more for i in range(6)],
+        ).rename(folder / name)
     )
 
 
@@ -486,14 +580,18 @@ def test_main_compares_models_on_one_set(models, capsys, tmp_path):
     evaluation.main(command)
     out = capsys.readouterr().out
     # as the authors ask: one sample at 0.6 / 0.95, and greedily; one model at a time
-    assert [(c["model"], len(c["prompts"]), c["n"], c["temperature"], c["top_p"]) for c in models] == [
-        (m, 5, 1, t, p) for m in ("good", "bad", "half") for t, p in ((0.6, 0.95), (0.0, 1.0))
-    ]
+    assert [
+        (c["model"], len(c["prompts"]), c["n"], c["temperature"], c["top_p"]) for c in models
+    ] == [(m, 5, 1, t, p) for m in ("good", "bad", "half") for t, p in ((0.6, 0.95), (0.0, 1.0))]
     assert Models.loads == ["good", "bad", "half"] and models[0]["max_new_tokens"] == 4096
     assert models[0]["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
-    assert re.search(r"\| bench.jsonl \| +good \| +100.0 \(56.6–100.0\) \| +100.0 \(56.6–100.0\) \|", out)
+    assert re.search(
+        r"\| bench.jsonl \| +good \| +100.0 \(56.6–100.0\) \| +100.0 \(56.6–100.0\) \|", out
+    )
     assert re.search(r"\| +half \| +60.0 \(23.1–88.2\) \|", out)
-    assert "good minus bad, paired" in out and "+100.0 points, 95 % interval +100.0 to +100.0" in out
+    assert (
+        "good minus bad, paired" in out and "+100.0 points, 95 % interval +100.0 to +100.0" in out
+    )
     assert "right alone on 5, wrong alone on 0, McNemar exact p = 0.062" in out  # 2 / 2^5
     assert "right alone on 2, wrong alone on 0, McNemar exact p = 0.5" in out
     assert (tmp_path / "out/results.md").read_text() == out
@@ -503,7 +601,9 @@ def test_main_compares_models_on_one_set(models, capsys, tmp_path):
         ("bad", 0, 0),
         ("half", 0.6, 0.6),
     ]
-    assert table["comparisons"][1]["other"] == "half" and table["comparisons"][1]["greedy"][1:3] == [2, 0]
+    assert table["comparisons"][1]["other"] == "half" and table["comparisons"][1]["greedy"][
+        1:3
+    ] == [2, 0]
     # The replies are there: nobody is asked again, with or without --rescore, and the figures are the same.
     for extra in ([], ["--rescore"]):
         models.clear()
@@ -515,14 +615,33 @@ def test_several_sets_and_the_macro_average(models, capsys, tmp_path):
     one, two = six(tmp_path, "one.jsonl"), six(tmp_path, "two.jsonl", answer="wrong")
     evaluation.main(["--model", "half", "--bench", one, two, "--out", str(tmp_path / "out")])
     out = capsys.readouterr().out
-    evaluation.main(["--model", "half", "--bench", one, "--out", str(tmp_path / "three"), "--questions", "4"])
+    evaluation.main(
+        ["--model", "half", "--bench", one, "--out", str(tmp_path / "three"), "--questions", "4"]
+    )
     assert re.search(r"\| macro average \| +half \| +50.0 \(\d+.\d–\d+.\d\)", out)
     assert "75.0" in capsys.readouterr().out and "macro" not in out.split("macro average")[1]
 
 
 def test_the_types_of_the_questions_have_rows_of_their_own(models, capsys, tmp_path):
-    rows = [{"image": "a.png", "question": f"q{i}", "answer": "1", "category": "art/map"[:3 + 4 * (i > 1)]} for i in range(6)]
-    evaluation.main(["--model", "half", "--bench", str(write_bench(tmp_path, *rows)), "--out", str(tmp_path / "out")])
+    rows = [
+        {
+            "image": "a.png",
+            "question": f"q{i}",
+            "answer": "1",
+            "category": "art/map"[: 3 + 4 * (i > 1)],
+        }
+        for i in range(6)
+    ]
+    evaluation.main(
+        [
+            "--model",
+            "half",
+            "--bench",
+            str(write_bench(tmp_path, *rows)),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     out = capsys.readouterr().out
     assert re.search(r"\| bench.jsonl +\| +half \| +50.0 .* 6 \|", out)
     assert re.search(r"\| bench.jsonl, art +\| +half \| +100.0 .* 2 \|", out)
@@ -537,7 +656,8 @@ def independent_scores(path):
         if "replies" in row:
             boxed = lambda reply: ([None] + re.findall(r"\\boxed\{([^{}]*)\}", reply))[-1]
             same = lambda reply: (
-                boxed(reply) is not None and boxed(reply).lower() in [a.lower() for a in row["answers"]]
+                boxed(reply) is not None
+                and boxed(reply).lower() in [a.lower() for a in row["answers"]]
             )
             greedy.append(same(row["greedy"]))
             sampled.append(sum(map(same, row["replies"])) / len(row["replies"]))
@@ -546,13 +666,17 @@ def independent_scores(path):
 
 def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys):
     """The real tiny base on its charts; the same figures as `evaluate`, with which a run measures itself."""
-    evaluation.main(["--questions", "14", "-n", "3", "--max-new-tokens", "64", "--out", str(tmp_path)])
+    evaluation.main(
+        ["--questions", "14", "-n", "3", "--max-new-tokens", "64", "--out", str(tmp_path)]
+    )
     result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
     assert independent_scores(tmp_path / "tiny/charts.jsonl") == (
         pytest.approx(result["sampled"]),
         pytest.approx(result["greedy"]),
     )
-    assert 0 < result["greedy"] < 1 and "charts, data_chart" in capsys.readouterr().out  # a row per content type
+    assert (
+        0 < result["greedy"] < 1 and "charts, data_chart" in capsys.readouterr().out
+    )  # a row per content type
     assert sum(r["greedy"] * r["questions"] for r in types) == pytest.approx(14 * result["greedy"])
     direct = evaluation.evaluate(VLM.load("tiny"), evaluation.charts(14)[0], n=3, max_new_tokens=64)
     assert {k: direct[k] for k in direct if k not in ("seconds", "per_question")} == {
@@ -562,10 +686,21 @@ def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys)
 
 def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "CHUNK", 2)
-    bench, whole, path = six(tmp_path), tmp_path / "whole", re.sub(r"[^\w.-]+", "-", six(tmp_path)) + ".jsonl"
+    bench, whole, path = (
+        six(tmp_path),
+        tmp_path / "whole",
+        re.sub(r"[^\w.-]+", "-", six(tmp_path)) + ".jsonl",
+    )
     evaluation.main(["--model", "half", "--bench", bench, "--out", str(whole)])
     lines = (whole / "half" / path).read_text().splitlines(keepends=True)
-    for kept in (0, 1, 2, 3, 4, 6):  # stopped before the settings, in a chunk, between chunks, at the very end
+    for kept in (
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+    ):  # stopped before the settings, in a chunk, between chunks, at the very end
         broken = tmp_path / f"broken{kept}"
         (broken / "half").mkdir(parents=True)
         (broken / "half" / path).write_text("".join(lines[:kept]) + lines[kept][:25])
@@ -587,7 +722,9 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkey
 
 
 def test_an_interrupt_is_one_line(models, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, "generate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        evaluation, "generate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(SystemExit, match="the same command goes on"):
         evaluation.main(["--model", "half", "--bench", six(tmp_path), "--out", str(tmp_path)])
 
@@ -606,7 +743,11 @@ def test_fingerprint_sees_other_weights(tmp_path):
 
 def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_path):
     bench = write_bench(
-        tmp_path, *[{"image": "a.png", "question": f"q{i} {'sure' * (i > 3)}", "answer": "1"} for i in range(6)]
+        tmp_path,
+        *[
+            {"image": "a.png", "question": f"q{i} {'sure' * (i > 3)}", "answer": "1"}
+            for i in range(6)
+        ],
     )
     command = ["--model", "half", "--bench", str(bench), "--out", str(tmp_path), "--judge", "judge"]
     evaluation.main(command)
@@ -637,7 +778,11 @@ def test_the_judge_is_any_model_of_ours(tmp_path):
         )
     ]
     accepted, read = evaluation.judge("tiny", rows, tmp_path / "judge.jsonl")
-    assert read == 1 and accepted == set() and len((tmp_path / "judge.jsonl").read_text().splitlines()) == 1
+    assert (
+        read == 1
+        and accepted == set()
+        and len((tmp_path / "judge.jsonl").read_text().splitlines()) == 1
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -648,21 +793,31 @@ def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
     """A step of every role by the loop, at a step size that shows; then loaded, fed and decoded by the library alone
     (its slow image processor needs no torchvision)."""
     settings = "--iterations 1 --steps 1 --questions 0 --probe 0 --lr 3e-3 --proposer-prompts 4 --proposer-rollouts 2 --codes 1"
-    settings += " --coder-proposals 8 --solver-proposals 48 --labels 8 --solver-prompts 8 --workers 1"
+    settings += (
+        " --coder-proposals 8 --solver-proposals 48 --labels 8 --solver-prompts 8 --workers 1"
+    )
     mmzero.self_evolve(mmzero.parse([*settings.split(), "--out", str(tmp_path)])[0])
     folder = tmp_path / "iter1/solver"
     ours, base = VLM.load(folder), VLM.load("tiny")
-    moved = max(float((a - b).detach().abs().max()) for a, b in zip(ours.model.parameters(), base.model.parameters()))
+    moved = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(ours.model.parameters(), base.model.parameters())
+    )
     assert moved > 1e-3
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    pictures = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil.from_pretrained(folder)
+    pictures = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil.from_pretrained(
+        folder
+    )
     questions, _ = evaluation.charts(12, seed=4)
     texts = [fill(ours.prompts["solver"], question=text) for _, text, _ in questions]
 
     def answers(vlm):
         prompts = [vlm.encode(text, [picture]) for text, (picture, _, _) in zip(texts, questions)]
-        return [group[0].text for group in evaluation.generate(vlm, prompts, max_new_tokens=64, temperature=0.0)]
+        return [
+            group[0].text
+            for group in evaluation.generate(vlm, prompts, max_new_tokens=64, temperature=0.0)
+        ]
 
     assert answers(ours) != answers(base)
     for (picture, _, _), text, reply in zip(questions, texts, answers(ours)):
@@ -672,12 +827,19 @@ def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
             tokenize=False,
             add_generation_prompt=True,
         )
-        chat = chat.replace("<|image_pad|>", "<|image_pad|>" * int(seen["image_grid_thw"].prod() // 4))
+        chat = chat.replace(
+            "<|image_pad|>", "<|image_pad|>" * int(seen["image_grid_thw"].prod() // 4)
+        )
         ids = tokenizer(chat, add_special_tokens=False, return_tensors="pt")
         image = ids["input_ids"] == model.config.image_token_id
         with torch.no_grad():
-            made = model.generate(**ids, **seen, mm_token_type_ids=image.int(), do_sample=False, max_new_tokens=64)
-        assert tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == reply
+            made = model.generate(
+                **ids, **seen, mm_token_type_ids=image.int(), do_sample=False, max_new_tokens=64
+            )
+        assert (
+            tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            == reply
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -715,7 +877,11 @@ def test_bad_paths_give_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         evaluation.main(arguments)
-    assert str(stop.value.code).startswith("eval.py: ") and message in stop.value.code and "\n" not in stop.value.code
+    assert (
+        str(stop.value.code).startswith("eval.py: ")
+        and message in stop.value.code
+        and "\n" not in stop.value.code
+    )
 
 
 def test_command_line_on_the_shipped_base(tmp_path):
@@ -728,12 +894,16 @@ def test_command_line_on_the_shipped_base(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\| charts +\| +tiny \| +\d+\.\d \(\d+\.\d–\d+\.\d\) \| .* \| +6 \|", done.stdout)
+    assert re.search(
+        r"\| charts +\| +tiny \| +\d+\.\d \(\d+\.\d–\d+\.\d\) \| .* \| +6 \|", done.stdout
+    )
 
 
 def test_charts_are_the_same_for_everybody_and_drawn():
     questions, types = evaluation.charts(12, seed=3)
     again, _ = evaluation.charts(12, seed=3)
-    assert [q[1:] for q in questions] == [q[1:] for q in again] and len(questions) == len(types) == 12
+    assert [q[1:] for q in questions] == [q[1:] for q in again] and len(questions) == len(
+        types
+    ) == 12
     assert all(a[0].tobytes() == b[0].tobytes() for a, b in zip(questions, again))
     assert all(len(picture.getcolors(1 << 16)) > 1 for picture, _, _ in questions)

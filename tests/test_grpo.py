@@ -1,16 +1,28 @@
 """The training step against slow, obvious twins: a loop over tokens, full logits, one sequence at a time."""
+
 import copy
 import math
 import random
 
 import pytest
 import torch
+from helpers_models import for_the_library, make_checkpoint
 from PIL import Image
 
 import grpo
-from grpo import (ChunkedLoss, Rollout, group_advantages, make_optimizer, micro_batches, mini_batches,
-                  policy_loss, row_length, score, token_logps, train_step)
-from helpers_models import for_the_library, make_checkpoint
+from grpo import (
+    ChunkedLoss,
+    Rollout,
+    group_advantages,
+    make_optimizer,
+    micro_batches,
+    mini_batches,
+    policy_loss,
+    row_length,
+    score,
+    token_logps,
+    train_step,
+)
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -38,7 +50,11 @@ def make_rollouts(vlm, groups=3, size=3, seed=0, longest=9):
         prompt = vlm.encode("how many bars are red? " * (g + 1), picture)
         for _ in range(size):
             tokens = rng.choices(words, k=rng.randint(1, longest)) + [vlm.eos_ids[-1]]
-            rollouts.append(Rollout(prompt, tokens, [0.0] * len(tokens), rng.choice([-1.5, -0.5, 0.7, 1.2]), group=g))
+            rollouts.append(
+                Rollout(
+                    prompt, tokens, [0.0] * len(tokens), rng.choice([-1.5, -0.5, 0.7, 1.2]), group=g
+                )
+            )
     for r, logp in zip(rollouts, score(vlm, rollouts)):
         r.full_logps = logp.tolist()
     return rollouts
@@ -47,24 +63,36 @@ def make_rollouts(vlm, groups=3, size=3, seed=0, longest=9):
 def slow_logps(vlm, r, temperature=1.0):
     """One sequence, no padding, full logits, transformers' own head."""
     batch = vlm.collate([r.prompt], [r.tokens], side="right")
-    logits = vlm.model(**batch, use_cache=False).logits[0, len(r.prompt.tokens) - 1:-1] / temperature
+    logits = (
+        vlm.model(**batch, use_cache=False).logits[0, len(r.prompt.tokens) - 1 : -1] / temperature
+    )
     logp = logits.log_softmax(-1)
     return logp.gather(1, torch.tensor(r.tokens)[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
 def gradients(vlm):
-    return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in vlm.model.parameters()])
+    return torch.cat(
+        [
+            torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+            for p in vlm.model.parameters()
+        ]
+    )
 
 
 # ---- advantages ----------------------------------------------------------------------------------------------
+
 
 def test_advantages_by_hand():
     # 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9 = 14, Bessel 14 / 3
     std = math.sqrt(14 / 3)
     expected = [(x - 3) / (std + 1e-6) for x in (1, 2, 3, 6)]
     assert group_advantages([[1.0, 2.0, 3.0, 6.0]])[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert group_advantages([[0.0, 1e-6]])[0, 1].item() == pytest.approx(0.5e-6 / (1e-6 / math.sqrt(2) + 1e-6))
-    assert group_advantages([[1.0, 1 + 1e-7]])[0, 1].item() == pytest.approx(0.5e-7 / (1e-7 / math.sqrt(2) + 1e-6), rel=1e-4)
+    assert group_advantages([[0.0, 1e-6]])[0, 1].item() == pytest.approx(
+        0.5e-6 / (1e-6 / math.sqrt(2) + 1e-6)
+    )
+    assert group_advantages([[1.0, 1 + 1e-7]])[0, 1].item() == pytest.approx(
+        0.5e-7 / (1e-7 / math.sqrt(2) + 1e-6), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("value", [0.1, 0.9, -1.0, 1 / 3])
@@ -78,7 +106,11 @@ def test_equal_rewards_have_exactly_no_advantage(value):
 def test_a_reward_that_is_no_number_silences_its_group_alone_and_says_so(vlm, bad, capsys):
     rewards = [[1.0, 2.0, 3.0], [0.0, bad, 1.0]]
     advantages = group_advantages(rewards)
-    assert torch.equal(advantages[0], group_advantages(rewards[:1])[0]) and advantages[0].ne(0).any() and advantages[1].eq(0).all()
+    assert (
+        torch.equal(advantages[0], group_advantages(rewards[:1])[0])
+        and advantages[0].ne(0).any()
+        and advantages[1].eq(0).all()
+    )
     assert "1 groups have a reward that is no finite number" in capsys.readouterr().err
     rollouts = make_rollouts(vlm, groups=2, size=3)
     for r, advantage in zip(rollouts, advantages.flatten().tolist()):
@@ -95,6 +127,7 @@ def test_a_group_of_one_is_refused():
 
 # ---- the loss ------------------------------------------------------------------------------------------------
 
+
 def slow_loss(logp, old, ref, advantage, clip_low, clip_high, clip_dual, kl_coef):
     """One token, plain Python."""
     ratio = math.exp(max(-20.0, min(20.0, logp - old)))
@@ -107,10 +140,26 @@ def slow_loss(logp, old, ref, advantage, clip_low, clip_high, clip_dual, kl_coef
     return loss + kl_coef * kl, kl
 
 
-CASES = [(log_ratio, difference, advantage)
-         for log_ratio in (-25, -19.9, -0.5, -0.3, -0.1, 0.0, 0.1, 0.24, 0.5, 1.0, 1.2, 19.9, 25)   # log 3 = 1.0986
-         for difference in (-30.0, -3.0, 0.0, 0.4, 2.7, 30.0)                               # k3 passes 10 at 2.61
-         for advantage in (-1.5, 0.0, 0.8)]
+CASES = [
+    (log_ratio, difference, advantage)
+    for log_ratio in (
+        -25,
+        -19.9,
+        -0.5,
+        -0.3,
+        -0.1,
+        0.0,
+        0.1,
+        0.24,
+        0.5,
+        1.0,
+        1.2,
+        19.9,
+        25,
+    )  # log 3 = 1.0986
+    for difference in (-30.0, -3.0, 0.0, 0.4, 2.7, 30.0)  # k3 passes 10 at 2.61
+    for advantage in (-1.5, 0.0, 0.8)
+]
 
 
 def test_loss_is_that_of_the_loop_over_tokens():
@@ -118,25 +167,44 @@ def test_loss_is_that_of_the_loop_over_tokens():
     logp = old + torch.tensor([[c[0]] for c in CASES], dtype=torch.float64)
     ref = logp + torch.tensor([[c[1]] for c in CASES], dtype=torch.float64)
     advantages = torch.tensor([c[2] for c in CASES], dtype=torch.float64)
-    for i, case in enumerate(CASES):        # one by one: a sum would hide small terms behind exp(20)
-        loss, stats = policy_loss(logp[i:i + 1], old[i:i + 1], ref[i:i + 1], advantages[i:i + 1], torch.ones(1, 1))
-        expected, kl = slow_loss(logp[i].item(), old[i].item(), ref[i].item(), case[2], 0.2, 0.3, 3.0, 0.01)
+    for i, case in enumerate(CASES):  # one by one: a sum would hide small terms behind exp(20)
+        loss, stats = policy_loss(
+            logp[i : i + 1], old[i : i + 1], ref[i : i + 1], advantages[i : i + 1], torch.ones(1, 1)
+        )
+        expected, kl = slow_loss(
+            logp[i].item(), old[i].item(), ref[i].item(), case[2], 0.2, 0.3, 3.0, 0.01
+        )
         assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), case
         assert stats["kl"] == pytest.approx(kl, abs=1e-9), case
         ratio = math.exp(max(-20, min(20, case[0])))
         assert stats["clip_high"] == (case[2] > 0 and ratio > 1.3)
         assert stats["clip_low"] == (case[2] < 0 and ratio < 0.8)
         assert stats["clip_dual"] == (case[2] < 0 and ratio > 3)
-        assert stats["approx_kl"] == pytest.approx(ratio - 1 - max(-20, min(20, case[0])), rel=1e-6, abs=1e-9)
+        assert stats["approx_kl"] == pytest.approx(
+            ratio - 1 - max(-20, min(20, case[0])), rel=1e-6, abs=1e-9
+        )
 
 
-@pytest.mark.parametrize("log_ratio, advantage, moves", [
-    (0.5, 1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (-0.5, -1.0, False), (1.2, -1.0, False), (1.0, -1.0, True),
-    (25.0, 1.0, False), (0.1, 1.0, True), (0.1, -1.0, True)])
+@pytest.mark.parametrize(
+    "log_ratio, advantage, moves",
+    [
+        (0.5, 1.0, False),
+        (0.5, -1.0, True),
+        (-0.5, 1.0, True),
+        (-0.5, -1.0, False),
+        (1.2, -1.0, False),
+        (1.0, -1.0, True),
+        (25.0, 1.0, False),
+        (0.1, 1.0, True),
+        (0.1, -1.0, True),
+    ],
+)
 def test_where_the_clips_stop_the_gradient(log_ratio, advantage, moves):
     logp = torch.tensor([[log_ratio]], requires_grad=True)
-    policy_loss(logp, torch.zeros(1, 1), None, torch.tensor([advantage]), torch.ones(1, 1))[0].backward()
-    expected = -advantage * math.exp(log_ratio) if moves else 0.0           # d(-A rho)/d logp = -A rho
+    policy_loss(logp, torch.zeros(1, 1), None, torch.tensor([advantage]), torch.ones(1, 1))[
+        0
+    ].backward()
+    expected = -advantage * math.exp(log_ratio) if moves else 0.0  # d(-A rho)/d logp = -A rho
     assert logp.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -148,17 +216,38 @@ def test_padding_is_left_out_and_the_denominator_is_ours():
     logp.requires_grad_()
     advantages = torch.tensor([1.0, -2.0])
     loss, stats = policy_loss(logp, old, ref, advantages, mask)
-    expected = sum(slow_loss(logp[i, t].item(), old[i, t].item(), ref[i, t].item(), advantages[i].item(), .2, .3, 3, .01)[0]
-                   for i in range(2) for t in range(3) if mask[i, t]) / 4
+    expected = (
+        sum(
+            slow_loss(
+                logp[i, t].item(),
+                old[i, t].item(),
+                ref[i, t].item(),
+                advantages[i].item(),
+                0.2,
+                0.3,
+                3,
+                0.01,
+            )[0]
+            for i in range(2)
+            for t in range(3)
+            if mask[i, t]
+        )
+        / 4
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert logp.grad[1, 1:].eq(0).all() and logp.grad.isfinite().all()
-    assert policy_loss(logp, old, ref, advantages, mask, denominator=40)[0].item() == pytest.approx(expected / 10, rel=1e-5)
+    assert policy_loss(logp, old, ref, advantages, mask, denominator=40)[0].item() == pytest.approx(
+        expected / 10, rel=1e-5
+    )
     per_token = advantages[:, None].expand(2, 3)
-    assert policy_loss(logp, old, ref, per_token, mask)[0].item() == pytest.approx(expected, rel=1e-5)
+    assert policy_loss(logp, old, ref, per_token, mask)[0].item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 # ---- log-probs -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("chunk, words", [(1, 50), (7, 25), (5, 7), (16, 1), (100, 100)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -169,7 +258,9 @@ def test_chunked_loss_is_that_of_full_logits(chunk, words, temperature, frozen, 
     monkeypatch.setattr(grpo, "words_at_once", lambda tokens: words)
     targets, upstream = torch.randint(50, (16,)), torch.randn(16)
     a, b = torch.randn(16, 8, requires_grad=True), torch.randn(50, 8, requires_grad=not frozen)
-    logp, entropy, loss = ChunkedLoss.apply(a, b, targets, temperature, lambda logp, at: (logp.square() * upstream[at]).sum(), chunk)
+    logp, entropy, loss = ChunkedLoss.apply(
+        a, b, targets, temperature, lambda logp, at: (logp.square() * upstream[at]).sum(), chunk
+    )
     (3 * loss).backward()
     assert not entropy.requires_grad and not logp.requires_grad
     a2, b2 = a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()
@@ -184,7 +275,9 @@ def test_chunked_loss_is_that_of_full_logits(chunk, words, temperature, frozen, 
     scale = a2.grad.abs().max()
     torch.testing.assert_close(a.grad / scale, a2.grad / scale, **near)
     assert b.grad is None if frozen else torch.allclose(b.grad / scale, b2.grad / scale, **near)
-    logp, entropy2, loss = ChunkedLoss.apply(a, b, targets, temperature, None, chunk)           # scored, not trained
+    logp, entropy2, loss = ChunkedLoss.apply(
+        a, b, targets, temperature, None, chunk
+    )  # scored, not trained
     torch.testing.assert_close(logp, logp2, **near)
     assert torch.equal(entropy, entropy2) and not loss.requires_grad
 
@@ -192,11 +285,16 @@ def test_chunked_loss_is_that_of_full_logits(chunk, words, temperature, frozen, 
 def test_the_gradient_of_a_bf16_head_is_summed_in_float32():
     """FSDP hands over a bf16 copy of the head: many chunks must round no more than one does."""
     torch.manual_seed(0)
-    hidden, head = torch.randn(512, 16).bfloat16().requires_grad_(), torch.randn(40, 16).bfloat16().requires_grad_()
+    hidden, head = (
+        torch.randn(512, 16).bfloat16().requires_grad_(),
+        torch.randn(40, 16).bfloat16().requires_grad_(),
+    )
     found = {}
     for chunk in (4, 512):
         head.grad = None
-        ChunkedLoss.apply(hidden, head, torch.arange(512) % 40, 1.0, lambda logp, at: logp.sum(), chunk)[2].backward()
+        ChunkedLoss.apply(
+            hidden, head, torch.arange(512) % 40, 1.0, lambda logp, at: logp.sum(), chunk
+        )[2].backward()
         found[chunk] = head.grad.float()
     assert (found[4] - found[512]).abs().max() <= 2**-7 * found[512].abs().max()
 
@@ -205,26 +303,50 @@ def test_logits_of_all_tokens_never_exist(monkeypatch):
     largest = 0
     original = torch.Tensor.float
 
-    def watch(tensor):                                                      # every block of logits passes here
+    def watch(tensor):  # every block of logits passes here
         nonlocal largest
         largest = max(largest, tensor.numel())
         return original(tensor)
+
     monkeypatch.setattr(torch.Tensor, "float", watch)
     hidden, head = torch.randn(64, 4, requires_grad=True), torch.randn(100, 4, requires_grad=True)
     seen = []
-    ChunkedLoss.apply(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, lambda logp, at: (seen.append(len(logp)), logp.sum())[1], 24)[2].backward()
+    ChunkedLoss.apply(
+        hidden,
+        head,
+        torch.zeros(64, dtype=torch.long),
+        1.0,
+        lambda logp, at: (seen.append(len(logp)), logp.sum())[1],
+        24,
+    )[2].backward()
     assert largest == 24 * 100 and seen == [24, 24, 16]
 
 
 def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
     """What the flash-attn package documents of flash_attn_varlen_func: segment by segment, causal from the end."""
-    assert causal and longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max() and ends_q.dtype == torch.int32
+    assert (
+        causal
+        and longest_q == ends_q.diff().max()
+        and longest_k == ends_k.diff().max()
+        and ends_q.dtype == torch.int32
+    )
     found = []
     for i, j, a, b in zip(ends_q, ends_q[1:], ends_k, ends_k[1:]):
         allowed = torch.ones(j - i, b - a, dtype=torch.bool).tril(b - a - (j - i))
-        heads = [q[i:j, h] @ k[a:b, h * k.shape[1] // q.shape[1]].T * softmax_scale for h in range(q.shape[1])]
-        found.append(torch.stack([scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v[a:b, h * k.shape[1] // q.shape[1]]
-                                  for h, scores in enumerate(heads)], 1))
+        heads = [
+            q[i:j, h] @ k[a:b, h * k.shape[1] // q.shape[1]].T * softmax_scale
+            for h in range(q.shape[1])
+        ]
+        found.append(
+            torch.stack(
+                [
+                    scores.masked_fill(~allowed, -math.inf).softmax(-1)
+                    @ v[a:b, h * k.shape[1] // q.shape[1]]
+                    for h, scores in enumerate(heads)
+                ],
+                1,
+            )
+        )
     return torch.cat(found)
 
 
@@ -233,7 +355,7 @@ def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale,
 def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
     """Nothing padded, prompt and picture computed once: the same values and gradients as one sequence at a time."""
     vlm = copy.deepcopy(models[family])
-    if flash:                                                               # the layout of the GPU, on the CPU
+    if flash:  # the layout of the GPU, on the CPU
         pack = grpo.pack
         monkeypatch.setattr(grpo, "pack", lambda rows, device, _: pack(rows, device, True))
         monkeypatch.setattr(grpo, "flash_attn_varlen_func", varlen_by_hand)
@@ -242,11 +364,15 @@ def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
     rows = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     vlm.model.zero_grad()
     upstream, lengths = torch.cat(weights), [len(r.tokens) for r in rollouts]
-    logps, entropies, loss = token_logps(vlm, rows, 0.8, lambda logp, at: (logp * upstream[at]).sum(), chunk=7)
+    logps, entropies, loss = token_logps(
+        vlm, rows, 0.8, lambda logp, at: (logp * upstream[at]).sum(), chunk=7
+    )
     loss.backward()
     shared = gradients(vlm)
     vlm.model.zero_grad()
-    for r, w, logp, entropy in zip(rollouts, weights, logps.split(lengths), entropies.split(lengths)):
+    for r, w, logp, entropy in zip(
+        rollouts, weights, logps.split(lengths), entropies.split(lengths)
+    ):
         slow, slow_entropy = slow_logps(vlm, r, temperature=0.8)
         torch.testing.assert_close(logp, slow, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(entropy, slow_entropy, atol=1e-5, rtol=1e-5)
@@ -258,9 +384,13 @@ def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
 
 
 def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypatch):
-    rollouts, seen = make_rollouts(vlm, groups=3, size=3), []           # groups 0 and 2 have a picture
+    rollouts, seen = make_rollouts(vlm, groups=3, size=3), []  # groups 0 and 2 have a picture
     forward = vlm.model.model.visual.forward
-    monkeypatch.setattr(vlm.model.model.visual, "forward", lambda pixels, **k: (seen.append(len(pixels)), forward(pixels, **k))[1])
+    monkeypatch.setattr(
+        vlm.model.model.visual,
+        "forward",
+        lambda pixels, **k: (seen.append(len(pixels)), forward(pixels, **k))[1],
+    )
     train_step(vlm, None, rollouts, Recorder(vlm), kl_coef=0)
     assert seen == [sum(len(rollouts[i].prompt.pictures[0].pixels) for i in (0, 6))]
 
@@ -278,7 +408,7 @@ def test_untied_head(tmp_path):
 
 def test_replies_end_where_they_ended_and_the_end_token_is_trained(vlm):
     prompt = vlm.encode("how many bars are red?")
-    tokens = [20, vlm.pad_id, 21, vlm.eos_ids[-1]]                          # the pad token *inside* the reply
+    tokens = [20, vlm.pad_id, 21, vlm.eos_ids[-1]]  # the pad token *inside* the reply
     rows = [[Rollout(prompt, tokens, []), Rollout(prompt, [30], [])]]
     logp = token_logps(vlm, rows)[0]
     assert len(logp) == 5
@@ -313,21 +443,31 @@ def test_ordinary_batches_are_what_they_were_after_a_packed_one(models, family):
     score(vlm, make_rollouts(vlm))
     assert vlm.model.model.language_model.config._attn_implementation == "packed"
     for batch, logits in zip(batches, before):
-        torch.testing.assert_close(vlm.model(**batch).logits[batch["attention_mask"].bool()], logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            vlm.model(**batch).logits[batch["attention_mask"].bool()], logits, atol=1e-4, rtol=1e-4
+        )
 
 
 # ---- batches -------------------------------------------------------------------------------------------------
+
 
 def test_micro_batches_hold_everything_once_within_the_budget(vlm):
     rollouts = make_rollouts(vlm, groups=6, size=4)
     random.Random(2).shuffle(rollouts)
     for budget in (1, 70, 150, 400):
         batches = micro_batches(rollouts, budget)
-        assert sorted(map(id, (r for rows in batches for row in rows for r in row))) == sorted(map(id, rollouts))
+        assert sorted(map(id, (r for rows in batches for row in rows for r in row))) == sorted(
+            map(id, rollouts)
+        )
         assert all(len({id(r.prompt) for r in row}) == 1 for rows in batches for row in rows)
-        assert all(len({id(row[0].prompt) for row in rows}) == len(rows) for rows in batches)       # each prompt once
-        assert all(sum(map(row_length, rows)) <= budget or len(rows) == len(rows[0]) == 1 for rows in batches)
-        for one, two in zip(batches, batches[1:]):                                                  # and it is used
+        assert all(
+            len({id(row[0].prompt) for row in rows}) == len(rows) for rows in batches
+        )  # each prompt once
+        assert all(
+            sum(map(row_length, rows)) <= budget or len(rows) == len(rows[0]) == 1
+            for rows in batches
+        )
+        for one, two in zip(batches, batches[1:]):  # and it is used
             next_one = two[0][0]
             again = 0 if one[-1][0].prompt is next_one.prompt else len(next_one.prompt.tokens)
             assert sum(map(row_length, one)) + again + len(next_one.tokens) > budget
@@ -336,7 +476,7 @@ def test_micro_batches_hold_everything_once_within_the_budget(vlm):
 
 def test_mini_batches_are_whole_groups_of_even_size():
     rollouts = [Rollout(None, [1], [0.0], group=g) for g in range(10) for _ in range(2)]
-    sizes = lambda n: [len(m) // 2 for m in mini_batches(rollouts, n)]      # noqa: E731
+    sizes = lambda n: [len(m) // 2 for m in mini_batches(rollouts, n)]  # noqa: E731
     assert sizes(None) == [10] and sizes(10) == [10] and sizes(99) == [10] and sizes(5) == [5, 5]
     assert sizes(4) == [4, 3, 3] and sizes(1) == [1] * 10
     assert [r for m in mini_batches(rollouts, 4) for r in m] == rollouts
@@ -344,8 +484,10 @@ def test_mini_batches_are_whole_groups_of_even_size():
 
 # ---- the step ------------------------------------------------------------------------------------------------
 
+
 class Recorder(torch.optim.SGD):
     """Keeps the gradient of each update; with lr 0 the weights stay."""
+
     def __init__(self, vlm, lr=0.0):
         super().__init__(vlm.model.parameters(), lr=lr)
         self.vlm, self.seen = vlm, []
@@ -369,7 +511,9 @@ def test_gradient_does_not_depend_on_how_rollouts_are_cut(vlm):
     results, sums = [], []
     for budget in (1, 90, 300, 100_000):
         optimizer = Recorder(vlm)
-        stats = train_step(vlm, reference, rollouts, optimizer, kl_coef=0.5, max_grad_norm=1e9, token_budget=budget)
+        stats = train_step(
+            vlm, reference, rollouts, optimizer, kl_coef=0.5, max_grad_norm=1e9, token_budget=budget
+        )
         results.append(optimizer.seen[0])
         sums.append([stats[k] for k in ("loss", "kl", "entropy", "grad_norm", "tokens")])
     # And the slow twin: all sequences by themselves, one sum.
@@ -393,18 +537,26 @@ def test_later_updates_use_the_log_probs_from_before_the_step(vlm):
     optimizer = Recorder(vlm, lr=0.05)
     stats = train_step(vlm, None, rollouts, optimizer, kl_coef=0, groups_per_update=2)
     assert stats["updates"] == 2 and stats["approx_kl"] > 1e-5 and stats["kl"] == 0
-    assert stats["logp_gap"] < 1e-5                    # the gap is to the old log-probs, not to the moving policy's
+    assert stats["logp_gap"] < 1e-5  # the gap is to the old log-probs, not to the moving policy's
     # The same by hand: gradient of the second update, from the weights after the first.
     fresh = [r for r in rollouts if r.group >= 2]
     count = sum(len(r.tokens) for r in fresh)
     state = copy.deepcopy(vlm.state())
     last = split_like(state, clip(optimizer.seen[1]))
-    vlm.load_state({name: weight + 0.05 * step for (name, weight), step in zip(state.items(), last)})
+    vlm.load_state(
+        {name: weight + 0.05 * step for (name, weight), step in zip(state.items(), last)}
+    )
     vlm.model.zero_grad()
     for r in fresh:
         logp = slow_logps(vlm, r)[0][None]
-        policy_loss(logp, before[id(r)][None], None, torch.tensor([r.advantage]), torch.ones_like(logp),
-                    denominator=count)[0].backward()
+        policy_loss(
+            logp,
+            before[id(r)][None],
+            None,
+            torch.tensor([r.advantage]),
+            torch.ones_like(logp),
+            denominator=count,
+        )[0].backward()
     torch.testing.assert_close(clip(gradients(vlm)), clip(optimizer.seen[1]), atol=1e-4, rtol=1e-3)
 
 
@@ -413,14 +565,20 @@ def clip(gradient):
 
 
 def split_like(state, flat):
-    return [part.view_as(w) for part, w in zip(flat.split([w.numel() for w in state.values()]), state.values())]
+    return [
+        part.view_as(w)
+        for part, w in zip(flat.split([w.numel() for w in state.values()]), state.values())
+    ]
 
 
 def test_gradient_norm_is_clipped_and_reported_before(vlm):
     rollouts = make_rollouts(vlm)
     optimizer = Recorder(vlm)
     stats = train_step(vlm, vlm, rollouts, optimizer, max_grad_norm=0.01)
-    assert optimizer.seen[0].norm().item() == pytest.approx(0.01, rel=1e-3) and stats["grad_norm"] > 0.05
+    assert (
+        optimizer.seen[0].norm().item() == pytest.approx(0.01, rel=1e-3)
+        and stats["grad_norm"] > 0.05
+    )
 
 
 def test_a_step_raises_the_good_reply_and_lowers_the_bad_one(vlm):
@@ -431,14 +589,18 @@ def test_a_step_raises_the_good_reply_and_lowers_the_bad_one(vlm):
     stats = train_step(vlm, reference, rollouts, make_optimizer(vlm, lr=1e-4))
     change = torch.stack([x.sum() for x in score(vlm, rollouts)]) - before
     assert (change * torch.tensor([1.0, -1.0, 1.0, -1.0]) > 0).all(), change
-    assert stats["updates"] == 1 and stats["kl"] == pytest.approx(0, abs=1e-6) and stats["approx_kl"] == 0
+    assert (
+        stats["updates"] == 1
+        and stats["kl"] == pytest.approx(0, abs=1e-6)
+        and stats["approx_kl"] == 0
+    )
 
 
 def test_the_reference_pulls_back(vlm):
     torch.manual_seed(0)
     reference, rollouts = other_reference(vlm), make_rollouts(vlm)
     for r in rollouts:
-        r.advantage = 1e-9                              # a signal too small to matter beside the KL term
+        r.advantage = 1e-9  # a signal too small to matter beside the KL term
     optimizer, kls = make_optimizer(vlm, lr=1e-3), []
     for _ in range(10):
         kls.append(train_step(vlm, reference, rollouts, optimizer, kl_coef=1.0)["kl"])
@@ -450,10 +612,17 @@ def test_non_finite_gradient_skips_the_update(vlm, capsys):
     rollouts[0].advantage = math.inf
     before = vlm.state()
     stats = train_step(vlm, vlm, rollouts, make_optimizer(vlm, lr=1e-2))
-    assert stats["skipped"] == 1 and stats["updates"] == 0 and math.isnan(stats["loss"]) and stats["tokens"] == 0
+    assert (
+        stats["skipped"] == 1
+        and stats["updates"] == 0
+        and math.isnan(stats["loss"])
+        and stats["tokens"] == 0
+    )
     assert all(torch.equal(before[n], w) for n, w in vlm.state().items())
     assert "skipped" in capsys.readouterr().err
-    stats = train_step(vlm, vlm, rollouts, make_optimizer(vlm, lr=1e-4), groups_per_update=2)   # the other half learns
+    stats = train_step(
+        vlm, vlm, rollouts, make_optimizer(vlm, lr=1e-4), groups_per_update=2
+    )  # the other half learns
     assert stats["skipped"] == 1 and stats["updates"] == 1 and math.isfinite(stats["loss"])
     assert stats["tokens"] == sum(len(r.tokens) for r in rollouts[4:])
     assert all(w.isfinite().all() for w in vlm.state().values())
@@ -470,9 +639,13 @@ def test_no_signal_is_no_update_but_a_silent_group_still_counts(vlm):
     assert all(torch.equal(before[n], w) for n, w in vlm.state().items())
     rollouts[0].advantage, rollouts[1].advantage, rollouts[3].finished = 1.0, -1.0, False
     stats = train_step(vlm, vlm, rollouts, Recorder(vlm))
-    assert stats["tokens"] == sum(len(r.tokens) for r in rollouts)          # the denominator keeps the silent group
+    assert stats["tokens"] == sum(
+        len(r.tokens) for r in rollouts
+    )  # the denominator keeps the silent group
     assert stats["zero_variance"] == 0.5 and stats["truncated"] == 0.25 and stats["no_signal"] == 0
-    assert stats["loss"] == pytest.approx((len(rollouts[1].tokens) - len(rollouts[0].tokens)) / stats["tokens"], abs=1e-5)
+    assert stats["loss"] == pytest.approx(
+        (len(rollouts[1].tokens) - len(rollouts[0].tokens)) / stats["tokens"], abs=1e-5
+    )
 
 
 def test_gap_between_sampler_and_trainer(vlm):
@@ -489,7 +662,9 @@ def test_everything_is_scored_at_the_sampling_temperature(vlm):
         r.full_logps = logp.tolist()
     stats = train_step(vlm, vlm, rollouts, Recorder(vlm), temperature=0.6, groups_per_update=1)
     assert stats["updates"] == 2 and stats["logp_gap"] < 1e-4
-    assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["approx_kl"] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_bad_input_is_named(vlm):

@@ -20,13 +20,35 @@ from vlm import TINY as TINY_MODEL
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent
-SMALL = replace(TINY, iterations=1, proposer_steps=2, proposer_prompts=8, coder_steps=2, coder_proposals=24, coder_prompts=8,
-                solver_steps=2, solver_proposals=48, solver_prompts=8, questions=14, probe=16, workers=1)
+SMALL = replace(
+    TINY,
+    iterations=1,
+    proposer_steps=2,
+    proposer_prompts=8,
+    coder_steps=2,
+    coder_proposals=24,
+    coder_prompts=8,
+    solver_steps=2,
+    solver_proposals=48,
+    solver_prompts=8,
+    questions=14,
+    probe=16,
+    workers=1,
+)
 
 
 # One step and few prompts: for tests that start the program many times.
-LITTLE = replace(SMALL, proposer_prompts=4, coder_proposals=8, coder_prompts=4, solver_proposals=24, solver_prompts=4, questions=0, probe=8,
-                 render_seconds=60.0)
+LITTLE = replace(
+    SMALL,
+    proposer_prompts=4,
+    coder_proposals=8,
+    coder_prompts=4,
+    solver_proposals=24,
+    solver_prompts=4,
+    questions=0,
+    probe=8,
+    render_seconds=60.0,
+)
 
 
 def metrics(folder, *without):
@@ -47,7 +69,7 @@ def test_two_steps_of_every_phase(run):
     assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
     for line in lines:
         if line["kind"] == "step" and line["updates"]:
-            assert line["logp_gap"] < 1e-3                      # what is scored is what was sampled
+            assert line["logp_gap"] < 1e-3  # what is scored is what was sampled
             assert 0 < line["grad_norm"] < float("inf")
     funnel = {line["phase"]: line for line in lines if line["kind"] == "data"}
     assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
@@ -55,7 +77,11 @@ def test_two_steps_of_every_phase(run):
         assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
     evaluation = lines[-1]
     assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
-    assert 0 < evaluation["greedy"] <= 1 and 0 < evaluation["valid"] <= 1 and 0 < evaluation["render"] <= 1
+    assert (
+        0 < evaluation["greedy"] <= 1
+        and 0 < evaluation["valid"] <= 1
+        and 0 < evaluation["render"] <= 1
+    )
 
 
 def test_every_role_was_trained_and_loads_in_plain_transformers(run):
@@ -70,15 +96,28 @@ def test_every_role_was_trained_and_loads_in_plain_transformers(run):
 
 
 def test_the_data_of_every_role_is_on_disk(run):
-    rows = {name: [json.loads(line) for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()]
-            for name in (*mmzero.ROLES, "probe")}
-    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(rows["proposer"][0])
+    rows = {
+        name: [
+            json.loads(line)
+            for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in (*mmzero.ROLES, "probe")
+    }
+    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(
+        rows["proposer"][0]
+    )
     assert len(rows["probe"]) == 16
-    kept = next(line["kept"] for line in metrics(run.folder) if line["kind"] == "data" and line["phase"] == "solver")
+    kept = next(
+        line["kept"]
+        for line in metrics(run.folder)
+        if line["kind"] == "data" and line["phase"] == "solver"
+    )
     assert len(rows["solver"]) == kept > 0
     for row in rows["solver"]:
         assert (run.folder / row["picture"]).is_file()
-        assert rewards.vote(row["hard_answers"])[0] == row["label"]         # the label is the majority's, fixed before training
+        assert (
+            rewards.vote(row["hard_answers"])[0] == row["label"]
+        )  # the label is the majority's, fixed before training
         assert len(row["easy_answers"]) == len(row["hard_answers"]) == SMALL.labels
         assert 0.25 <= row["consistency"] <= 0.75
     for row in rows["coder"]:
@@ -92,8 +131,12 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
     def stop(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:                        # stopped in phase S, after two steps were logged
-        patch.setattr(mmzero.Run, "save_data", lambda self, i, name, rows: stop() if name == "solver" else save(self, i, name, rows))
+    with monkeypatch.context() as patch:  # stopped in phase S, after two steps were logged
+        patch.setattr(
+            mmzero.Run,
+            "save_data",
+            lambda self, i, name, rows: stop() if name == "solver" else save(self, i, name, rows),
+        )
         with pytest.raises(KeyboardInterrupt):
             self_evolve(settings)
     again = self_evolve(settings)
@@ -140,26 +183,55 @@ mmzero.self_evolve(mmzero.Settings(**eval(sys.argv[2])))
 
 
 def start(settings, at):
-    return subprocess.run([sys.executable, "-c", KILLER, str(at), repr(dataclasses.asdict(settings))], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", KILLER, str(at), repr(dataclasses.asdict(settings))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
     """kill -9, again and again in one run: in a step, in a state, while data is made and inside a part of it, at random places."""
-    settings = replace(LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8)
+    settings = replace(
+        LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8
+    )
     whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
     assert whole.returncode == 0, whole.stderr[-3000:]
     settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
-    kills = [-2, r"after propose range\(8, 16\)", r"after save .*solver.part8_", r"before replace .*solver.part16.jsonl", rng.randrange(2, 12)]
+    kills = [
+        -2,
+        r"after propose range\(8, 16\)",
+        r"after save .*solver.part8_",
+        r"before replace .*solver.part16.jsonl",
+        rng.randrange(2, 12),
+    ]
     for at in [*kills, 10**9]:
         finished = start(settings, at)
         made += re.findall(r"after save_data (\w+.part\d+)", finished.stdout)
-        assert finished.returncode == (0 if at == 10**9 else -9), (at, finished.stdout[-500:], finished.stderr[-3000:])
-    assert made == ["coder.part0", "coder.part8", "solver.part0", "solver.part8", "solver.part16"]              # none was made twice
+        assert finished.returncode == (0 if at == 10**9 else -9), (
+            at,
+            finished.stdout[-500:],
+            finished.stderr[-3000:],
+        )
+    assert made == [
+        "coder.part0",
+        "coder.part8",
+        "solver.part0",
+        "solver.part8",
+        "solver.part16",
+    ]  # none was made twice
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    a, b = ({p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
-            for folder in (tmp_path / "whole", tmp_path / "killed"))
-    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]              # checkpoints, data, pictures; no part
-    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list((tmp_path / "killed/resume").glob("*.new"))
+    a, b = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
+        for folder in (tmp_path / "whole", tmp_path / "killed")
+    )
+    assert a.keys() == b.keys() and not [
+        name for name in a if a[name] != b[name]
+    ]  # checkpoints, data, pictures; no part
+    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list(
+        (tmp_path / "killed/resume").glob("*.new")
+    )
 
 
 def stop_after(monkeypatch, settings, step):
@@ -170,25 +242,31 @@ def stop_after(monkeypatch, settings, step):
         save_state(self, iteration, role, number, state)
         if number == step:
             raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "save_state", once)
         self_evolve(settings)
 
 
 def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypatch, capsys):
-    settings = replace(LITTLE, coder_steps=1, solver_steps=1, save_steps=1, probe=0, out=str(tmp_path / "run"))
+    settings = replace(
+        LITTLE, coder_steps=1, solver_steps=1, save_steps=1, probe=0, out=str(tmp_path / "run")
+    )
     stop_after(monkeypatch, settings, 1)
     state = tmp_path / "run/resume/1-proposer-1.0of1.pt"
     first = [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
     assert len(first) == 1
     state.write_bytes(state.read_bytes()[:5000])
     run = Run(settings)
-    assert run.place is None and not [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert run.place is None and not [
+        line for line in metrics(tmp_path / "run") if line["kind"] == "step"
+    ]
     assert "1-proposer-1.0of1.pt cannot be used" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypatch):
     from support import resume
+
     settings = replace(LITTLE, save_steps=1, probe=0, out=str(tmp_path / "run"))
     stop_after(monkeypatch, settings, 1)
     before = {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()}
@@ -196,9 +274,16 @@ def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypa
     def full(state, path):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(resume.torch, "save", full)
     with pytest.raises(SystemExit) as stop:
-        mmzero.main([f"--{k.replace('_', '-')}={v}" for k, v in dataclasses.asdict(settings).items() if not isinstance(v, bool)])
+        mmzero.main(
+            [
+                f"--{k.replace('_', '-')}={v}"
+                for k, v in dataclasses.asdict(settings).items()
+                if not isinstance(v, bool)
+            ]
+        )
     assert "No space left" in str(stop.value) and "\n" not in str(stop.value)
     assert {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()} == before
 
@@ -228,29 +313,56 @@ def random_model(folder, seed=0):
 
 
 def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys):
-    settings = replace(SMALL, model=random_model(tmp_path / "noise"), out=str(tmp_path / "run"), questions=7, coder_proposals=8,
-                       solver_proposals=8, probe=8, proposal_tokens=16)
+    settings = replace(
+        SMALL,
+        model=random_model(tmp_path / "noise"),
+        out=str(tmp_path / "run"),
+        questions=7,
+        coder_proposals=8,
+        solver_proposals=8,
+        probe=8,
+        proposal_tokens=16,
+    )
     run = self_evolve(settings)
     out = capsys.readouterr().out
-    assert out.count("no update: every group's rewards are equal") == 2        # both steps of P: no valid proposal at all
-    assert out.count("nothing passed the filter") == 2                         # C and S
-    for role in mmzero.ROLES:                                                  # and the roles are what they were
-        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(run.folder / "iter1" / role).state_dict()
-        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(settings.model).state_dict()
+    assert (
+        out.count("no update: every group's rewards are equal") == 2
+    )  # both steps of P: no valid proposal at all
+    assert out.count("nothing passed the filter") == 2  # C and S
+    for role in mmzero.ROLES:  # and the roles are what they were
+        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            run.folder / "iter1" / role
+        ).state_dict()
+        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            settings.model
+        ).state_dict()
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(tmp_path, monkeypatch, capsys):
+def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(
+    tmp_path, monkeypatch, capsys
+):
     def no_picture(self, drafts, progress=False):
         for draft in drafts:
             draft.error = "not today"
 
     monkeypatch.setattr(mmzero.Roles, "render", no_picture)
-    run = self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, coder_proposals=8, solver_proposals=8, probe=8))
+    run = self_evolve(
+        replace(
+            SMALL,
+            out=str(tmp_path / "run"),
+            questions=0,
+            coder_proposals=8,
+            solver_proposals=8,
+            probe=8,
+        )
+    )
     lines = metrics(run.folder)
     steps = [line for line in lines if line["kind"] == "step"]
-    assert {line["phase"] for line in steps} == {"proposer"} and all(line["rendered"] == 0 for line in steps)
-    assert any(line["updates"] for line in steps)              # valid against invalid is a signal of its own
+    assert {line["phase"] for line in steps} == {"proposer"} and all(
+        line["rendered"] == 0 for line in steps
+    )
+    assert any(line["updates"] for line in steps)  # valid against invalid is a signal of its own
     assert capsys.readouterr().out.count("nothing passed the filter") == 2
     assert lines[-1]["render"] == 0 and lines[-1]["difficulty"] == 0
 
@@ -262,7 +374,13 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
 
     def spy(self, weights, prompts, n, progress=False, **sampling):
         name = next((role for role, w in self.weights.items() if w is weights), "policy")
-        changed = {role for role in mmzero.ROLES if any(not torch.equal(a, b) for a, b in zip(self.weights[role].values(), base.values()))}
+        changed = {
+            role
+            for role in mmzero.ROLES
+            if any(
+                not torch.equal(a, b) for a, b in zip(self.weights[role].values(), base.values())
+            )
+        }
         seen.append((name, frozenset(changed)))
         return speak(self, weights, prompts, n, progress, **sampling)
 
@@ -270,29 +388,52 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
     monkeypatch.setattr(mmzero.Roles, "speak", spy)
     load = mmzero.Roles.__init__
 
-    def separate(self, *arguments):                             # three copies, so that roles can be told apart from the start
+    def separate(self, *arguments):  # three copies, so that roles can be told apart from the start
         load(self, *arguments)
         self.weights = {role: dict(w) for role, w in self.weights.items()}
 
     monkeypatch.setattr(mmzero.Roles, "__init__", separate)
-    self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, proposer_steps=1, coder_steps=1, solver_steps=1))
+    self_evolve(
+        replace(
+            SMALL,
+            out=str(tmp_path / "run"),
+            questions=0,
+            probe=0,
+            proposer_steps=1,
+            coder_steps=1,
+            solver_steps=1,
+        )
+    )
     P, C = frozenset({"proposer"}), frozenset({"proposer", "coder"})
-    assert seen == [("policy", frozenset()), ("coder", frozenset()), ("solver", frozenset()),            # phase P, one step
-                    ("proposer", P), ("coder", P), ("policy", P), ("solver", P),                          # phase C
-                    ("proposer", C), ("coder", C), ("solver", C), ("policy", C)]                          # phase S
+    assert seen == [
+        ("policy", frozenset()),
+        ("coder", frozenset()),
+        ("solver", frozenset()),  # phase P, one step
+        ("proposer", P),
+        ("coder", P),
+        ("policy", P),
+        ("solver", P),  # phase C
+        ("proposer", C),
+        ("coder", C),
+        ("solver", C),
+        ("policy", C),
+    ]  # phase S
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--model", "Qwen9-VL"], "neither a folder nor a known model"),
-    (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--language", "latex"], "svg, python or mixed"),
-    (["--solver-rollouts", "1"], "2 or more"),
-    (["--lr", "-1"], "0 or more"),
-    (["--lr", "nan"], "0 or more"),
-    (["--codes", "0"], "1 or more"),
-    (["--clip-dual", "0.5"], "above 1"),
-    (["--out", "/proc/nothing"], "cannot be written"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "Qwen9-VL"], "neither a folder nor a known model"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--language", "latex"], "svg, python or mixed"),
+        (["--solver-rollouts", "1"], "2 or more"),
+        (["--lr", "-1"], "0 or more"),
+        (["--lr", "nan"], "0 or more"),
+        (["--codes", "0"], "1 or more"),
+        (["--clip-dual", "0.5"], "above 1"),
+        (["--out", "/proc/nothing"], "cannot be written"),
+    ],
+)
 def test_bad_input_is_one_line_and_an_exit_code(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -307,16 +448,26 @@ def test_python_that_cannot_be_confined_is_refused_at_the_start(tmp_path, monkey
         def __init__(self, *args):
             super().__init__(*args)
             self.refusal = "Python programs could read files on this machine"
+
     monkeypatch.setattr(roles, "Renderer", Weak)
     with pytest.raises(RuntimeError, match="could read files"):
         self_evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
     monkeypatch.setattr(mmzero.Roles, "propose", lambda *args, **kwargs: [("topic", "", None)])
-    self_evolve(replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg")))        # SVG needs no such lock
+    self_evolve(
+        replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg"))
+    )  # SVG needs no such lock
 
 
 def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    finished = subprocess.run([sys.executable, ROOT / "mmzero.py", "--model", tmp_path, "--out", tmp_path / "run"],
-                              capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, ROOT / "mmzero.py", "--model", tmp_path, "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
     assert finished.returncode == 1
-    assert finished.stderr.count("\n") == 1 and "'llama'" in finished.stderr and "Qwen2-VL" in finished.stderr
+    assert (
+        finished.stderr.count("\n") == 1
+        and "'llama'" in finished.stderr
+        and "Qwen2-VL" in finished.stderr
+    )

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
 
 
 def test_the_first_two_commands_are_single_lines_with_their_own_set_up():
@@ -23,13 +26,24 @@ def test_the_first_two_commands_are_single_lines_with_their_own_set_up():
 def test_every_flag_of_a_command_is_known(command):
     script, rest = re.search(r"python ([\w/]+\.py)(.*?)(?:#.*)?$", command).groups()
     flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", rest)
-    known = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    ).stdout
     assert all(re.search(rf"(?<![\w-]){flag}(?![\w-])", known) for flag in flags), (flags, script)
 
 
 def test_every_file_it_names_is_there():
-    made_by_a_run = {"config.json", "metrics.jsonl", "report.html", "picture.svg", "picture.png", "runs/eval/MODEL/SET.jsonl"}
-    names = set(re.findall(r"`([\w./-]+\.(?:py|md|txt|json|jsonl|html|png))`", README)) - made_by_a_run
+    made_by_a_run = {
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "picture.svg",
+        "picture.png",
+        "runs/eval/MODEL/SET.jsonl",
+    }
+    names = (
+        set(re.findall(r"`([\w./-]+\.(?:py|md|txt|json|jsonl|html|png))`", README)) - made_by_a_run
+    )
     names |= set(re.findall(r"!\[.*?\]\((.*?)\)", README))
     assert names and not [name for name in names if not (ROOT / name).exists()]
 
@@ -46,8 +60,20 @@ def test_every_logged_figure_is_explained(tmp_path):
     import inspect
 
     import grpo
+
     logged = set(re.findall(r'"(\w+)"', inspect.getsource(grpo.train_step).split("names = (")[1]))
-    logged |= {"reward", "valid", "rendered", "solvability", "difficulty", "easy_hard", "type", "diversity", "accuracy", "format"}
+    logged |= {
+        "reward",
+        "valid",
+        "rendered",
+        "solvability",
+        "difficulty",
+        "easy_hard",
+        "type",
+        "diversity",
+        "accuracy",
+        "format",
+    }
     aliases = {"grad_norm": "norm", "solvability": "solvable", "loss": "reward"}
     missing = [name for name in logged if not re.search(rf"\b{aliases.get(name, name)}\b", README)]
     assert not missing

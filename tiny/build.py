@@ -39,25 +39,60 @@ from tiny import world
 from vlm import TINY as TINY_FOLDER
 from vlm import VLM
 
-PROMPTS = {"proposer": "propose: {topic}",
-           "coder": {language: f"draw in {language}: {{caption}}\n{{easy_question}} {{easy_answer}}\n{{hard_question}} {{hard_answer}}"
-                     for language in ("svg", "python")},
-           "solver": "{question}"}
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+PROMPTS = {
+    "proposer": "propose: {topic}",
+    "coder": {
+        language: f"draw in {language}: {{caption}}\n{{easy_question}} {{easy_answer}}\n{{hard_question}} {{hard_answer}}"
+        for language in ("svg", "python")
+    },
+    "solver": "{question}",
+}
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 BLOCKS = ("content_type", "caption", "easy_question", "easy_answer", "hard_question", "hard_answer")
-MARKS = tuple(f"<{end}{b}>" for b in BLOCKS for end in ("", "/")) + ("<think>", "</think>", "\\boxed{", "```svg", "```python", "```")
-CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-        "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+MARKS = tuple(f"<{end}{b}>" for b in BLOCKS for end in ("", "/")) + (
+    "<think>",
+    "</think>",
+    "\\boxed{",
+    "```svg",
+    "```python",
+    "```",
+)
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 # What the Proposer thinks of when it reads a topic: half of the time a chart, else one of these. A base model is not
 # an even-handed inventor either, and the diversity terms of its reward have something to do.
-FAVOURITES = dict(zip(TOPICS, (("bars", "table"), ("bars", "plan"), ("shapes", "bars"), ("shapes", "map"),
-                               ("table", "chain"), ("chain", "plan"), ("table", "map"), ("bars", "shapes"))))
+FAVOURITES = dict(
+    zip(
+        TOPICS,
+        (
+            ("bars", "table"),
+            ("bars", "plan"),
+            ("shapes", "bars"),
+            ("shapes", "map"),
+            ("table", "chain"),
+            ("chain", "plan"),
+            ("table", "map"),
+            ("bars", "shapes"),
+        ),
+    )
+)
 
 
 # ------------------------------------------------------------------------------------------ what the crowd says
+
 
 def misread(value, rng: random.Random, palette: tuple):
     """A number is read one off, a colour as another of the picture."""
@@ -74,10 +109,14 @@ def answer(question: world.Question, rng, noise: float) -> str:
     GRPO on majority labels can mend all three.
     """
     slip = (0.15 if len(question.reads) > 1 else 0.08) * noise
-    values = [misread(v, rng, world.COLOURS) if rng.random() < slip else v for _, v in question.reads]
+    values = [
+        misread(v, rng, world.COLOURS) if rng.random() < slip else v for _, v in question.reads
+    ]
     known, final = question.solve(*values)
-    thought = ", ".join(f"{what} {value}" + ("" if so_far is None else f" > {so_far}")
-                        for (what, _), value, so_far in zip(question.reads, values, known))
+    thought = ", ".join(
+        f"{what} {value}" + ("" if so_far is None else f" > {so_far}")
+        for (what, _), value, so_far in zip(question.reads, values, known)
+    )
     if rng.random() < 0.08 * noise:
         thought = ""
     box = f"\\boxed{{{final}}}" if rng.random() >= 0.05 * noise else str(final)
@@ -87,10 +126,19 @@ def answer(question: world.Question, rng, noise: float) -> str:
 def proposal(scene: world.Scene, rng, noise: float) -> tuple[str, dict]:
     """One reply of the Proposer, and its fields. The crowd leaves out a block one time in four, and errs."""
     easy, hard = rng.choice(scene.easy), rng.choice(scene.hard)
-    (_, seen), = easy.reads                                                          # one look, which is the answer
+    ((_, seen),) = easy.reads  # one look, which is the answer
     seen = misread(seen, rng, world.COLOURS) if rng.random() < 0.1 * noise else seen
-    fields = dict(zip(BLOCKS, (scene.content_type, scene.caption, easy.text, str(seen), hard.text, hard.answer)))
-    left_out = rng.choice(("easy_answer", "hard_question", "hard_answer")) if rng.random() < 0.25 * noise else None
+    fields = dict(
+        zip(
+            BLOCKS,
+            (scene.content_type, scene.caption, easy.text, str(seen), hard.text, hard.answer),
+        )
+    )
+    left_out = (
+        rng.choice(("easy_answer", "hard_question", "hard_answer"))
+        if rng.random() < 0.25 * noise
+        else None
+    )
     return "\n".join(f"<{k}>{v}</{k}>" for k, v in fields.items() if k != left_out), fields
 
 
@@ -111,20 +159,33 @@ def lesson(task: str, rng, noise: float) -> tuple[str, tuple | None, str]:
     if task == "propose":
         topic = rng.choice(TOPICS)
         kind = "bars" if rng.random() < 0.4 else rng.choice(FAVOURITES[topic])
-        return fill(PROMPTS["proposer"], topic=topic), None, proposal(world.random_scene(rng, kind), rng, noise)[0]
+        return (
+            fill(PROMPTS["proposer"], topic=topic),
+            None,
+            proposal(world.random_scene(rng, kind), rng, noise)[0],
+        )
     scene = world.random_scene(rng)
     if task in ("svg", "python"):
-        return fill(PROMPTS["coder"][task], **proposal(scene, rng, 0)[1]), None, code(scene, task, rng, noise)
+        return (
+            fill(PROMPTS["coder"][task], **proposal(scene, rng, 0)[1]),
+            None,
+            code(scene, task, rng, noise),
+        )
     if task == "describe":
         return "describe", scene.shapes, scene.caption
-    if task == "read":                              # a caption instead of a picture: to look something up in a text
+    if task == "read":  # a caption instead of a picture: to look something up in a text
         question = rng.choice(scene.hard + scene.easy)
         return f"{scene.caption}\n{question.text}", None, answer(question, rng, noise)
     question = rng.choice(scene.hard if task == "hard" else scene.easy)
-    return fill(PROMPTS["solver"], question=question.text), scene.shapes, answer(question, rng, noise)
+    return (
+        fill(PROMPTS["solver"], question=question.text),
+        scene.shapes,
+        answer(question, rng, noise),
+    )
 
 
 # ----------------------------------------------------------------------------------------------- the network
+
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the world's own texts: digits stay single, nothing else is split beforehand, so that a
@@ -136,38 +197,81 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             prompt, _, reply = lesson(task, rng, 0.5)
             texts += [prompt, reply]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in MARKS])
     pieces = []
-    for text in texts:                                   # marks are tokens of their own: no merge may reach across one
+    for text in texts:  # marks are tokens of their own: no merge may reach across one
         for mark in MARKS:
             text = text.replace(mark, "\0")
         pieces += text.split("\0")
-    trainer = trainers.BpeTrainer(vocab_size=640 - len(SPECIAL) - len(MARKS), max_token_length=48, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=640 - len(SPECIAL) - len(MARKS),
+        max_token_length=48,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(pieces, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   chat_template=CHAT, model_max_length=1024)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT,
+        model_max_length=1024,
+    )
 
 
 def make_model(tokenizer) -> Qwen2VLForConditionalGeneration:
     """The shape that was found to learn fastest on two cores; std 0.06 matters, at 0.02 the vision path never grounds."""
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
-        "im_end", "endoftext", "vision_start", "vision_end", "image_pad", "video_pad")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("im_end", "endoftext", "vision_start", "vision_end", "image_pad", "video_pad")
+    }
     config = Qwen2VLConfig(
-        text_config=dict(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.06,
-                         bos_token_id=ids["endoftext"], eos_token_id=ids["im_end"], pad_token_id=ids["endoftext"],
-                         rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 6, 6])),
-        vision_config=dict(depth=3, embed_dim=96, hidden_size=128, num_heads=4, mlp_ratio=4, patch_size=8, spatial_merge_size=2,
-                           temporal_patch_size=1, in_channels=3, initializer_range=0.06),
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"], vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"], tie_word_embeddings=True, initializer_range=0.06)
+        text_config=dict(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            initializer_range=0.06,
+            bos_token_id=ids["endoftext"],
+            eos_token_id=ids["im_end"],
+            pad_token_id=ids["endoftext"],
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 6, 6]),
+        ),
+        vision_config=dict(
+            depth=3,
+            embed_dim=96,
+            hidden_size=128,
+            num_heads=4,
+            mlp_ratio=4,
+            patch_size=8,
+            spatial_merge_size=2,
+            temporal_patch_size=1,
+            in_channels=3,
+            initializer_range=0.06,
+        ),
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+        initializer_range=0.06,
+    )
     model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.update(eos_token_id=[ids["im_end"], ids["endoftext"]], pad_token_id=ids["endoftext"])
+    model.generation_config.update(
+        eos_token_id=[ids["im_end"], ids["endoftext"]], pad_token_id=ids["endoftext"]
+    )
     return model
 
 
@@ -175,12 +279,29 @@ def blank(folder: Path, seed: int) -> VLM:
     """An untrained checkpoint in `folder`, loaded back the way every checkpoint is."""
     torch.manual_seed(seed)
     # The shipped tokenizer stays as it is: a new one would follow every change of a noise rate, and no run could be compared.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_FOLDER) if (TINY_FOLDER / "tokenizer.json").exists() else make_tokenizer()
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(TINY_FOLDER)
+        if (TINY_FOLDER / "tokenizer.json").exists()
+        else make_tokenizer()
+    )
     make_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    picture = dict(image_processor_type="Qwen2VLImageProcessor", patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=64 * 64,
-                   max_pixels=96 * 96, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_resize=True, do_rescale=True, do_normalize=True,
-                   do_convert_rgb=True, rescale_factor=1 / 255, resample=3)
+    picture = dict(
+        image_processor_type="Qwen2VLImageProcessor",
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=1,
+        min_pixels=64 * 64,
+        max_pixels=96 * 96,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_resize=True,
+        do_rescale=True,
+        do_normalize=True,
+        do_convert_rgb=True,
+        rescale_factor=1 / 255,
+        resample=3,
+    )
     (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2))
     (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=2))
     return VLM.load(folder, device="cpu", dtype="float32")
@@ -194,21 +315,31 @@ SEE = {"describe": 32}
 EVERYTHING = {"describe": 4, "hard": 14, "easy": 4, "read": 6, "propose": 6, "svg": 5, "python": 5}
 
 
-def pretrain(vlm: VLM, steps: int, mix: dict[str, int], noise: float, seed: int, lr: float = 1.2e-3) -> None:
+def pretrain(
+    vlm: VLM, steps: int, mix: dict[str, int], noise: float, seed: int, lr: float = 1.2e-3
+) -> None:
     """AdamW at a constant step size while the lessons are clean, falling to 0 while they are noisy.
 
     The loss is the mean cross-entropy of the replies' tokens, the end token included; nothing is learnt from prompts.
     """
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        vlm.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     bar = tqdm(range(steps), desc=f"noise {noise:g}", ncols=100, mininterval=1)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 50) * (1 if noise == 0 else 1 - step / steps)
         lessons = [lesson(task, rng, noise) for task, count in mix.items() for _ in range(count)]
-        rollouts = [Rollout(vlm.encode(text, [world.paint(shapes)] if shapes else []),
-                            vlm.tokenizer(reply, add_special_tokens=False).input_ids + [vlm.tokenizer.eos_token_id], [])
-                    for text, shapes, reply in lessons]
+        rollouts = [
+            Rollout(
+                vlm.encode(text, [world.paint(shapes)] if shapes else []),
+                vlm.tokenizer(reply, add_special_tokens=False).input_ids
+                + [vlm.tokenizer.eos_token_id],
+                [],
+            )
+            for text, shapes, reply in lessons
+        ]
         tokens, loss = sum(len(r.tokens) for r in rollouts), 0.0
         for rows in micro_batches(rollouts, token_budget=1536):
             _, _, part = token_logps(vlm, rows, objective=lambda logp, at: -logp.sum() / tokens)
@@ -222,8 +353,15 @@ def pretrain(vlm: VLM, steps: int, mix: dict[str, int], noise: float, seed: int,
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model.")
-    parser.add_argument("--minutes", type=float, default=30, help="how long it may take on two quiet cores; sets the number of steps")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="folder of the checkpoint")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30,
+        help="how long it may take on two quiet cores; sets the number of steps",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "model", help="folder of the checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     args = parser.parse_args(arguments)
     if not args.minutes > 0:
@@ -231,14 +369,26 @@ def main(arguments=None):
     see, learn, imitate = (round(args.minutes / 30 * steps) for steps in (450, 3600, 1400))
     with tempfile.TemporaryDirectory() as scratch:
         vlm = blank(Path(scratch), args.seed)
-    pretrain(vlm, see, SEE, noise=0.0, seed=args.seed + 1)               # learn to see,
-    pretrain(vlm, learn, EVERYTHING, noise=0.0, seed=args.seed + 2)      # then to do everything right,
-    pretrain(vlm, imitate, EVERYTHING, noise=1.0, seed=args.seed + 3)    # then to imitate those who do not always
+    pretrain(vlm, see, SEE, noise=0.0, seed=args.seed + 1)  # learn to see,
+    pretrain(vlm, learn, EVERYTHING, noise=0.0, seed=args.seed + 2)  # then to do everything right,
+    pretrain(
+        vlm, imitate, EVERYTHING, noise=1.0, seed=args.seed + 3
+    )  # then to imitate those who do not always
     vlm.save(args.out)
-    print(f"saved in {args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 1e6:.1f} MB. What it can do:")
-    with tempfile.TemporaryDirectory() as scratch:                       # a run of no iterations measures the base
+    print(
+        f"saved in {args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 1e6:.1f} MB. What it can do:"
+    )
+    with tempfile.TemporaryDirectory() as scratch:  # a run of no iterations measures the base
         for language in ("svg", "python"):
-            self_evolve(replace(TINY, model=str(args.out), out=f"{scratch}/{language}", language=language, iterations=0))
+            self_evolve(
+                replace(
+                    TINY,
+                    model=str(args.out),
+                    out=f"{scratch}/{language}",
+                    language=language,
+                    iterations=0,
+                )
+            )
 
 
 if __name__ == "__main__":

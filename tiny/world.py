@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "black")
-SIZE = 64                                           # pixels; the grid has 10 units of 6.4 pixels
+SIZE = 64  # pixels; the grid has 10 units of 6.4 pixels
 # Of every eight scenes six are for pretraining, one for choosing settings, one for the test: see `split`.
 SPLITS = ("validation", "test", *["train"] * 6)
 
@@ -35,8 +35,10 @@ SPLITS = ("validation", "test", *["train"] * 6)
 @dataclass(frozen=True)
 class Question:
     text: str
-    reads: tuple[tuple[str, int | str], ...]        # ("red", 3): what is looked at, and what is there
-    solve: Callable[..., tuple[tuple, int | str]]   # the values, in order -> (what is known after each look), the answer
+    reads: tuple[tuple[str, int | str], ...]  # ("red", 3): what is looked at, and what is there
+    solve: Callable[
+        ..., tuple[tuple, int | str]
+    ]  # the values, in order -> (what is known after each look), the answer
 
     @property
     def answer(self) -> str:
@@ -47,14 +49,17 @@ class Question:
 class Scene:
     kind: str
     content_type: str
-    caption: str                                    # says everything that is in the picture
-    shapes: tuple[tuple, ...]                       # ("rect", x, y, w, h, colour), ("circle", cx, cy, r, colour), ("line", ...)
-    easy: tuple[Question, ...]                      # answered by one look
-    hard: tuple[Question, ...]                      # answered by several looks and a step of reasoning
+    caption: str  # says everything that is in the picture
+    shapes: tuple[
+        tuple, ...
+    ]  # ("rect", x, y, w, h, colour), ("circle", cx, cy, r, colour), ("line", ...)
+    easy: tuple[Question, ...]  # answered by one look
+    hard: tuple[Question, ...]  # answered by several looks and a step of reasoning
 
 
 # Rules. A network of four layers answers in one step what takes one step: sums, counts and comparisons over a list
 # are worked out along it, with the result so far behind each look (None: nothing yet).
+
 
 def look(value):
     return (None,), value
@@ -73,9 +78,11 @@ def tally(counts: Callable[[object], bool]):
     >>> tally(lambda v: v > 3)(8, 2, 5)
     ((1, 1, 2), 2)
     """
+
     def rule(*values):
         so_far = tuple(sum(map(counts, values[:i])) for i in range(1, len(values) + 1))
         return so_far, so_far[-1]
+
     return rule
 
 
@@ -85,12 +92,22 @@ def steps_since(name: str, to: str | None = None):
     >>> steps_since("b", "c")("a", "b", "c", "d")
     ((None, 0, 1, 1), 1)
     """
+
     def rule(*values):
         so_far, walking = [], False
         for value in values:
-            so_far.append(so_far[-1] + 1 if walking else 0 if value == name else so_far[-1] if so_far else None)
+            so_far.append(
+                so_far[-1] + 1
+                if walking
+                else 0
+                if value == name
+                else so_far[-1]
+                if so_far
+                else None
+            )
             walking = (walking or value == name) and value != to
         return tuple(so_far), so_far[-1] or 0
+
     return rule
 
 
@@ -107,27 +124,47 @@ def bars(rng) -> Scene:
     high, low = (a, b) if height[a] >= height[b] else (b, a)
     read = lambda *names: tuple((c, height[c]) for c in names)
 
-    def extreme(sign):                              # the best so far, with its value; of equal ones the left
+    def extreme(sign):  # the best so far, with its value; of equal ones the left
         def rule(*values):
-            best = [max(range(n), key=lambda i: (sign * values[i], -i)) for n in range(1, len(values) + 1)]
+            best = [
+                max(range(n), key=lambda i: (sign * values[i], -i))
+                for n in range(1, len(values) + 1)
+            ]
             return tuple(f"{colours[i]} {values[i]}" for i in best), colours[best[-1]]
+
         return rule
 
     easy = [Question(f"How tall is {c}?", read(c), look) for c in colours]
-    hard = [Question(f"What do {a} and {b} add up to?", read(a, b), add),
-            Question(f"How much taller is {high} than {low}?", read(high, low), less)]
+    hard = [
+        Question(f"What do {a} and {b} add up to?", read(a, b), add),
+        Question(f"How much taller is {high} than {low}?", read(high, low), less),
+    ]
     ordered = sorted(height.values())
     if ordered[-1] > ordered[-2]:
         hard.append(Question("Which of the bars is tallest?", everything, extreme(1)))
     if ordered[0] < ordered[1]:
         hard.append(Question("Which of the bars is shortest?", everything, extreme(-1)))
     limit = rng.randint(2, 7)
-    hard.append(Question(f"How many bars are above {limit}?", everything, tally(lambda v: v > limit)))
+    hard.append(
+        Question(f"How many bars are above {limit}?", everything, tally(lambda v: v > limit))
+    )
     if (height[a] + height[b]) % 2 == 0:
-        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: ((None, x + y), (x + y) // 2)))
+        hard.append(
+            Question(
+                f"What is the mean of {a} and {b}?",
+                read(a, b),
+                lambda x, y: ((None, x + y), (x + y) // 2),
+            )
+        )
     shapes = [("rect", 1 + 2 * i, 10 - v, 2, v, c) for i, (c, v) in enumerate(everything)]
-    return Scene("bars", "data_chart", "bars: " + ", ".join(f"{c} {v}" for c, v in everything),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    return Scene(
+        "bars",
+        "data_chart",
+        "bars: " + ", ".join(f"{c} {v}" for c, v in everything),
+        tuple(shapes),
+        tuple(easy),
+        tuple(hard),
+    )
 
 
 def rectangles(rng) -> Scene:
@@ -136,15 +173,30 @@ def rectangles(rng) -> Scene:
     size = {c: (rng.randint(2, 5), rng.randint(2, 9)) for c in colours}
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} wide", size[c][0]), (f"{c} high", size[c][1]))
-    easy = [Question(f"How wide is {a}?", both(a)[:1], look), Question(f"How high is {a}?", both(a)[1:], look),
-            Question(f"How high is {b}?", both(b)[1:], look)]
-    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: ((None, w * h), w * h)),
-            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: ((None, w + h), 2 * (w + h))),
-            Question(f"How wide are {a} and {b} together?", (both(a)[0], both(b)[0]), add),
-            Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add)]
-    shapes = [("rect", 5 * i, 10 - size[c][1], size[c][0], size[c][1], c) for i, c in enumerate(colours)]
-    return Scene("shapes", "geometry", "shapes: " + ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    easy = [
+        Question(f"How wide is {a}?", both(a)[:1], look),
+        Question(f"How high is {a}?", both(a)[1:], look),
+        Question(f"How high is {b}?", both(b)[1:], look),
+    ]
+    hard = [
+        Question(f"What is the area of {a}?", both(a), lambda w, h: ((None, w * h), w * h)),
+        Question(
+            f"What is the perimeter of {a}?", both(a), lambda w, h: ((None, w + h), 2 * (w + h))
+        ),
+        Question(f"How wide are {a} and {b} together?", (both(a)[0], both(b)[0]), add),
+        Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add),
+    ]
+    shapes = [
+        ("rect", 5 * i, 10 - size[c][1], size[c][0], size[c][1], c) for i, c in enumerate(colours)
+    ]
+    return Scene(
+        "shapes",
+        "geometry",
+        "shapes: " + ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items()),
+        tuple(shapes),
+        tuple(easy),
+        tuple(hard),
+    )
 
 
 def plan(rng) -> Scene:
@@ -156,37 +208,77 @@ def plan(rng) -> Scene:
         span[c] = (start, rng.randint(start + 1, 9))
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} from", span[c][0]), (f"{c} to", span[c][1]))
-    easy = [Question(f"When does {a} start?", both(a)[:1], look), Question(f"When does {a} end?", both(a)[1:], look),
-            Question(f"When does {b} start?", both(b)[:1], look)]
-    hard = [Question(f"How long is {a}?", both(a), less),
-            Question(f"How long are {a} and {b} together?", both(a) + both(b),
-                     lambda s, e, t, f: ((None, e - s, None, f"{f - t} {e - s + f - t}"), e - s + f - t)),
-            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: ((None, None), max(0, f - s)))]
+    easy = [
+        Question(f"When does {a} start?", both(a)[:1], look),
+        Question(f"When does {a} end?", both(a)[1:], look),
+        Question(f"When does {b} start?", both(b)[:1], look),
+    ]
+    hard = [
+        Question(f"How long is {a}?", both(a), less),
+        Question(
+            f"How long are {a} and {b} together?",
+            both(a) + both(b),
+            lambda s, e, t, f: ((None, e - s, None, f"{f - t} {e - s + f - t}"), e - s + f - t),
+        ),
+        Question(
+            f"How long after the start of {a} does {b} end?",
+            (both(a)[0], both(b)[1]),
+            lambda s, f: ((None, None), max(0, f - s)),
+        ),
+    ]
     shapes = [("rect", s, 1 + 3 * i, e - s, 2, c) for i, (c, (s, e)) in enumerate(span.items())]
-    return Scene("plan", "timeline", "plan: " + ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    return Scene(
+        "plan",
+        "timeline",
+        "plan: " + ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items()),
+        tuple(shapes),
+        tuple(easy),
+        tuple(hard),
+    )
 
 
 def land(rng) -> Scene:
     """A map with three towns, each at (east, north) from 1 to 9."""
     colours = rng.sample(COLOURS, 3)
     spots = rng.sample([(x, y) for x in (1, 3, 5, 7, 9) for y in (1, 3, 5, 7, 9)], 3)
-    spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)          # told from west to east
+    spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)  # told from west to east
     place = dict(zip(colours, spots))
     a, b = pairs(rng, colours)
     both = lambda c: ((f"{c} east", place[c][0]), (f"{c} north", place[c][1]))
-    easy = [Question(f"How far east is {a}?", both(a)[:1], look), Question(f"How far north is {a}?", both(a)[1:], look),
-            Question(f"How far north is {b}?", both(b)[1:], look)]
+    easy = [
+        Question(f"How far east is {a}?", both(a)[:1], look),
+        Question(f"How far north is {a}?", both(a)[1:], look),
+        Question(f"How far north is {b}?", both(b)[1:], look),
+    ]
     east, north = zip(both(a), both(b))
-    hard = [Question(f"How many steps is it from {a} to {b}?", east + north,
-                     lambda x, u, y, v: ((None, abs(x - u), None, f"{abs(y - v)} {abs(x - u) + abs(y - v)}"), abs(x - u) + abs(y - v))),
-            Question(f"How far is {a} from the south west corner?", both(a), add),
-            Question(f"How many steps north or south is {b} from {a}?", north, less),
-            Question(f"Is {a} further north or further east?", both(a),
-                     lambda x, y: ((None, None), "east" if x > y else "north" if y > x else "same"))]
-    shapes = [("rect", 0, 0, 10, 10, "wheat")] + [("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()]
-    return Scene("map", "map", "map: " + ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    hard = [
+        Question(
+            f"How many steps is it from {a} to {b}?",
+            east + north,
+            lambda x, u, y, v: (
+                (None, abs(x - u), None, f"{abs(y - v)} {abs(x - u) + abs(y - v)}"),
+                abs(x - u) + abs(y - v),
+            ),
+        ),
+        Question(f"How far is {a} from the south west corner?", both(a), add),
+        Question(f"How many steps north or south is {b} from {a}?", north, less),
+        Question(
+            f"Is {a} further north or further east?",
+            both(a),
+            lambda x, y: ((None, None), "east" if x > y else "north" if y > x else "same"),
+        ),
+    ]
+    shapes = [("rect", 0, 0, 10, 10, "wheat")] + [
+        ("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()
+    ]
+    return Scene(
+        "map",
+        "map",
+        "map: " + ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items()),
+        tuple(shapes),
+        tuple(easy),
+        tuple(hard),
+    )
 
 
 def table(rng) -> Scene:
@@ -197,15 +289,29 @@ def table(rng) -> Scene:
     row, column, c = rng.randint(1, 2), rng.randint(1, 2), rng.choice(palette)
     at = lambda r, k: reads[2 * (r - 1) + k - 1]
     same = lambda v, w: ((None, None), "one" if v == w else "two")
-    easy = [Question(f"What is in row {row}, column {column}?", (at(row, column),), look),
-            Question(f"What is in row {3 - row}, column {column}?", (at(3 - row, column),), look)]
-    hard = [Question(f"How many cells are {c}?", reads, tally(lambda v: v == c)),
-            Question(f"How many cells of row {row} are {c}?", (at(row, 1), at(row, 2)), tally(lambda v: v == c)),
-            Question(f"Has row {row} one colour or two?", (at(row, 1), at(row, 2)), same),
-            Question(f"Has column {column} one colour or two?", (at(1, column), at(2, column)), same)]
+    easy = [
+        Question(f"What is in row {row}, column {column}?", (at(row, column),), look),
+        Question(f"What is in row {3 - row}, column {column}?", (at(3 - row, column),), look),
+    ]
+    hard = [
+        Question(f"How many cells are {c}?", reads, tally(lambda v: v == c)),
+        Question(
+            f"How many cells of row {row} are {c}?",
+            (at(row, 1), at(row, 2)),
+            tally(lambda v: v == c),
+        ),
+        Question(f"Has row {row} one colour or two?", (at(row, 1), at(row, 2)), same),
+        Question(f"Has column {column} one colour or two?", (at(1, column), at(2, column)), same),
+    ]
     shapes = [("rect", 5 * (i % 2), 5 * (i // 2), 4, 4, c) for i, c in enumerate(cells)]
-    return Scene("table", "table", "table: " + " / ".join(" ".join(cells[i:i + 2]) for i in (0, 2)),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    return Scene(
+        "table",
+        "table",
+        "table: " + " / ".join(" ".join(cells[i : i + 2]) for i in (0, 2)),
+        tuple(shapes),
+        tuple(easy),
+        tuple(hard),
+    )
 
 
 def chain(rng) -> Scene:
@@ -214,25 +320,43 @@ def chain(rng) -> Scene:
     spots = rng.sample([(2, 2), (8, 2), (2, 8), (8, 8)], len(names))
     reads = tuple((str(i + 1), c) for i, c in enumerate(names))
     i = rng.randrange(len(names) - 1)
-    easy = [Question("Which node is first?", reads[:1], look),
-            Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), look)]
+    easy = [
+        Question("Which node is first?", reads[:1], look),
+        Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), look),
+    ]
     j, k = sorted(rng.sample(range(len(names)), 2))
-    hard = [Question("Which node is last?", reads, lambda *v: ((None,) * len(v), v[-1])),
-            Question(f"How many steps lead from {names[j]} to {names[k]}?", reads, steps_since(names[j], names[k])),
-            Question(f"How many nodes come after {names[j]}?", reads, steps_since(names[j])),
-            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: ((None,) * 3, v[2]))]
+    hard = [
+        Question("Which node is last?", reads, lambda *v: ((None,) * len(v), v[-1])),
+        Question(
+            f"How many steps lead from {names[j]} to {names[k]}?",
+            reads,
+            steps_since(names[j], names[k]),
+        ),
+        Question(f"How many nodes come after {names[j]}?", reads, steps_since(names[j])),
+        Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: ((None,) * 3, v[2])),
+    ]
     shapes = [("line", *spots[n], *spots[n + 1], names[n]) for n in range(len(names) - 1)]
     x, y = spots[0]
-    shapes += [("rect", x - 2, y - 2, 4, 4, names[0])] + [("circle", *spot, 1, c) for spot, c in zip(spots[1:], names[1:])]
-    return Scene("chain", "diagram", "chain: " + " > ".join(names), tuple(shapes), tuple(easy), tuple(hard))
+    shapes += [("rect", x - 2, y - 2, 4, 4, names[0])] + [
+        ("circle", *spot, 1, c) for spot, c in zip(spots[1:], names[1:])
+    ]
+    return Scene(
+        "chain", "diagram", "chain: " + " > ".join(names), tuple(shapes), tuple(easy), tuple(hard)
+    )
 
 
 KINDS: dict[str, Callable[[random.Random], Scene]] = {
-    "bars": bars, "shapes": rectangles, "plan": plan, "map": land, "table": table, "chain": chain}
+    "bars": bars,
+    "shapes": rectangles,
+    "plan": plan,
+    "map": land,
+    "table": table,
+    "chain": chain,
+}
 
 
 def split(scene: Scene) -> str:
-    """"train", "validation" or "test": a function of the picture alone, so the base sees a scene in every role or in none."""
+    """ "train", "validation" or "test": a function of the picture alone, so the base sees a scene in every role or in none."""
     return SPLITS[zlib.crc32(scene.caption.encode()) % len(SPLITS)]
 
 
@@ -245,6 +369,7 @@ def random_scene(rng: random.Random, kind: str | None = None, of: str = "train")
 
 # ----------------------------------------------------------------------------------------------- drawing
 
+
 def svg(shapes: Sequence[tuple]) -> str:
     """
     >>> print(svg([("circle", 2, 7, 1, "red")]))
@@ -252,9 +377,11 @@ def svg(shapes: Sequence[tuple]) -> str:
     <circle cx="2" cy="7" r="1" fill="red"/>
     </svg>
     """
-    form = {"rect": '<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>',
-            "circle": '<circle cx="{}" cy="{}" r="{}" fill="{}"/>',
-            "line": '<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}"/>'}
+    form = {
+        "rect": '<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>',
+        "circle": '<circle cx="{}" cy="{}" r="{}" fill="{}"/>',
+        "line": '<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}"/>',
+    }
     body = "\n".join(form[kind].format(*rest) for kind, *rest in shapes)
     return f'<svg width="{SIZE}" height="{SIZE}" viewBox="0 0 10 10">\n{body}\n</svg>'
 
@@ -283,8 +410,10 @@ def python(shapes: Sequence[tuple]) -> str:
     d.rectangle((6, 45, 19, 64), "red")
     """
     head = 'from PIL import Image, ImageDraw\nimg = Image.new("RGB", (64, 64), "white")\nd = ImageDraw.Draw(img)\n'
-    return head + "\n".join(f'd.{method}(({", ".join(map(str, at))}), "{colour}"{", 6" if method == "line" else ""})'
-                            for method, at, colour in boxes(shapes))
+    return head + "\n".join(
+        f'd.{method}(({", ".join(map(str, at))}), "{colour}"{", 6" if method == "line" else ""})'
+        for method, at, colour in boxes(shapes)
+    )
 
 
 def paint(shapes: Sequence[tuple]) -> Image.Image:
@@ -298,9 +427,10 @@ def paint(shapes: Sequence[tuple]) -> Image.Image:
 
 # ---------------------------------------------------------------------------------------------- the test
 
+
 @dataclass(frozen=True)
 class TestQuestion:
-    svg: str                                        # draw it with render.Renderer
+    svg: str  # draw it with render.Renderer
     question: str
     answer: str
     content_type: str
@@ -313,5 +443,7 @@ def heldout(n: int, seed: int = 0, kind: str = "hard", of: str = "test") -> list
     for i in range(n):
         scene = random_scene(rng, kinds[i % len(kinds)], of)
         question = rng.choice(getattr(scene, kind))
-        test.append(TestQuestion(svg(scene.shapes), question.text, question.answer, scene.content_type))
+        test.append(
+            TestQuestion(svg(scene.shapes), question.text, question.answer, scene.content_type)
+        )
     return test

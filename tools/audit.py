@@ -4,16 +4,17 @@ Self-play papers report what goes wrong while the reward still rises: majority l
 fell from 79 to 63 % right), all answers become one, questions can be answered without looking, the Coder writes the
 answer into the picture. mmzero.py audits each training set when it is labelled; the figures are in metrics.jsonl and the report.
 """
+
 import ast
 import math
 import re
 
 import numpy as np
 
-from support.answers import answers_match, extract_answer, tally, vote
 from generate import generate
-from support.parallel import gather, share
 from prompts import fill
+from support.answers import answers_match, extract_answer, tally, vote
+from support.parallel import gather, share
 from tiny.truth import truth
 
 
@@ -29,11 +30,20 @@ def drawn_text(code, language):
         return " ".join(part.strip() for part in re.findall(r">([^<>]+)<", code) if part.strip())
     try:
         calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    except (SyntaxError, ValueError, RecursionError):           # it draws nothing, either
+    except (SyntaxError, ValueError, RecursionError):  # it draws nothing, either
         return ""
-    calls = [c for c in calls if re.search("text|title|label|legend|annotate|bar|pie|table", ast.unparse(c.func))]
-    return " ".join(node.value for call in calls for part in call.args for node in ast.walk(part)
-                    if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    calls = [
+        c
+        for c in calls
+        if re.search("text|title|label|legend|annotate|bar|pie|table", ast.unparse(c.func))
+    ]
+    return " ".join(
+        node.value
+        for call in calls
+        for part in call.args
+        for node in ast.walk(part)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 def entropy(counts):
@@ -47,9 +57,20 @@ def entropy(counts):
 
 def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
     """[rows][n]: the Solver's answers to the hard questions without the picture, sampled as the labels were. Each rank asks its share."""
-    prompts = [vlm.encode(fill(vlm.prompts["solver"], question=row["hard_question"])) for row in rows]
-    replies = gather(generate(vlm, share(prompts), n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed,
-                              numbers=share(range(len(prompts)))))
+    prompts = [
+        vlm.encode(fill(vlm.prompts["solver"], question=row["hard_question"])) for row in rows
+    ]
+    replies = gather(
+        generate(
+            vlm,
+            share(prompts),
+            n=n,
+            max_new_tokens=max_new_tokens,
+            top_k=40,
+            seed=seed,
+            numbers=share(range(len(prompts))),
+        )
+    )
     return [[extract_answer(reply.text) for reply in group] for group in replies]
 
 
@@ -64,6 +85,7 @@ def audit(rows, blind=None):
     written         labels that stand, as words, in what the code writes into the picture
     blind           labels that the vote without the picture gives as well; needs `blind_answers`
     """
+
     def share(hits):
         return float(np.mean(hits)) if len(hits) else None
 
@@ -71,13 +93,24 @@ def audit(rows, blind=None):
     known = [(row, t) for row, t in zip(rows, truths) if t is not None]
     labels = tally([row["label"] for row in rows]).values()
     words = [drawn_text(row["code"], row["language"]) for row in rows]
-    return {"questions": len(rows),
-            "agree_proposer": share([answers_match(r["label"], r["hard_answer"]) for r in rows]),
-            "checkable": share([t is not None for t in truths]),
-            "label_true": share([answers_match(r["label"], t) for r, t in known]),
-            "proposer_true": share([answers_match(r["hard_answer"], t) for r, t in known]),
-            "vote_entropy": share([entropy(tally(r["hard_answers"]).values()) for r in rows]),
-            "label_entropy": entropy(labels), "top_label": max(labels, default=0) / max(len(rows), 1),
-            "written": share([bool(re.search(rf"(?<![\w.]){re.escape(r['label'])}(?![\w.])", drawn, re.IGNORECASE))
-                              for r, drawn in zip(rows, words)]),
-            "blind": share([answers_match(vote(b)[0], r["label"]) for b, r in zip(blind, rows)]) if blind else None}
+    return {
+        "questions": len(rows),
+        "agree_proposer": share([answers_match(r["label"], r["hard_answer"]) for r in rows]),
+        "checkable": share([t is not None for t in truths]),
+        "label_true": share([answers_match(r["label"], t) for r, t in known]),
+        "proposer_true": share([answers_match(r["hard_answer"], t) for r, t in known]),
+        "vote_entropy": share([entropy(tally(r["hard_answers"]).values()) for r in rows]),
+        "label_entropy": entropy(labels),
+        "top_label": max(labels, default=0) / max(len(rows), 1),
+        "written": share(
+            [
+                bool(
+                    re.search(rf"(?<![\w.]){re.escape(r['label'])}(?![\w.])", drawn, re.IGNORECASE)
+                )
+                for r, drawn in zip(rows, words)
+            ]
+        ),
+        "blind": share([answers_match(vote(b)[0], r["label"]) for b, r in zip(blind, rows)])
+        if blind
+        else None,
+    }

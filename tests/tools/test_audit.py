@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools import audit
 from tiny import world
 from tiny.truth import read, truth
+from tools import audit
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
@@ -19,7 +19,10 @@ def test_truth_agrees_with_the_world_that_made_the_question(kind):
     for i in range(400):
         scene = world.random_scene(rng, kind, of=("train", "test")[i % 2])
         for question in scene.easy + scene.hard:
-            assert truth(scene.caption, question.text) == question.answer, (scene.caption, question.text)
+            assert truth(scene.caption, question.text) == question.answer, (
+                scene.caption,
+                question.text,
+            )
             asked.add(question.text.split()[1])
     assert len(asked) > 1
 
@@ -29,7 +32,10 @@ def test_truth_agrees_with_the_world_that_made_the_question(kind):
     [
         ("bars: red 4, blue 7, green 2", "How tall is black?"),  # not there
         ("bars: red 4, blue 7, red 2", "What do red and blue add up to?"),  # there twice
-        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # the world never asks that
+        (
+            "bars: red 4, blue 7, green 2",
+            "What do red and red add up to?",
+        ),  # the world never asks that
         ("bars: red 7, blue 7, green 2", "Which of the bars is tallest?"),  # two of them
         ("bars: red 7, blue 7, green 2", "Which of the bars is blue?"),
         ("bars: red 4, blue 7", "How tall is red?"),  # too few bars
@@ -65,7 +71,10 @@ def test_truths_worked_out_by_hand(caption, question, answer):
 
 
 def test_read_gives_numbers():
-    assert read("plan: red 0-3, blue 1-2, green 4-9") == ("plan", [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)])
+    assert read("plan: red 0-3, blue 1-2, green 4-9") == (
+        "plan",
+        [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -85,8 +94,12 @@ def row(caption, question, hard_answer, label, answers, code="<svg></svg>", lang
 
 BARS = "bars: red 4, blue 7, green 2"
 ROWS = [
-    row(BARS, "What do red and blue add up to?", "11", "11", ["11"] * 5 + ["10"] * 5),  # label and Proposer true
-    row(BARS, "How much taller is blue than green?", "4", "5", ["5"] * 4 + ["4"] * 3 + [None] * 3),  # label true
+    row(
+        BARS, "What do red and blue add up to?", "11", "11", ["11"] * 5 + ["10"] * 5
+    ),  # label and Proposer true
+    row(
+        BARS, "How much taller is blue than green?", "4", "5", ["5"] * 4 + ["4"] * 3 + [None] * 3
+    ),  # label true
     row(
         BARS,
         "How much taller is blue than black?",
@@ -129,7 +142,11 @@ def test_audit_by_hand():
             "svg",
             "a &amp; 12 b",
         ),
-        ('plt.title("Sum 12")\nplt.bar(["x", "y"], [12, 3])\nd.rectangle((1, 2), "blue")', "python", "Sum 12 x y"),
+        (
+            'plt.title("Sum 12")\nplt.bar(["x", "y"], [12, 3])\nd.rectangle((1, 2), "blue")',
+            "python",
+            "Sum 12 x y",
+        ),
         ("this is no program (", "python", ""),
         ('open("12")', "python", ""),
     ],
@@ -141,7 +158,9 @@ def test_words_in_a_picture(code, language, words):
 def test_a_colour_or_a_part_of_a_number_is_not_written_down():
     drawn = '<svg><rect fill="blue"/><text>112 and 12.5</text></svg>'
     assert (
-        audit.audit([row("c", "q", "1", label, [label], drawn) for label in ("blue", "12", "112", "12.5")])["written"]
+        audit.audit(
+            [row("c", "q", "1", label, [label], drawn) for label in ("blue", "12", "112", "12.5")]
+        )["written"]
         == 0.5
     )
 
@@ -159,7 +178,11 @@ def test_blind_answers_are_asked_without_a_picture_as_labels_are(monkeypatch):
     model = SimpleNamespace(prompts={"solver": "Q: {question}"}, encode=lambda text: text)
     assert audit.blind_answers(model, ROWS[:2], n=2, seed=3) == [["7", None]] * 2
     prompts, options = calls[0]
-    assert prompts[0] == "Q: What do red and blue add up to?" and (options["top_k"], options["n"], options["seed"]) == (
+    assert prompts[0] == "Q: What do red and blue add up to?" and (
+        options["top_k"],
+        options["n"],
+        options["seed"],
+    ) == (
         40,
         2,
         3,
