@@ -42,7 +42,7 @@ from support import parallel
 from support.answers import answers_match, extract_answer, vote
 from tiny import world
 from tools import benchmarks
-from tools.report import markdown, read_jsonl, report  # table: for mmzero.py
+from tools.report import markdown, read_jsonl, report, table  # noqa: F401 (table: for mmzero.py)
 from vlm import VLM, find_checkpoint
 
 # ---------------------------- the held-out charts, as a run measures them: (picture, question, answer) triples

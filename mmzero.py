@@ -42,16 +42,16 @@ if hasattr(libc := ctypes.CDLL(None), "mallopt"):
 from tqdm import tqdm
 
 import rewards
-from eval import charts, evaluate, table
+from eval import charts, evaluate
 from grpo import Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS
 from roles import ROLES, Draft, Roles
 from support import parallel, resume
 from support.run_folder import Run
-from support.settings import Settings, check, parse
+from support.settings import PAPER, TINY, Settings, check, parse  # noqa: F401
 from tools.audit import audit, blind_answers
 from tools.plan import plan
-from tools.report import report
+from tools.report import report, table
 from vlm import check_family, find_checkpoint
 
 

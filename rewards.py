@@ -21,11 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from support.answers import (
-    answers_match,
-    extract_answer,
-    last_box,
-)  # vote: for callers of rewards.vote
+from support.answers import answers_match, extract_answer, last_box, vote  # noqa: F401
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 FENCE_TAGS = {

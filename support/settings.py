@@ -29,17 +29,13 @@ class Settings:
     answers: int = 5  # K: answers of the frozen Solver per question, while training P and C
     # Coder
     coder_steps: int = 20  # GRPO steps per iteration
-    coder_proposals: int = (
-        3304  # fresh proposals, of which those of middling render rate are trained on
-    )
+    coder_proposals: int = 3304  # fresh proposals, of which those of middling render rate are kept
     coder_prompts: int = 256  # proposals per step
     coder_rollouts: int = 4  # G: codes per proposal
     coder_update: int = 64  # proposals per optimiser update
     # Solver
     solver_steps: int = 20  # GRPO steps per iteration
-    solver_proposals: int = (
-        5000  # fresh proposals, one code each, of which the open questions are trained on
-    )
+    solver_proposals: int = 5000  # fresh proposals, one code each; the open questions are kept
     labels: int = 10  # answers per question from which the majority label is taken
     solver_prompts: int = 512  # pictures per step
     solver_rollouts: int = 8  # G: answers per picture
@@ -52,26 +48,18 @@ class Settings:
     clip_high: float = 0.3  # and rise to 1 + this
     clip_dual: float = 3.0  # for a negative advantage the surrogate is bounded by this times it
     grad_norm: float = 1.0  # gradients are scaled down to this norm
-    token_budget: int = (
-        16384  # tokens per forward and backward pass; a prompt counts once for its replies
-    )
+    token_budget: int = 16384  # tokens per pass; a prompt counts once for its replies
     lora: int = 0  # rank of the adapters that are trained instead of all weights; 0: all weights
     lora_alpha: float = 32.0  # adapters are scaled by this / rank
     save_steps: int = 2  # the state inside a phase is saved every so many steps
-    part_proposals: int = (
-        1024  # fresh proposals become data in parts of so many, each saved when it is whole
-    )
-    checkpointing: bool = (
-        True  # recompute activations in the backward pass: less memory, a third more time
-    )
+    part_proposals: int = 1024  # fresh proposals become data in parts of so many, each saved whole
+    checkpointing: bool = True  # recompute activations in the backward pass: less memory, slower
     # Lengths, in tokens
     proposal_tokens: int = 4096  # a proposal is cut here
     code_tokens: int = 4096  # a code is cut here
     answer_tokens: int = 4096  # an answer is cut here
     # Pictures and machine
-    min_pixels: int = (
-        262144  # smaller pictures are scaled up to this area; 0: as the checkpoint has it
-    )
+    min_pixels: int = 262144  # smaller pictures are scaled up to this area; 0: the checkpoint's
     max_pixels: int = 1638400  # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
     slots: int = 0  # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
     workers: int = 0  # processes that render; 0: one per core
@@ -111,7 +99,7 @@ TINY = replace(
 
 # One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (the 1,024 fill 128 slots on each of eight), ten
 # steps (the paper's text has ten), replies of at most 2,048 tokens, pictures of at most 1024 x 768. What fits, and with how much
-# room: python plan.py
+# room: python tools/plan.py
 ONE_GPU = dict(
     proposer_steps=10,
     coder_steps=10,
