@@ -487,6 +487,7 @@ def train_step(
     kl_coef=0.01,
     max_grad_norm=1.0,
     token_budget=8192,
+    loss_settings=None,
 ):
     """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
 

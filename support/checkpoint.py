@@ -1,0 +1,1 @@
+from vlm import check_family, find_checkpoint
