@@ -47,12 +47,12 @@ from grpo import Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS
 from roles import ROLES, Draft, Roles
 from support import parallel, resume
+from support.checkpoint import check_family, find_checkpoint
 from support.run_folder import Run
 from support.settings import PAPER, TINY, Settings, check, parse  # noqa: F401
 from tools.audit import audit, blind_answers
 from tools.plan import plan
 from tools.report import report, table
-from vlm import check_family, find_checkpoint
 
 
 def subseed(*parts) -> int:
@@ -138,7 +138,7 @@ class Phase:
             for i, (prompt, group) in enumerate(zip(prompts, replies))
             for j, reply in enumerate(group)
         ]
-        self.roles.actor.load_state(self.reference, share=True)  # the actor now plays the reference
+        self.roles.actor.load_state(self.reference)  # the actor now plays the reference
         return train_step(
             self.roles.policy,
             self.roles.actor,
@@ -415,7 +415,7 @@ def train_solver(roles: Roles, run: Run, iteration: int):
                 )
             ]
             roles.actor.load_state(
-                roles.weights["solver"], share=True
+                roles.weights["solver"]
             )  # how good are their labels? Also asked without the pictures
             blind = blind_answers(
                 roles.actor,
@@ -484,7 +484,7 @@ def train_solver(roles: Roles, run: Run, iteration: int):
 def measure(roles: Roles, run: Run, iteration: int, test: dict):
     """The row of this iteration in the table: the Solver on held-out questions, and a probe of the three roles together."""
     s, begun = roles.s, time.perf_counter()
-    roles.actor.load_state(roles.weights["solver"], share=True)
+    roles.actor.load_state(roles.weights["solver"])
     record = {}
     if test:
         record = evaluate(

@@ -146,7 +146,7 @@ class Roles:
 
     def speak(self, weights: dict, prompts: list, n: int, progress=False, **sampling):
         """Sample n replies to each prompt with these weights, each rank its share. -> list per prompt of Completion"""
-        self.actor.load_state(weights, share=True)
+        self.actor.load_state(weights)
         return gather(
             generate(
                 self.actor,

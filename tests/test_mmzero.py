@@ -16,7 +16,7 @@ import transformers
 import mmzero
 import rewards
 from mmzero import TINY, Run, self_evolve
-from vlm import TINY as TINY_MODEL
+from support.checkpoint import TINY as TINY_MODEL
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent

@@ -14,8 +14,8 @@ from helpers_models import REAL_CHAT_TEMPLATE
 import mmzero
 import roles
 from prompts import PROMPTS
+from support.checkpoint import TINY as TINY_MODEL
 from support.settings import PAPER, PRESETS, TINY, Settings, check, parse
-from vlm import TINY as TINY_MODEL
 from vlm import VLM
 
 ROOT = Path(roles.__file__).parent
