@@ -40,10 +40,11 @@ from prompts import fill
 from render import Renderer
 from support import parallel
 from support.answers import answers_match, extract_answer, vote
+from support.checkpoint import find_checkpoint
 from tiny import world
 from tools import benchmarks
 from tools.report import markdown, read_jsonl, report, table  # noqa: F401 (table: for mmzero.py)
-from vlm import VLM, find_checkpoint
+from vlm import VLM
 
 # ---------------------------- the held-out charts, as a run measures them: (picture, question, answer) triples
 

@@ -17,9 +17,9 @@ import mmzero
 import rewards
 from render import Rendering
 from support import run_folder
+from support.checkpoint import TINY as TINY_MODEL
 from support.run_folder import Run
 from support.settings import TINY
-from vlm import TINY as TINY_MODEL
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent

@@ -13,9 +13,9 @@ from helpers_models import REAL_CHAT_TEMPLATE
 
 import mmzero
 from prompts import PROMPTS
+from support.checkpoint import TINY as TINY_MODEL
 from support.run_folder import ROLES
 from support.settings import LANGUAGES, PAPER, PRESETS, TINY, Settings, check, parse
-from vlm import TINY as TINY_MODEL
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent
