@@ -62,6 +62,9 @@ def share(items):
     return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
 
 
+rank_slice = share
+
+
 def gather(own) -> list:
     """The shares of all ranks, in order: gather(share(items)) == items."""
     parts = [list(own)]
