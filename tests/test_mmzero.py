@@ -167,8 +167,8 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
 
 
 # A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the
-# first that a pattern names: a line of metrics, a file that is written but not yet there (torch.save and
-# os.replace: inside a save), a picture, a checkpoint, what a role has said.
+# first that a pattern names: a line of metrics, a file that is written but not yet there
+# (torch.save and os.replace: inside a save), a picture, a checkpoint, what a role has said.
 KILLER = """
 import itertools, os, re, signal, sys
 from pathlib import Path

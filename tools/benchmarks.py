@@ -1,12 +1,13 @@
-r"""Questions from outside: where they come from, how they are put, and when an answer to one of them is right.
+r"""Questions from outside: where they come from, how they are put, when an answer is right.
 
     JSONL      one object a line; pictures as paths (relative to the file), base64, or data: URLs
     parquet    one file; pictures as bytes, {bytes, path}, or what `datasets` wrote
-    a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need be:
-               MMMU   zli12321/ChartQA@test   AI4Math/MathVista@testmini   "MMMU/MMMU_Pro:standard (4 options)"
-The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes. The authors' twelve
-sets (split test) have `problem` with the choices written into it, `images` and `answer`; the originals on the hub, whose columns are
-known here too, have the choices in a column of their own.
+    a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need
+               be: MMMU   zli12321/ChartQA@test   "MMMU/MMMU_Pro:standard (4 options)"
+
+The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when
+its turn comes. The authors' twelve sets (split test) have `problem` with the choices written into
+it, `images` and `answer`; the originals on the hub have the choices in a column of their own.
 """
 
 import ast
@@ -40,9 +41,8 @@ SETS = {
         "ChartQA",
     )
 }
-TOLERANCE = {
-    "chartqa": 0.05
-}  # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule)
+# ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
+TOLERANCE = {"chartqa": 0.05}
 # What a column may be called; of several in a set the first that is filled counts.
 COLUMNS = {
     "image": (
@@ -70,10 +70,13 @@ class Question:
     type: str = "all"  # the row of the table by type in which it counts
 
     def parts(self, template):
-        """The Solver's prompt for `VLM.encode`: texts and pictures in order. Without any tag all pictures come first;
-        a tag without its picture is dropped, and so is a picture that no tag asks for.
+        """The Solver's prompt for `VLM.encode`: texts and pictures in order.
 
-        >>> Question("Is <image> like <image>, not <image>?", ("A", "B"), ("yes",)).parts("{question} Box it.")
+        Without any tag all pictures come first. A tag without its picture is dropped, and so is a
+        picture that no tag asks for.
+
+        >>> asked = Question("Is <image> like <image>, not <image>?", ("A", "B"), ("yes",))
+        >>> asked.parts("{question} Box it.")
         ['Is ', 'A', ' like ', 'B', ', not ', '? Box it.']
         """
         first, *rest = TAG.split(fill(template, question=self.text))
@@ -90,7 +93,10 @@ class Question:
 
 
 def load(bench, limit):
-    """-> (name, rows, folder of the pictures); rows[i] is a dict; the first `limit` of them. ValueError, OSError."""
+    """-> (name, the first `limit` rows, folder of the pictures); rows[i] is a dict.
+
+    ValueError, OSError.
+    """
     path, name = Path(bench), Path(bench).stem
     if path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
@@ -132,13 +138,12 @@ def load(bench, limit):
 
 
 def check(columns, where):
-    """ValueError, naming what was found and what is wanted, unless there are a picture, a question and an answer."""
+    """ValueError, with what was found and what is wanted, if a needed column is not there."""
     wanted = {field: COLUMNS[field] for field in ("image", "question", "answer")}
     if missing := [field for field, names in wanted.items() if not set(names) & set(columns)]:
         wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
-        raise ValueError(
-            f"{where}: no column for the {' and the '.join(missing)}; found {', '.join(columns)}; wanted {wanted}"
-        )
+        missing, found = " and the ".join(missing), ", ".join(columns)
+        raise ValueError(f"{where}: no column for the {missing}; found {found}; wanted {wanted}")
 
 
 def question(row, name, folder):
@@ -205,12 +210,13 @@ def picture(value, folder):
 
 
 def right(given, q):
-    """Is the answer `given` (None: nothing readable) right for q, a Question or the dict that is kept of one?
+    """Is the answer `given` right for q, a Question or the dict that is kept of one? None is not.
 
     >>> q = Question("Which?", (), ("B",), ("red", "blue"))
     >>> [right(a, q) for a in ("b", "(B) blue", "Blue", "red", "A", None)]
     [True, True, True, False, False, False]
-    >>> [right(a, Question("?", (), ("40",), tolerance=0.05)) for a in ("42", "38.0", "43", "42 km")]
+    >>> q = Question("?", (), ("40",), tolerance=0.05)
+    >>> [right(a, q) for a in ("42", "38.0", "43", "42 km")]
     [True, True, False, True]
     """
     q = q if isinstance(q, dict) else vars(q)
@@ -242,9 +248,10 @@ def same(given, gold, q):
 
 
 def index_of(text, choices):
-    """Which choice a text means, by its letter or in its own words; None if neither, or if several fit.
+    """Which choice a text means, by letter or in words. None if it means no choice, or several.
 
-    >>> [index_of(t, ("3 cm", "5 cm")) for t in ("B", "(b)", "A. 3 cm", "5 cm", "7 cm", "A picture")]
+    >>> texts = ("B", "(b)", "A. 3 cm", "5 cm", "7 cm", "A picture")
+    >>> [index_of(text, ("3 cm", "5 cm")) for text in texts]
     [1, 1, 0, 1, None, None]
     """
     letter = re.fullmatch(r"\(?([A-J])(?:[.:)].*)?", text.strip(), re.IGNORECASE | re.DOTALL)
