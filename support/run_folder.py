@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from support import parallel
 
-
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
 
 # A run may go on with other values of these.
@@ -39,13 +38,9 @@ FREE = ("out", "iterations", "workers", "slots", "save_steps")
 # What the line of a step shows of each role's rewards: means over all replies, and means over those
 # of which this is true.
 FIGURES = {
-    "proposer": (
-        ("reward", "valid"),
-        "valid",
-        ("rendered", "solvability", "difficulty", "easy_hard", "type", "diversity"),
-    ),
-    "coder": (("reward", "rendered"), "rendered", ("solvability", "difficulty")),
-    "solver": (("reward", "accuracy", "format"), "", ()),
+    "proposer": "reward valid | valid | rendered solvability difficulty easy_hard type diversity",
+    "coder": "reward rendered | rendered | solvability difficulty",
+    "solver": "reward accuracy format | reward |",
 }
 
 
@@ -67,6 +62,11 @@ def mean(values) -> float:
     """
     values = list(values)
     return sum(values) / len(values) if values else 0.0
+
+
+def bar(items, title: str, unit: str):
+    """The items, with a bar on the terminal while one goes through them."""
+    return tqdm(items, title, ncols=100, unit=unit, leave=False, disable=parallel.rank() > 0)
 
 
 # ------------------------------------------------------------------------------------- the folder
@@ -112,10 +112,8 @@ class Run:
         changed = [name for name in new if name not in FREE and old.get(name) != new[name]]
         if changed:
             what = ", ".join(f"{n} {old.get(n)!r} there, {new[n]!r} now" for n in changed[:4])
-            raise ValueError(
-                f"{self.folder} holds a run of another configuration ({what}): "
-                f"give its flags, or another --out"
-            )
+            what = f"{self.folder} holds a run of another configuration ({what})"
+            raise ValueError(f"{what}: give its flags, or another --out")
 
     # ---- what is done
 
@@ -238,6 +236,9 @@ class Phase:
     def seed(self, *words) -> int:
         return subseed(self.run.settings.seed, self.iteration, self.role, *words)
 
+    def log(self, kind: str, **record):
+        self.run.log(kind=kind, iteration=self.iteration, phase=self.role, **record)
+
     # ---- data of the phase
 
     def parts(self, count: int):
@@ -246,15 +247,7 @@ class Phase:
         Borders depend on nothing but the settings: a part comes out the same whoever makes it.
         """
         size = self.run.settings.part_proposals
-        shown = tqdm(
-            range(0, count, size),
-            desc=f"{self.title} data",
-            ncols=100,
-            unit=" parts",
-            leave=False,
-            disable=parallel.rank() > 0,
-        )
-        for first in shown:
+        for first in bar(range(0, count, size), f"{self.title} data", " parts"):
             places = range(first, min(first + size, count))
             yield places, self.run.load_rows(self.iteration, f"{self.role}.part{first}")
 
@@ -269,17 +262,14 @@ class Phase:
 
     def log_data(self, rows, asked: int, kept: int):
         """What became of the fresh proposals: a line on the terminal, and one on disk."""
-        drawn = [row for row, _ in rows if row["error"] is None]
-        judged = [row for row in drawn if row["hard_answers"]]
+        judged = [row for row, _ in rows if row["hard_answers"]]
         rendered = sum(row["render_rate"] > 0 for row, _ in rows)
         funnel = {"asked": asked, "valid": len(rows), "rendered": rendered}
-        if judged:
+        if self.role == "solver":
             funnel["evaluated"] = len(judged)
         funnel["kept"] = kept
-        self.run.log(
-            kind="data",
-            iteration=self.iteration,
-            phase=self.role,
+        self.log(
+            "data",
             seconds=time.perf_counter() - self.started,
             **funnel,
             hard_consistency=[row["consistency"] for row in judged],
@@ -289,22 +279,13 @@ class Phase:
         counts = " > ".join(f"{number} {name}" for name, number in funnel.items())
         print(f"{self.title} data".ljust(20) + counts)
         if not kept:
-            print(
-                f"{self.title}: nothing passed the filter, so there is nothing to train on; "
-                f"the {self.role} stays as it is"
-            )
+            print(f"{self.title}: nothing passed the filter; the {self.role} stays as it is")
 
     # ---- steps
 
     def steps(self, count: int):
         """Numbers of the steps that are still to be made; 1 is the first."""
-        self.bar = tqdm(
-            range(self.steps_made + 1, count + 1),
-            desc=self.title,
-            ncols=100,
-            leave=False,
-            disable=parallel.rank() > 0,
-        )
+        self.bar = bar(range(self.steps_made + 1, count + 1), self.title, " steps")
         for step in self.bar:
             self.started = time.perf_counter()
             yield step
@@ -336,15 +317,14 @@ class Phase:
 
         terms: of the reward of each reply; statistics: what train_step returned.
         """
-        everywhere, condition, where_it_holds = FIGURES[self.role]
-        record = {name: mean(one[name] for one in terms) for name in everywhere}
-        chosen = [one for one in terms if condition and one[condition]]
-        record |= {name: mean(one[name] for one in chosen) for name in where_it_holds}
+        of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
+        some = [one for one in terms if one[condition[0]]]
+        record = {name: mean(one[name] for one in terms) for name in of_all}
+        record |= {name: mean(one[name] for one in some) for name in of_some}
         # nan is no JSON.
         finite = {name: None if value != value else value for name, value in statistics.items()}
         record |= more | finite | {"seconds": time.perf_counter() - self.started}
-        place = dict(iteration=self.iteration, phase=self.role, step=step)
-        self.run.log(kind="step", **place, **record)
+        self.log("step", step=step, **record)
         self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
         if step % self.run.settings.save_steps == 0:
             state = training_state(self.policy, self.optimizer) | {"rows": json.dumps(self.rows)}
@@ -410,10 +390,9 @@ def write_state(path: Path, state: dict):
     except (OSError, RuntimeError) as error:
         # torch's writer has no better class for a full disk.
         new.unlink(missing_ok=True)
-        raise RuntimeError(
-            f"{path} could not be written ({str(error).splitlines()[0]}): make room there, and the "
-            f"same command goes on from the state before"
-        ) from error
+        what = f"{path} could not be written ({str(error).splitlines()[0]})"
+        advice = "make room there, and the same command goes on from the state before"
+        raise RuntimeError(f"{what}: {advice}") from error
     parallel.gather([None])
 
 
