@@ -114,15 +114,26 @@ def watch():
 
     random.seed(0)
     numpy.random.seed(0)
-    saved, save, mkdir = [], Image.Image.save, os.mkdir
+    saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
+
+    def write_late(event, _):
+        if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
+            picture, target, args, kwargs = late.pop()
+            save(picture, target, *args, **kwargs)
 
     def save_and_keep(self, target, *args, **kwargs):
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
         picture = self.copy()  # the program may go on changing it
         if inside(target):
-            # There is one folder: "out/a.png" is "a.png".
+            # There is one folder: "out/a.png" is "a.png". Few programs read what they saved, and a
+            # PNG takes a third of a short one's time: at first only one pixel is written (which
+            # finds what is wrong with the arguments), the rest when the next file is opened.
+            target = os.path.basename(target)
+            later = target.lower().endswith(".png") and "save_all" not in kwargs
+            now = self.crop((0, 0, 1, 1)) if later else self
             with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
-                save(self, os.path.basename(target), *args, **kwargs)
+                save(now, target, *args, **kwargs)
+                late[:] = [(picture, target, args, kwargs)] if later else []
         else:
             save(self, target, *args, **kwargs)
         saved[:] = [picture]
@@ -131,6 +142,7 @@ def watch():
         if not inside(path):
             mkdir(path, *args, **kwargs)
 
+    sys.addaudithook(write_late)
     Image.Image.save = save_and_keep
     Image.Image.show = lambda self, *args, **kwargs: None
     os.mkdir = make_folder

@@ -1,5 +1,6 @@
 """render.py: what is drawn, which picture counts, what is refused in which words."""
 
+import os
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_a_saved_file_can_be_opened_again_and_does_not_outlive_its_program(rende
         "shutil.copyfile('a.png', 'c')\nimg = Image.open('c')",
     ],
 )
-def test_a_saved_png_is_whole_when_looked_at(renderer, look):
+def test_a_png_that_is_written_late_is_whole_when_looked_at(renderer, look):
     code = (
         "from PIL import Image\nimport PIL.PngImagePlugin\n"
         "new = Image.linear_gradient('L').convert('RGB'); new.save('a.png')\n"
@@ -224,7 +225,7 @@ def test_an_interrupted_call_leaves_no_answers_for_the_next(monkeypatch):
 )
 def test_missing_libraries_are_named(monkeypatch, tmp_path, error, words):
     (tmp_path / "cairosvg.py").write_text(f"raise {error}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(RuntimeError, match=words) as caught:
         Renderer(workers=1)
     assert "\n" not in str(caught.value)
