@@ -1,4 +1,4 @@
-"""What the tests of render.py and sandbox.py share: small codes, the hostile cases, a weakened sandbox."""
+"""What the tests of drawing share: small codes, the hostile cases, a weakened sandbox."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,8 @@ def svg(body, attributes='width="40" height="20"'):
 
 
 def pillow(colour):
-    return f"from PIL import Image\nimg = Image.new('RGB', (9, 9), 'white')\nimg.putpixel((4, 4), {colour})\n"
+    new = "img = Image.new('RGB', (9, 9), 'white')"
+    return f"from PIL import Image\n{new}\nimg.putpixel((4, 4), {colour})\n"
 
 
 HANG_SVG = svg(
@@ -82,7 +83,8 @@ def weaken(monkeypatch, tmp_path, patch):
     """Let helpers started from here on run `patch` first: as if the kernel lacked something."""
     script = tmp_path / "weak.py"
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport render\nfrom support import sandbox\ndel sys.path[0]\n"
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import render\nfrom support import cairo, sandbox\ndel sys.path[0]\n"
         f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n"
     )
     monkeypatch.setattr(render, "__file__", str(script))

@@ -7,7 +7,7 @@ import pytest
 import render
 import rewards
 from prompts import PROMPTS, TOPICS, fill
-from support import sandbox
+from support import programs, sandbox
 from support.settings import Settings
 
 PROPOSAL = rewards.Proposal(
@@ -110,7 +110,7 @@ def test_coder_prompt_names_what_the_sandbox_takes():
         f"after {Settings().render_seconds:.0f} seconds, and at {sandbox.MEMORY >> 30} GB" in python
     )
     for package in re.search(r"may use (.*) and", python)[1].replace("Pillow", "PIL").split(", "):
-        assert package in render.PACKAGES  # what a program may read, it may use
+        assert package in programs.PACKAGES  # what a program may read, it may use
     assert (
         python.index("Image.save")
         < python.index("img or image")
