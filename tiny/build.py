@@ -23,7 +23,6 @@ import os
 import random
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,8 +37,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+import mmzero
 from grpo import Rollout, micro_batches, token_logps
-from mmzero import TINY, self_evolve
 from prompts import TOPICS, fill
 from tiny import world
 from vlm import TINY as TINY_FOLDER
@@ -366,8 +365,8 @@ def describe_base(folder: Path):
     print(f"saved in {folder}: {size / 1e6:.1f} MB. What it can do:")
     with tempfile.TemporaryDirectory() as scratch:
         for language in ("svg", "python"):
-            changes = {"language": language, "out": f"{scratch}/{language}", "iterations": 0}
-            self_evolve(replace(TINY, model=str(folder), **changes))
+            flags = ["--preset", "tiny", "--model", str(folder), "--language", language]
+            mmzero.main([*flags, "--iterations", "0", "--out", f"{scratch}/{language}"])
 
 
 def main(arguments=None):
