@@ -437,7 +437,7 @@ def self_evolve(run: Run):
 
 
 def main(arguments=None) -> Run:
-    from tools.audit import audit_iteration
+    from tools.audit import audit_file
     from tools.plan import plan
     from tools.report import report
 
@@ -454,8 +454,12 @@ def main(arguments=None) -> Run:
         check_family(find_checkpoint(settings.model))
         run = Run(settings)
         for roles, iteration in self_evolve(run):
-            if iteration > 0:
-                audit_iteration(run, roles.actor, roles.weights["solver"], iteration)
+            labels = run.folder / f"iter{iteration}/solver.jsonl"
+            if labels.exists() and labels.stat().st_size:
+                # How good are they? The Solver that learnt from them is asked without pictures.
+                roles.actor.load_state(roles.weights["solver"])
+                figures = audit_file(labels, roles.actor, settings.seed, settings.answer_tokens)
+                run.log(kind="audit", iteration=iteration, phase="solver", **figures)
             if parallel.rank() == 0:
                 print(table(run.evaluations()[-1:]))
                 report(run.folder)
