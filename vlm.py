@@ -81,6 +81,10 @@ class Prompt:
     positions: Tensor  # [3, L] int64
     pictures: tuple[Picture, ...] = ()
 
+    @property
+    def next_position(self) -> int:
+        return next_position(self)
+
 
 # ------------------------------------------------------------------------------------ pictures and positions
 
@@ -425,6 +429,10 @@ class VLM:
     def head(self) -> Tensor:
         """[V, D]: logits = hidden @ head.T. The very embedding matrix where the checkpoint ties the two."""
         return self.model.lm_head.weight
+
+    @property
+    def lm_head(self) -> Tensor:
+        return self.head
 
     # -------------------------------------------------------------------- weights in and out
     def weights(self) -> dict[str, Tensor]:
