@@ -40,12 +40,8 @@ from tqdm import tqdm
 
 from prefill import prefill
 from sampling import sample, streams, uniforms
+from support import flash
 from vlm import VLM, Prompt, next_position
-
-try:
-    from flash_attn import flash_attn_with_kvcache
-except ImportError:
-    flash_attn_with_kvcache = None
 
 APART = 8000  # columns that a step must save before its longest rows are a part of their own, which takes a few more calls
 GROWTH = 32  # columns by which the cache grows
@@ -257,12 +253,8 @@ class Engine:
         )
 
         self.every = EVERY[device.type]
-        self.graphs, self.pool = (
-            ({}, torch.cuda.graph_pool_handle()) if device.type == "cuda" else (None, None)
-        )  # parts -> captured step
-        self.flash = (
-            flash_attn_with_kvcache if device.type == "cuda" and vlm.dtype.itemsize == 2 else None
-        )  # it knows no float32
+        self.graphs = flash.CapturedSteps() if device.type == "cuda" else None
+        self.flash = flash.can_decode(device, vlm.dtype)
 
     def run(self, progress) -> list[list[Completion]]:
         bar = tqdm(
@@ -365,8 +357,7 @@ class Engine:
         """
         m, width = self.m, int(self.length[: self.m].max()) + self.every
         if self.graphs is not None:  # each shape is a graph of its own, so few of them
-            m, most = min(self.slots, bucket(m)), self.keys[0].shape[2]
-            width = most if self.flash else min(-(-width // 256) * 256, most)
+            m, width = self.graphs.shape(m, width, self.slots, self.keys[0].shape[2], self.flash)
         else:
             self.grow(
                 width, m
@@ -411,14 +402,7 @@ class Engine:
         """One token further for the slots at work; on CUDA by replaying a graph of it."""
         if self.graphs is None:
             return self.advance(self.parts)
-        if self.parts in self.graphs:
-            return self.graphs[self.parts].replay()
-        self.advance(
-            self.parts
-        )  # a step like any other, and what CUDA does only once (handles, workspaces) is done
-        self.graphs[self.parts] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graphs[self.parts], pool=self.pool):
-            self.advance(self.parts)  # recorded, not run
+        self.graphs(self.advance, self.parts)
 
     def advance(self, parts):
         """Decode the newest tokens of all rows, draw the next. Rows that are done go along, and stay as they are."""
@@ -459,15 +443,8 @@ class Engine:
                 q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
             q, k = rotate(torch.cat([q, k], dim=1), cos, sin).split([q.shape[1], heads], dim=1)
             if self.flash:
-                seen = self.flash(
-                    q[:, None],
-                    keys[:m].transpose(1, 2),
-                    values[:m].transpose(1, 2),
-                    k[:, None],
-                    v[:, None],
-                    cache_seqlens=lengths,
-                    softmax_scale=attention.scaling,
-                    causal=True,
+                seen = flash.decode_attention(
+                    q, k, v, keys[:m], values[:m], lengths, attention.scaling
                 )
             else:
                 for cache, new in ((keys, k), (values, v)):
@@ -524,15 +501,6 @@ class Engine:
                 )
             self.free = sorted([*self.free, *gone], reverse=True)
         return len(gone)
-
-
-def bucket(m: int) -> int:
-    """Rows of the step for m working slots: the next power of two, so that few graphs serve all.
-
-    >>> [bucket(m) for m in (1, 2, 3, 64, 65)]
-    [1, 2, 4, 64, 128]
-    """
-    return 1 << (m - 1).bit_length()
 
 
 def attend(q, keys, values, mask, scaling) -> Tensor:

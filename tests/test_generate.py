@@ -15,6 +15,7 @@ import prefill
 import sampling
 from generate import generate
 from sampling import least_kept, least_kept_fixed, sample, streams, uniforms
+from support import flash
 from vlm import FAMILIES, VLM
 
 
@@ -356,7 +357,7 @@ def test_fixed_shapes_and_seldom_looks(models, model, monkeypatch):
                 engine.Engine,
                 "step",
                 lambda self: self.advance(
-                    ((0, min(self.slots, engine.bucket(self.m)), self.parts[-1][2]),)
+                    ((0, min(self.slots, flash.bucket(self.m)), self.parts[-1][2]),)
                 ),
             )
             fixed = generate(model, ragged(model), **settings)
@@ -386,19 +387,15 @@ def test_flash_attention_is_called_as_documented(models, monkeypatch):
                 out[row, 0, head] = scores.softmax(0) @ v_cache[row, : length + 1, of]
         return out
 
-    init = engine.Engine.__init__
+    monkeypatch.setattr(flash, "flash_attn_with_kvcache", stand_in)
     for model in models.values():
         settings = dict(n=2, max_new_tokens=6, seed=2, slots=5)
         plain = sum(generate(model, ragged(model), **settings), [])
         with monkeypatch.context() as patch:
-            patch.setattr(
-                engine.Engine,
-                "__init__",
-                lambda self, *arguments: init(self, *arguments) or setattr(self, "flash", stand_in),
-            )
-            flash = sum(generate(model, ragged(model), **settings), [])
-        assert [reply.tokens for reply in flash] == [reply.tokens for reply in plain]
-        assert [reply.full_logps for reply in flash] == [
+            patch.setattr(flash, "can_decode", lambda device, dtype: True)
+            found = sum(generate(model, ragged(model), **settings), [])
+        assert [reply.tokens for reply in found] == [reply.tokens for reply in plain]
+        assert [reply.full_logps for reply in found] == [
             pytest.approx(reply.full_logps, rel=1e-3, abs=1e-3) for reply in plain
         ]
 
