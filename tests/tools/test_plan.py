@@ -22,6 +22,7 @@ import rewards
 from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from prompts import TOPICS, fill
+from support import flash
 from support.lora import add_lora, twin
 from support.settings import PAPER, PRESETS
 from tools import plan as plan_module
@@ -179,7 +180,7 @@ def test_a_slot_is_what_the_engine_reserves(tmp_path, monkeypatch):
     slot = memory(measure(model.config), length=length)["slot"]
     assert slot == 3 * 2 * 2 * 16 * length * 2 + 24 * len(model.head)
     for free, slots in ((5.01, 5), (4.99, 4)):
-        monkeypatch.setattr(generate, "free_bytes", lambda device: int(free * slot / 0.9))
+        monkeypatch.setattr(flash, "free_bytes", lambda device: int(free * slot / 0.9))
         assert slots_that_fit(model, 99, length) == slots
 
 
