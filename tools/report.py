@@ -245,7 +245,8 @@ LOOK = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "grid.color": COLOURS["rule"],
-    **dict.fromkeys(("xtick.major.pad", "axes.titlepad"), 8),
+    "xtick.major.pad": 6,
+    "axes.titlepad": 8,
     "axes.titley": 1,  # where it would be anyway: not searched for
     "legend.frameon": False,
     "svg.fonttype": "none",
