@@ -25,20 +25,13 @@ import sys
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from support import flash
 from support.parallel import deal, gather, rank, sum_gradients, whole, within, world
 from vlm import Prompt, next_position
-
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
-
 
 # ---- advantages -------------------------------------------------------------------------------------------
 
@@ -265,9 +258,7 @@ def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
     has a gradient. None: no loss.
     """
     device, replies = vlm.device, [r for row in rows for r in row]
-    layout, sources = pack(
-        rows, device, flash_attn_varlen_func is not None and device.type == "cuda"
-    )
+    layout, sources = pack(rows, device)
     batch = vlm.collate([row[0].prompt for row in rows])  # for the pictures
     batch["input_ids"] = torch.tensor(
         [[t for row in rows for part in (row[0].prompt, *row) for t in part.tokens]], device=device
@@ -339,50 +330,20 @@ def micro_batches(rollouts, token_budget):
     return batches
 
 
-def pack(rows, device, flash=False):
+def pack(rows, device):
     """Where things are in the packed sequence -> (layout for `packed_attention`, sources [n]).
 
-    A segment is a prompt or a reply: its tokens are the queries; its keys are the same tokens, of a reply those of its prompt before
-    them. sources: the token at t is predicted by the state at t - 1: for a reply's first one that is its prompt's last.
+    sources: the token at t is predicted by the state at t - 1: for a reply's first one that is its prompt's last.
     """
-    segments, sources, start = [], [], 0
+    sources, lengths, start = [], [], 0
     for row in rows:
-        prompt = torch.arange(start, start := start + len(row[0].prompt.tokens))
-        segments.append((prompt, prompt))
+        lengths.append([len(row[0].prompt.tokens), *(len(r.tokens) for r in row)])
+        start += lengths[-1][0]
+        last = start - 1
         for r in row:
-            own = torch.arange(start, start := start + len(r.tokens))
-            segments.append((own, torch.cat([prompt, own])))
-            sources += [prompt[-1:], own[:-1]]
-    sources = torch.cat(sources).to(device)
-    if flash:
-        lengths = [[len(segment[i]) for segment in segments] for i in (0, 1)]
-        ends = [
-            F.pad(torch.tensor(each).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
-            for each in lengths
-        ]
-        return (
-            torch.cat([keys for _, keys in segments]).to(device),
-            *ends,
-            *map(max, lengths),
-        ), sources
-    blocks, places, done = [], torch.empty(start, dtype=torch.long), 0
-    for replies in (
-        False,
-        True,
-    ):  # two padded blocks [B segments, T queries, S keys]: prompts are much longer
-        block = [(q, k) for q, k in segments if (q is not k) == replies]
-        queries, keys = (pad_sequence(each, batch_first=True) for each in zip(*block))
-        before, own = torch.tensor([(len(k) - len(q), len(q)) for q, k in block]).T[
-            ..., None
-        ]  # [B, 1] each
-        i, j = torch.arange(queries.shape[1]), torch.arange(keys.shape[1])
-        mask = j <= (before + i)[..., None]  # [B, T, S]: the prompt, and up to itself
-        places[torch.cat([q for q, _ in block])] = (
-            done + torch.arange(queries.numel()).view_as(queries)[i < own]
-        )
-        blocks.append((queries.to(device), keys.to(device), mask[:, None].to(device)))
-        done += queries.numel()
-    return (blocks, places.to(device)), sources
+            sources += [last, *range(start, start + len(r.tokens) - 1)]
+            start += len(r.tokens)
+    return flash.lay_out(lengths, device), torch.tensor(sources, device=device)
 
 
 def packed_attention(
@@ -396,32 +357,7 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [L, heads, H]
-    if (
-        len(layout) == 5
-    ):  # flash-attn: causal from the end, so a reply's first query sees its prompt
-        keys, *ends_and_longest = layout
-        k, v = (x.index_select(0, keys) for x in (k, v))
-        return flash_attn_varlen_func(
-            q, k, v, *ends_and_longest, softmax_scale=scaling, causal=True
-        )[None], None
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-
-    def block(x, index):  # index_select: its backward is much faster than that of x[index]
-        return (
-            x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
-        )  # [B, heads, T or S, H]
-
-    blocks, places = layout
-    found = [
-        F.scaled_dot_product_attention(
-            block(q, queries), block(k, keys), block(v, keys), mask, scale=scaling
-        )
-        for queries, keys, mask in blocks
-    ]
-    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, places)[
-        None
-    ], None
+    return flash.packed_attention(query, key, value, scaling, layout), None
 
 
 AttentionInterface.register("packed", packed_attention)

@@ -23,6 +23,7 @@ from grpo import (
     token_logps,
     train_step,
 )
+from support import flash
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -350,15 +351,18 @@ def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale,
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_is_separate_sequences(models, family, flash, monkeypatch):
+def test_packed_is_separate_sequences(models, family, varlen, monkeypatch):
     """Nothing padded, prompt and picture computed once: the same values and gradients as one sequence at a time."""
     vlm = copy.deepcopy(models[family])
-    if flash:  # the layout of the GPU, on the CPU
-        pack = grpo.pack
-        monkeypatch.setattr(grpo, "pack", lambda rows, device, _: pack(rows, device, True))
-        monkeypatch.setattr(grpo, "flash_attn_varlen_func", varlen_by_hand)
+    if varlen:  # the layout of the GPU, on the CPU
+        monkeypatch.setattr(
+            flash,
+            "padded_blocks",
+            lambda segments, total, device: flash.for_flash_attn(segments, device),
+        )
+        monkeypatch.setattr(flash, "flash_attn_varlen_func", varlen_by_hand)
     rollouts = make_rollouts(vlm)
     weights = [torch.randn(len(r.tokens)) for r in rollouts]
     rows = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
