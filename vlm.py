@@ -12,6 +12,7 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
     image_grid_thw [pictures, 3]: time, height, width in patches
 """
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -80,6 +81,11 @@ class Prompt:
     tokens: list[int]  # chat-formatted ids, one image token per merged patch
     positions: Tensor  # [3, L] int64
     pictures: tuple[Picture, ...] = ()
+
+    @property
+    def next_position(self) -> int:
+        """Where the reply begins, on all three axes at once. After a picture: less than the number of tokens."""
+        return int(self.positions.max()) + 1
 
 
 # ------------------------------------------------------------------------------------ pictures and positions
@@ -372,6 +378,12 @@ class VLM:
             positions[:, row, start:middle] = prompt.positions
             positions[:, row, middle:end] = next_position(prompt) + torch.arange(len(reply))
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return batch | self.picture_inputs(prompts)
+
+    def picture_inputs(self, prompts) -> dict:
+        """pixel_values, image_grid_thw, and pictures where one of them stands at several places."""
+        batch = {}
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         distinct = list(dict.fromkeys(pictures))
         if pictures:
@@ -383,6 +395,17 @@ class VLM:
             number = {picture: i for i, picture in enumerate(distinct)}
             batch["pictures"] = torch.tensor([number[picture] for picture in pictures])
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    @contextlib.contextmanager
+    def attention(self, kind):
+        """The language model's attention is `kind` inside, afterwards what it was before, whatever happens."""
+        config = self.model.model.language_model.config
+        before = config._attn_implementation
+        config._attn_implementation = kind
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
 
     def hidden(self, batch, past=None) -> Tensor:
         """[B, L, D] hidden states after the final norm. `past`: a cache of transformers to fill.
@@ -425,6 +448,10 @@ class VLM:
     def head(self) -> Tensor:
         """[V, D]: logits = hidden @ head.T. The very embedding matrix where the checkpoint ties the two."""
         return self.model.lm_head.weight
+
+    @property
+    def lm_head(self) -> Tensor:
+        return self.head
 
     # -------------------------------------------------------------------- weights in and out
     def weights(self) -> dict[str, Tensor]:
