@@ -99,7 +99,7 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     begun = time.perf_counter()
     prompts = [
         vlm.encode(fill(vlm.prompts["solver"], question=text), [picture])
-        for picture, text, _ in parallel.share(questions)
+        for picture, text, _ in parallel.rank_slice(questions)
     ]
     sampled, greedy = (
         parallel.gather(
@@ -113,7 +113,7 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
                     max_new_tokens=max_new_tokens,
                     seed=seed,
                     progress=progress,
-                    numbers=parallel.share(range(len(questions))),
+                    numbers=parallel.rank_slice(range(len(questions))),
                 )
             ]
         )

@@ -146,12 +146,9 @@ class Phase:
             self.optimizer,
             groups_per_update=groups_per_update,
             temperature=temperature,
-            clip_low=self.s.clip_low,
-            clip_high=self.s.clip_high,
-            clip_dual=self.s.clip_dual,
-            kl_coef=self.s.kl,
-            max_grad_norm=self.s.grad_norm,
             token_budget=self.s.token_budget,
+            max_grad_norm=self.s.grad_norm,
+            loss_settings=self.s,
         )
 
     def train(self, one_step):

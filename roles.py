@@ -24,7 +24,8 @@ from prompts import TOPICS, fill
 from render import Renderer
 from support import parallel
 from support.lora import add_lora, twin
-from support.parallel import gather, share, world
+from support.parallel import gather, world
+from support.parallel import rank_slice as share
 from vlm import VLM
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -13,7 +14,7 @@ except ImportError:
     flash_attn_varlen_func = None
 
 
-# ---- packed sequences (the plain twin is grpo.packed_attention) ----------------------------------
+# ---- packed sequences (the plain twin is grpo.visible_tokens) ------------------------------------
 
 # From this length of a reply on, padded blocks are faster than masks on a CPU. At 30 tokens masks
 # are (36 against 42 ms), at 64 blocks (49 against 111), at 512 by far (186 against 977): 2,200 to
@@ -100,10 +101,18 @@ def padded_blocks(segments, total, device) -> Blocks:
     return Blocks(blocks, places.to(device))
 
 
-def packed_attention(query, key, value, scaling, layout):
-    """query [1, heads, L, H], key and value [1, key/value heads, L, H] -> [1, L, heads, H]"""
-    # [L, heads, H]. Under autocast the rotary embedding leaves float32 queries and keys behind.
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **_):
+    """Called by transformers in each layer: query [1, heads, L, H], key and value [1, key/value
+    heads, L, H] -> [1, L, heads, H]. layout: of `lay_out`. None: the mask says who sees whom."""
+    # Under autocast the rotary embedding leaves float32 queries and keys behind.
+    q, k = query.to(value.dtype), key.to(value.dtype)
+    if layout is None:
+        found = F.scaled_dot_product_attention(
+            q, k, value, attention_mask, scale=scaling, enable_gqa=True
+        )
+        return found.transpose(1, 2), None
+
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
     if isinstance(layout, Segments):
         # Causal from the end of the keys, so that a reply's first query sees its whole prompt.
         found = flash_attn_varlen_func(
@@ -117,7 +126,7 @@ def packed_attention(query, key, value, scaling, layout):
             softmax_scale=scaling,
             causal=True,
         )
-        return found[None]
+        return found[None], None
 
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     found = []
@@ -126,7 +135,10 @@ def packed_attention(query, key, value, scaling, layout):
             pick(q, queries), pick(k, keys), pick(v, keys), visible, scale=scaling
         )
         found.append(block.transpose(1, 2).flatten(0, 1))
-    return torch.cat(found).index_select(0, layout.places)[None]
+    return torch.cat(found).index_select(0, layout.places)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
 
 
 def pick(x, places):

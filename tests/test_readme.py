@@ -61,7 +61,7 @@ def test_every_logged_figure_is_explained(tmp_path):
 
     import grpo
 
-    logged = set(re.findall(r'"(\w+)"', inspect.getsource(grpo.train_step).split("names = (")[1]))
+    logged = set(re.findall(r'"(\w+)"', inspect.getsource(grpo.summary).split("names = (")[1]))
     logged |= {
         "reward",
         "valid",

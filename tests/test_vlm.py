@@ -14,7 +14,7 @@ from PIL import Image
 
 import vlm as vlm_module
 from generate import generate
-from grpo import Rollout, policy_loss, token_logps
+from grpo import LossSettings, Rollout, policy_loss, token_logps
 from prompts import PROMPTS
 from vlm import FAMILIES, SHORT_NAMES, VLM, find_checkpoint, next_position
 
@@ -260,9 +260,10 @@ def gradient(model):
     _, _, loss = token_logps(
         model,
         rows,
-        objective=lambda logp, at: policy_loss(
-            logp, logp.detach(), None, advantages[at], torch.ones_like(logp), denominator=count
-        )[0],
+        objective=lambda logp, at: (
+            policy_loss(logp, logp.detach(), logp.detach(), advantages[at], LossSettings())[0]
+            / count
+        ),
     )
     return apart(
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]),

@@ -14,7 +14,8 @@ import numpy as np
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
-from support.parallel import gather, share
+from support.parallel import gather
+from support.parallel import rank_slice as share
 from tiny.truth import truth
 
 

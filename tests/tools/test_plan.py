@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 import generate
-import grpo
 import mmzero
 import rewards
 from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from prompts import TOPICS, fill
+from support import parallel
 from support.lora import add_lora, twin
 from support.settings import PAPER, PRESETS
 from tools import plan as plan_module
@@ -119,7 +119,7 @@ def test_the_formula_is_what_a_training_step_allocates(
         policy.model.train()
     real, hidden, passes = torch.autocast, VLM.hidden, []
     monkeypatch.setattr(
-        grpo,
+        parallel,
         "torch",
         SimpleNamespace(**vars(torch) | {"autocast": lambda *a, enabled, **k: real(*a, **k)}),
     )
@@ -150,7 +150,7 @@ def test_the_formula_is_what_a_training_step_allocates(
     optimizer = make_optimizer(policy)
     with Allocated(policy, actor) as allocated:
         for _ in range(2):  # the moments are there from the second on
-            train_step(policy, actor, rollouts, optimizer, token_budget=budget)
+            train_step(policy, actor, rollouts, optimizer, len(rollouts), 1.0, budget, 1.0)
     m = memory(
         measure(policy.config),
         lora=lora,
