@@ -196,7 +196,7 @@ class Engine:
             if batch and (len(batch) + 1) * longest > budget:
                 break
             batch.append(self.queue.pop(0))
-        inputs = self.vlm.collate([prompt for prompt, _ in batch], side="right")
+        inputs = self.vlm.collate([prompt for prompt, _ in batch])
         # Behind each prompt there is padding, which no token sees under a causal mask.
         del inputs["attention_mask"]
         cache = transformers.DynamicCache()

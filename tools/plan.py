@@ -44,7 +44,7 @@ import transformers
 from support.fused_loss import tokens_at_once, words_at_once
 from prompts import PROMPTS
 from support.settings import PRESETS, Settings, check
-from vlm import FAMILIES, TINY, check_family, find_checkpoint
+from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
 
 # Public facts of the checkpoints, so that a plan needs no network. Language: D, L, heads, key/value heads, inside the MLP, V, head
 # tied to the embedding; vision: width, layers, inside the MLP (of MiMo-VL from memory: 0.1 % of its weights hang on it).

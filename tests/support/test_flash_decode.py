@@ -14,7 +14,8 @@ import generate as engine
 from generate import Engine, generate
 from support import flash
 from support.flash import Cache, CapturedSteps, bucket
-from vlm import FAMILIES, VLM
+from support.checkpoint import FAMILIES
+from vlm import VLM
 
 
 @pytest.fixture(scope="module")

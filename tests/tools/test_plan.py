@@ -27,7 +27,8 @@ from support.lora import add_lora, twin
 from support.settings import PAPER, PRESETS
 from tools import plan as plan_module
 from tools.plan import CARDS, SHAPES, fitting, measure, memory, needs, plan, read_config, work
-from vlm import FAMILIES, VLM, smart_resize
+from support.checkpoint import FAMILIES
+from vlm import VLM, smart_resize
 
 README = (Path(plan_module.__file__).parent.parent / "README.md").read_text()
 # The number of weights in the published checkpoints' files.
