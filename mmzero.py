@@ -110,25 +110,25 @@ class Roles:
         if settings.language != "svg" and self.renderer.refusal:
             raise RuntimeError(self.renderer.refusal)
 
-    # ---- what each role is asked
+    # ---- what each role is asked, and what it says
 
     def proposer_prompt(self, topic: str):
-        return self.actor.encode(fill(self.prompts["proposer"], topic=topic))
+        return self.actor.encode(self.prompts["proposer"].replace("{topic}", topic))
 
     def coder_prompt(self, proposal: rewards.Proposal, language: str):
         template = self.prompts["coder"][language]
         return self.actor.encode(fill(template, **dataclasses.asdict(proposal)))
 
     def solver_prompt(self, image, question: str):
-        return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
+        text = self.prompts["solver"].replace("{question}", question)
+        return self.actor.encode(text, [image])
 
-    # ---- a role speaks
-
-    def speak(self, role: str, weights: dict, prompts: list, n: int, seed: int, **sampling) -> list:
-        """n completions of each prompt, by a role with these weights: [prompts][n].
-
-        Under torchrun each rank samples its slice of the prompts, and all get all completions.
-        """
+    def speak(self, role: str, prompts: list, n: int, seed: int, trained=False, **more) -> list:
+        """n completions of each prompt, [prompts][n]: by the frozen role, or by the one in training
+        as the policy has it now. Each rank samples its slice of the prompts, all get all."""
+        weights, sampling = self.weights[role], FROZEN[role] | more
+        if trained:
+            weights, sampling = self.policy.weights(), TRAINED[role]
         self.actor.load_state(weights)
         completions = generate(
             self.actor,
@@ -143,15 +143,6 @@ class Roles:
         )
         return parallel.gather(completions)
 
-    def frozen(self, role: str, prompts: list, n: int, seed: int, **more) -> list:
-        """The role as the phase found it, or left it."""
-        return self.speak(role, self.weights[role], prompts, n, seed, **FROZEN[role] | more)
-
-    def rollouts(self, role: str, prompts: list, seed: int) -> list:
-        """The role in training, as the policy has it now: [P][G]."""
-        n = getattr(self.settings, f"{role}_rollouts")
-        return self.speak(role, self.policy.weights(), prompts, n, seed, **TRAINED[role])
-
     # ---- propose -> keep the valid -> draw -> judge
 
     def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
@@ -160,7 +151,7 @@ class Roles:
         topics = [TOPICS[place % len(TOPICS)] for place in places]
         prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
         asked = [prompts[topic] for topic in topics]
-        replies = [reply.text for reply in flat(self.frozen("proposer", asked, 1, seed))]
+        replies = [reply.text for reply in flat(self.speak("proposer", asked, 1, seed))]
         proposals = [rewards.parse_proposal(reply) for reply in replies]
         drafts = self.draw(proposals, codes, subseed(seed, "codes"))
         if answers:
@@ -172,7 +163,7 @@ class Roles:
         valid = [proposal for proposal in proposals if proposal is not None]
         asked = list(zip(valid, itertools.cycle(LANGUAGES[self.settings.language])))
         prompts = [self.coder_prompt(proposal, language) for proposal, language in asked]
-        drawn = iter(self.render(asked, self.frozen("coder", prompts, n, seed, **sampling)))
+        drawn = iter(self.render(asked, self.speak("coder", prompts, n, seed, **sampling)))
         return [[] if proposal is None else next(drawn) for proposal in proposals]
 
     def render(self, asked: list, replies: list) -> list[list[Draft]]:
@@ -199,7 +190,7 @@ class Roles:
         own = dict.fromkeys(draft for draft, _ in parallel.rank_slice(asked))
         cut = {draft: self.actor.cut(draft.image) for draft in own}
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
-        replies = self.frozen("solver", prompts, n, seed)
+        replies = self.speak("solver", prompts, n, seed)
         answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
         for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
             draft.easy_answers, draft.hard_answers = easy, hard
@@ -243,7 +234,7 @@ def train_proposer(roles: Roles, phase: Phase):
         places = range((step - 1) * count, step * count)
         topics = [TOPICS[place % len(TOPICS)] for place in places]
         prompts = [roles.proposer_prompt(topic) for topic in topics]
-        replies = roles.rollouts("proposer", prompts, phase.seed(step, "rollouts"))
+        replies = roles.speak("proposer", prompts, size, phase.seed(step), trained=True)
         proposals = [rewards.parse_proposal(reply.text) for reply in flat(replies)]
 
         # Reward: N codes for each valid proposal, K answers to each question about each picture.
@@ -289,7 +280,8 @@ def train_coder(roles: Roles, phase: Phase):
     for step, batch in phase.batches(data, settings.coder_prompts, settings.coder_steps):
         # Sample: G codes of the policy for each proposal.
         prompts = [roles.coder_prompt(proposal, language) for proposal, language in batch]
-        replies = roles.rollouts("coder", prompts, phase.seed(step, "rollouts"))
+        count = settings.coder_rollouts
+        replies = roles.speak("coder", prompts, count, phase.seed(step), trained=True)
 
         # Reward: is there a picture, and what does the frozen Solver make of it?
         drafts = roles.render(batch, replies)
@@ -329,7 +321,8 @@ def train_solver(roles: Roles, phase: Phase):
     for step, batch in phase.batches(data, settings.solver_prompts, settings.solver_steps):
         # Sample: G answers of the policy to each hard question.
         prompts = [roles.solver_prompt(image, row["hard_question"]) for row, image in batch]
-        replies = roles.rollouts("solver", prompts, phase.seed(step, "rollouts"))
+        count = settings.solver_rollouts
+        replies = roles.speak("solver", prompts, count, phase.seed(step), trained=True)
 
         # Reward: compare with the label.
         terms = []

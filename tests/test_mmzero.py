@@ -385,14 +385,18 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
     seen = []
     speak = mmzero.Roles.speak
 
-    def spy(self, role, weights, *rest, **sampling):
-        speaker = role if self.weights[role] is weights else "policy"
+    def spy(self, role, *rest, trained=False, **sampling):
+        speaker = "policy" if trained else role
         changed = set()
         for name, state in self.weights.items():
             if any(not torch.equal(a, b) for a, b in zip(state.values(), base.values())):
                 changed.add(name)
         seen.append((speaker, role, frozenset(changed)))
-        return speak(self, role, weights, *rest, **sampling)
+        replies = speak(self, role, *rest, trained=trained, **sampling)
+        # The actor really spoke with these weights.
+        weights = self.policy.weights() if trained else self.weights[role]
+        assert all(torch.equal(w, weights[name]) for name, w in self.actor.weights().items())
+        return replies
 
     base = VLM.load("tiny", device="cpu", dtype="float32").state()
     monkeypatch.setattr(mmzero.Roles, "speak", spy)
