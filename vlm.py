@@ -144,9 +144,10 @@ class VLM:
         self.prompts = PROMPTS
         if (folder / "prompts.json").exists():
             self.prompts = json.loads((folder / "prompts.json").read_text())
-
         self.eos_ids = checkpoint.end_tokens(model, tokenizer)
-        self.pad_id = self.eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad_id = tokenizer.pad_token_id
+        if self.pad_id is None:
+            self.pad_id = self.eos_ids[0]
         self.side_files = checkpoint.read_side_files(folder)
         settings = checkpoint.picture_settings(folder, self.side_files)
         self.min_pixels, self.max_pixels = settings["min_pixels"], settings["max_pixels"]
@@ -174,8 +175,8 @@ class VLM:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins.
 
         `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an
-        order. A picture is a PIL image, or what `cut` made of one, which saves cutting it again for
-        another question. Nothing in a text is ever read as a special token (support/chat.py).
+        order. A picture is a PIL image, or what `cut` made of one. Nothing in a text is ever read
+        as a special token (support/chat.py).
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
         parts = [part if isinstance(part, str | Picture) else self.cut(part) for part in parts]
@@ -217,14 +218,13 @@ class VLM:
         """Patches uint8 -> [patches, channels * temporal_patch * patch * patch] float32. A still
         picture is a film of equal frames: as many as a temporal patch takes."""
         mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        pixels = pixels.view(len(pixels), 3, 1, -1).float().div_(255).sub_(mean).div_(std)
+        pixels = pixels.view(len(pixels), 3, 1, -1).float()
+        pixels.div_(255).sub_(mean).div_(std)
         return pixels.expand(-1, -1, self.temporal_patch, -1).flatten(1)
 
     def picture_inputs(self, prompts) -> dict[str, Tensor]:
-        """pixel_values and image_grid_thw of the prompts' pictures; {} where there are none.
-
-        A picture that several share is in them once; "pictures" then says which stands where.
-        """
+        """pixel_values and image_grid_thw of the prompts' pictures; {} where there are none. Those
+        that several share are in them once, and "pictures" says which stands at each place."""
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if not pictures:
             return {}
@@ -234,7 +234,8 @@ class VLM:
         inputs = {"pixel_values": self.normalise(pixels), "image_grid_thw": torch.tensor(grids)}
         if len(distinct) < len(pictures):
             number = {picture: i for i, picture in enumerate(distinct)}
-            inputs["pictures"] = torch.tensor([number[picture] for picture in pictures])
+            order = [number[picture] for picture in pictures]
+            inputs["pictures"] = torch.tensor(order)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def collate(self, prompts) -> dict[str, Tensor]:
@@ -253,8 +254,7 @@ class VLM:
         """[B, L, D] hidden states after the final norm. `past`: a cache of transformers to fill.
 
         It is transformers' forward, written out. The vision tower runs once for each distinct
-        picture, and positions come with the batch, for the library derives them from the last call.
-        """
+        picture. Positions come with the batch; the library may derive them from an older call."""
         ids, network = batch["input_ids"], self.model.model
         x = network.get_input_embeddings()(ids)  # [B, L, D]
         deepstack = {}
@@ -294,7 +294,8 @@ class VLM:
         """Inside, the language model attends by `kind`, a name of transformers; then as before.
         With checkpointing the backward pass computes layers again, and belongs inside."""
         config = self.model.model.language_model.config
-        before, config._attn_implementation = config._attn_implementation, kind
+        before = config._attn_implementation
+        config._attn_implementation = kind
         try:
             yield
         finally:
@@ -308,9 +309,10 @@ class VLM:
     def state(self) -> dict[str, Tensor]:
         """A copy of `weights` in host memory; of sharded weights, this rank's shards."""
         copies = {name: w.detach().to("cpu", copy=True) for name, w in self.weights().items()}
-        # From pinned memory a role comes back at the speed of the bus.
-        pin = self.device.type == "cuda" and parallel.world() == 1
-        return {name: copy.pin_memory() if pin else copy for name, copy in copies.items()}
+        if self.device.type == "cuda" and parallel.world() == 1:
+            # From there a role comes back at the speed of the bus.
+            copies = {name: copy.pin_memory() for name, copy in copies.items()}
+        return copies
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights into the network, in place: an optimiser that holds them stays valid."""
@@ -325,8 +327,7 @@ class VLM:
         """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
 
         Weights keep their dtype; with LoRA they are merged, and the adapters lie beside them. What
-        was there is replaced. All ranks call it, rank 0 writes.
-        """
+        was there is replaced. All ranks call it, rank 0 writes."""
         if self.lora:
             weights = merged_state(self.model)
         else:
