@@ -23,6 +23,7 @@ import rewards
 from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from prompts import TOPICS, fill
+from support import flash
 from support.checkpoint import FAMILIES
 from support.lora import add_lora, twin
 from support.settings import PAPER, PRESETS
@@ -222,7 +223,7 @@ def test_a_slot_is_what_the_engine_reserves(tmp_path, monkeypatch):
     slot = memory(measure(model.config), length=length)["slot"]
     assert slot == 3 * 2 * 2 * 16 * length * 2 + 24 * len(model.lm_head)
     for free, slots in ((5.01, 5), (4.99, 4)):
-        monkeypatch.setattr(generate, "free_bytes", lambda device: int(free * slot / 0.9))  # noqa: B023
+        monkeypatch.setattr(flash, "free_bytes", lambda device: int(free * slot / 0.9))  # noqa: B023
         assert slots_that_fit(model, 99, length) == slots
 
 
