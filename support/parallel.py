@@ -117,9 +117,9 @@ def bundle_length(bundle) -> int:
 
 
 def micro_batches(rollouts, token_budget) -> list:
-    """Lists of bundles, short ones first, of at most `token_budget` tokens: a prompt counts once for
-    its bundle. A group that does not fit goes on, prompt and all, in the next list. A rollout longer
-    than the budget stands alone."""
+    """Lists of bundles, short ones first, of at most `token_budget` tokens: a prompt counts once
+    for its bundle. A group that does not fit goes on, prompt and all, in the next list. A rollout
+    longer than the budget stands alone."""
     groups = {}
     for rollout in rollouts:
         groups.setdefault(id(rollout.prompt), []).append(rollout)
