@@ -47,6 +47,7 @@ from generate_bench import random_vlm
 from generate import generate
 from grpo import LossSettings, Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS, fill
+from support import machine
 from vlm import VLM
 
 CUDA = torch.cuda.is_available()
@@ -108,9 +109,8 @@ def reward(text: str) -> float:
 
 def ours(name, folder):
     """-> a function that makes one step, as mmzero.py does."""
-    # For what it asks of the memory allocator.
-    import mmzero  # noqa: F401
-
+    # As mmzero.main does.
+    machine.keep_freed_memory()
     prompts, n, tokens, checkpointing, _ = WORK[name]
     actor, policy = VLM.load(folder), VLM.load(folder, dtype="float32")
     if checkpointing:
@@ -293,8 +293,8 @@ def main():
         if importlib.util.find_spec(name) is None:
             needed = "pip install trl==1.16.0 accelerate datasets"
             sys.exit(f"step_bench.py: {name} is missing; {needed}")
-    machine = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, TRL {importlib.metadata.version('trl')}, {machine}")
+    device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, TRL {importlib.metadata.version('trl')}, {device}")
     for name in args.only:
         with tempfile.TemporaryDirectory() as scratch:
             folder = checkpoint(name, Path(scratch))

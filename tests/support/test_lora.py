@@ -1,6 +1,7 @@
 """LoRA against the plain network, and against its own merged weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import mmzero
 from generate import generate
 from grpo import Rollout, make_optimizer, token_logps
 from support.lora import LoRALinear, add_lora, merged_state, twin
+from support.run_folder import Phase, Run
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -131,10 +133,10 @@ def test_twins_share_the_base_and_not_the_adapters(folder):
 
 
 def test_two_steps_with_adapters(tmp_path, capsys):
-    from test_mmzero import LITTLE
+    from test_mmzero import LITTLE, evolve
 
-    settings = mmzero.replace(LITTLE, lora=4, out=str(tmp_path / "run"))
-    run = mmzero.self_evolve(settings)
+    settings = replace(LITTLE, lora=4, out=str(tmp_path / "run"))
+    run = evolve(settings)
     base = VLM.load("tiny", device="cpu", dtype="float32").state()
     lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in lines if line["kind"] == "step"]
@@ -161,22 +163,26 @@ def test_the_reference_is_the_adapters_of_the_phases_start(tmp_path):
     above 0 later."""
     from test_mmzero import LITTLE
 
-    settings = mmzero.replace(LITTLE, lora=4, lr=1e-2, out=str(tmp_path / "run"))
+    settings = replace(LITTLE, lora=4, lr=1e-2, proposer_update=1, out=str(tmp_path / "run"))
     roles = mmzero.Roles(settings, {role: "tiny" for role in mmzero.ROLES})
     roles.renderer.close()
     start = {
         name: weight + 0.05 * torch.randn(weight.shape)
         for name, weight in roles.weights["proposer"].items()
     }
-    roles.weights["proposer"] = start  # as after an iteration before
-    phase, kls = mmzero.Phase(roles, mmzero.Run(settings), 1, "proposer", 2), []
+    # As after an iteration before.
+    roles.weights["proposer"] = start
+    roles.policy.load_state(start)
+    optimizer = make_optimizer(roles.policy, lr=settings.lr, weight_decay=settings.weight_decay)
+    phase, kls = Phase(Run(settings), 1, "proposer", roles.policy, optimizer), []
     prompts = [roles.proposer_prompt("spatial and geometric reasoning")]
+    terms = [[{"reward": reward} for reward in (1.0, 0.0, 1.0, 0.0)]]
     for step in (1, 2):
-        replies = phase.sample(prompts, 4, step, 1.0, 1.0, 16)
-        statistics = phase.learn(prompts, replies, [[1.0, 0.0, 1.0, 0.0]], 1, temperature=1.0)
+        replies = roles.speak("proposer", prompts, 4, phase.seed(step), trained=True)
+        statistics = roles.learn(phase, prompts, replies, terms)
         assert statistics["updates"] == 1 and statistics["logp_gap"] < 1e-3
         kls.append(statistics["kl"])
-        assert phase.reference is start
+        assert roles.weights["proposer"] is start
         assert all(torch.equal(w, start[n]) for n, w in roles.actor.state().items())
     assert kls[0] == pytest.approx(0, abs=1e-6) and kls[1] > 1e-4
     assert any(not torch.equal(w, start[n]) for n, w in roles.policy.state().items())

@@ -261,12 +261,12 @@ def test_the_whole_loop_on_two_ranks(tmp_path):
     killer = tmp_path / "killed.py"
     killer.write_text(
         "import mmzero, os, signal, sys\nfrom support import parallel\n"
-        "propose = mmzero.Roles.propose\n"
-        "def deadly(self, weights, places, *more, **options):\n"
+        "imagine = mmzero.Roles.imagine\n"
+        "def deadly(self, places, *more, **options):\n"
         "    if places == range(6, 12) and parallel.rank() == 0:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return propose(self, weights, places, *more, **options)\n"
-        "mmzero.Roles.propose = deadly\n"
+        "    return imagine(self, places, *more, **options)\n"
+        "mmzero.Roles.imagine = deadly\n"
         "mmzero.main(sys.argv[1:])\n"
     )
     command = (*SMALL, "--part-proposals", "6", "--out", tmp_path / "run")
