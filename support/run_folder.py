@@ -64,6 +64,17 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def read_jsonl(path: Path) -> list:
+    """Lines of JSON. A last line without its newline is still being written: it is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError:
+        raise ValueError(f"{path} has a line that is not JSON") from None
+
+
 def bar(items, title: str, unit: str):
     """The items, with a bar on the terminal while one goes through them."""
     return tqdm(items, title, ncols=100, unit=unit, leave=False, disable=parallel.rank() > 0)
