@@ -49,10 +49,11 @@ def read_run(folder):
         why = f"{folder} is not a run folder (no config.json): give the --out of a run"
         raise FileNotFoundError(why)
     kinds = {"step": [], "data": [], "eval": [], "audit": []}
-    last = Counter()  # of a phase, the number of its last step
     for r in read_jsonl(folder / "metrics.jsonl"):
         kinds[r["kind"]].append(r | {"x": r["iteration"]})
-        last[r.get("phase")] = max(last[r.get("phase")], r.get("step", 1))
+    last = Counter()  # of a phase, the number of its last step
+    for r in kinds["step"]:
+        last[r["phase"]] = max(last[r["phase"]], r["step"])
     for r in kinds["step"]:
         r["x"] += r["step"] / last[r["phase"]] - 1
     return json.loads((folder / "config.json").read_text(encoding="utf-8")), kinds
@@ -74,10 +75,10 @@ TEXT = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
 # {"c0": "#0072b2", ...}, on light ground
 COLOURS = dict(re.findall(r"--(\w+): (#\w+)", TEXT.split("@media")[0]))
 JINJA = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-JINJA.globals.update(change=change, tally=tally, answers_match=answers_match)
+JINJA.globals.update(cells=cells, change=change, tally=tally, answers_match=answers_match)
 JINJA.globals.update(roles=ROLES, colours=COLOURS)
 PAGE = JINJA.from_string(TEXT).module  # with the macros as functions
-LOOK = dict(line.split(": ") for line in PAGE.look.split("\n") if line)  # of matplotlib
+LOOK = dict(re.findall("(.+): (.+)", PAGE.look))  # of matplotlib
 
 
 # --------------------------------------------------------------------------------------- curves
@@ -106,9 +107,8 @@ def lines(records, key, colour, scale=1):
         return found
     points = []
     for r in records:
-        band = [r[end] for end in (f"{key}_low", f"{key}_high") if end in r]
-        ys = [r.get(key), *band]
-        if all(map(finite, ys)):
+        ys = [r[name] for name in (key, f"{key}_low", f"{key}_high") if name in r]
+        if key in r and all(map(finite, ys)):
             points.append((r["x"], *(scale * y for y in ys)))
     return [(key.replace("_", " "), colour, points)] if points else []
 
@@ -143,11 +143,11 @@ def panel(heading, note, kinds):
 
 def panels(kinds):
     """All panels in three lists: what the roles make together, their labels, their training."""
-    kinds = kinds | {role: [r for r in kinds["step"] if r["phase"] == role] for role in ROLES}
+    own = {role: [r for r in kinds["step"] if r["phase"] == role] for role in ROLES}
     sections = []
-    for section in str(PAGE.panels).strip().split("\n\n"):
-        rows = section.split("\n")
-        sections.append([panel(*pair, kinds) for pair in zip(rows[::2], rows[1::2])])
+    for section in str(PAGE.panels).split("\n\n"):
+        pairs = re.findall("(.+)\n(.+)", section)
+        sections.append([panel(heading, note, kinds | own) for heading, note in pairs])
     return sections
 
 
@@ -219,10 +219,12 @@ def figure(panel):
 def figure_png(panels, path):
     """The main curves as one figure for a paper; the ending of `path` is the format."""
     drawing = Figure(figsize=(9, 5.4), layout="constrained")
-    for place, panel in enumerate((panel for panel in panels if panel.series), 1):
+    shown = [panel for panel in panels if panel.series]
+    for place, panel in enumerate(shown, 1):
         axes = drawing.add_subplot(2, 3, place)
         draw(axes, panel)
-        axes.set_title(f"{panel.title} ({panel.label})", loc="left", color=COLOURS["ink"])
+        title = f"{panel.title} ({panel.label})"
+        axes.set_title(title, loc="left", color=COLOURS["ink"])
         axes.legend(fontsize="small", labelspacing=0.2)
     drawing.savefig(path, dpi=200)
 
@@ -235,10 +237,11 @@ def picture(path, caption):
     with Image.open(path) as file:
         image = file.convert("RGB")
     image.thumbnail((320, 320))
-    kind, file = "png" if max(image.size) <= 128 else "jpeg", io.BytesIO()
+    size, file = max(image.size), io.BytesIO()
+    kind = "png" if size <= 128 else "jpeg"
     image.save(file, kind)
     data = base64.b64encode(file.getvalue()).decode()
-    zoom = max(1, min(3, 200 // max(image.size)))  # small ones are shown larger
+    zoom = max(1, min(3, 200 // size))  # small ones are shown larger
     return PAGE.picture(kind, data, caption, zoom * image.width, zoom * image.height)
 
 
@@ -270,15 +273,21 @@ def headline(evals):
     if not evals:
         return "Nothing is measured yet", ""
     first, last = evals[0], evals[-1]
-    before, after = (f"{100 * r['sampled']:.1f} %" for r in (first, last))
+    before, after = f"{100 * first['sampled']:.1f} %", f"{100 * last['sampled']:.1f} %"
     if first is last:
         return f"The base answers {before} of held-out questions; no iteration is finished yet", ""
-    verb = "rose" if last["sampled"] > first["sampled"] else "fell"
-    change = f"stayed at {before}" if before == after else f"{verb} from {before} to {after}"
+    change = f"fell from {before} to {after}"
+    if last["sampled"] > first["sampled"]:
+        change = f"rose from {before} to {after}"
+    if before == after:
+        change = f"stayed at {before}"
     count = last["iteration"] - first["iteration"]
-    title = f"Held-out accuracy {change} in {count} iteration{'s' if count > 1 else ''}"
-    ends = [f"{100 * r[end]:.1f}" for r in (first, last) for end in ("sampled_low", "sampled_high")]
-    return title, "95 % intervals: {}–{} % before, {}–{} % after.".format(*ends)
+    iterations = f"{count} iterations" if count > 1 else "1 iteration"
+    intervals = []
+    for r in (first, last):
+        intervals.append(f"{100 * r['sampled_low']:.1f}–{100 * r['sampled_high']:.1f} %")
+    lede = "95 % intervals: {} before, {} after.".format(*intervals)
+    return f"Held-out accuracy {change} in {iterations}", lede
 
 
 def report(folder, png=None):
@@ -287,22 +296,12 @@ def report(folder, png=None):
     config, kinds = read_run(folder)
     sections = panels(kinds)
     title, lede = headline(kinds["eval"])
-    under_way = kinds["step"][-1]["iteration"] if kinds["step"] else 0
-    if under_way > max((r["iteration"] for r in kinds["eval"]), default=0):
-        lede = f"{lede} Iteration {under_way} is not finished."
-    header, rows = cells(kinds["eval"])
-    seconds = [r.get("seconds") for records in kinds.values() for r in records]
-    page = PAGE.page(
-        config,
-        kinds,
-        title.replace(" %", "\xa0%"),
-        lede.replace(" %", "\xa0%").replace("–", "–\u2060"),  # no line breaks here
-        f"{sum(filter(finite, seconds)) / 60:.1f}",
-        header,
-        rows,
-        [[figure(panel) for panel in section if panel.series] for section in sections],
-        gallery(folder),
-    )
+    steps = kinds["step"]
+    if steps and steps[-1]["iteration"] >= len(kinds["eval"]):
+        lede += f" Iteration {steps[-1]['iteration']} is not finished."
+    seconds = sum(r.get("seconds", 0) for records in kinds.values() for r in records)
+    figures = [[figure(panel) for panel in section if panel.series] for section in sections]
+    page = PAGE.page(config, kinds, title, lede, seconds, figures, gallery(folder))
     partial = folder / "report.html.tmp"
     # Models write half surrogate pairs, which UTF-8 cannot.
     partial.write_bytes(page.encode("utf-8", "replace"))
