@@ -114,8 +114,7 @@ class Run:
                 self.state = read_state(self._state_file(*progress["place"])) or {}
                 self.place = tuple(progress["place"]) if self.state else None
             print(f"going on with {self.folder}, after {self.done}, {self.place or ''}")
-        lines = [json.dumps(line) + "\n" for line in self._lines() if self._counts(line)]
-        self.write("metrics.jsonl", "".join(lines))
+        self.write_rows("metrics.jsonl", filter(self._counts, self.metrics()))
         # All have read how far the run is, before one goes on.
         parallel.gather([None])
 
@@ -174,19 +173,16 @@ class Run:
             new.write_text(text, encoding="utf-8")
             os.replace(new, path)
 
+    def write_rows(self, name: str, rows):
+        self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
     def log(self, **record):
         if parallel.rank() == 0:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-
-    def _lines(self):
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                # The last line of a run that was killed while it wrote.
-                return
 
     def _counts(self, line: dict) -> bool:
         """Is this line of metrics.jsonl about what is done? Else it will be written again."""
@@ -198,20 +194,20 @@ class Run:
         return self.is_done(iteration, "eval" if line["kind"] == "audit" else stage)
 
     def evaluations(self) -> list[dict]:
-        return [line for line in self._lines() if line["kind"] == "eval"]
+        return [line for line in self.metrics() if line["kind"] == "eval"]
 
     def save_rows(self, iteration: int, name: str, rows: list[tuple[dict, Image.Image | None]]):
         """iterK/NAME.jsonl, and the pictures of its rows."""
         if parallel.rank() == 0:
-            pictures, lines = f"iter{iteration}/pictures", []
-            (self.folder / pictures).mkdir(parents=True, exist_ok=True)
+            (self.folder / f"iter{iteration}/pictures").mkdir(parents=True, exist_ok=True)
+            lines = []
             for number, (row, image) in enumerate(rows, 1):
                 file = None
                 if image is not None:
-                    file = f"{pictures}/{name}_{number:04}.png"
+                    file = f"iter{iteration}/pictures/{name}_{number:04}.png"
                     image.save(self.folder / file)
-                lines.append(json.dumps(row | {"picture": file}) + "\n")
-            self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
+                lines.append(row | {"picture": file})
+            self.write_rows(f"iter{iteration}/{name}.jsonl", lines)
 
     def load_rows(self, iteration: int, name: str) -> list[tuple[dict, Image.Image | None]] | None:
         """What save_rows wrote, if an earlier start came so far: all ranks have it, or none."""
@@ -219,8 +215,7 @@ class Run:
         if not all(parallel.gather([path.exists()])):
             return None
         rows = []
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_jsonl(path):
             image = Image.open(self.folder / row["picture"]).copy() if row["picture"] else None
             rows.append((row, image))
         return rows
@@ -306,14 +301,13 @@ class Phase:
         again, each time in a new order. Without items there is no step."""
         if not items:
             return
-        generator, queue, batches = random.Random(self.seed("order")), [], []
+        rng, batches, waiting = random.Random(self.seed("order")), [], []
+        size = min(size, len(items))
         for _ in range(steps):
-            batch = []
-            while len(batch) < min(size, len(items)):
-                if not queue:
-                    queue = generator.sample(items, len(items))
-                batch.append(queue.pop())
-            batches.append(batch)
+            while len(waiting) < size:
+                waiting += reversed(rng.sample(items, len(items)))
+            batches.append(waiting[:size])
+            del waiting[:size]
         for step in self.steps(steps):
             yield step, batches[step - 1]
 
@@ -374,8 +368,9 @@ def training_state(policy, optimizer) -> dict:
 
     weights, moments = policy.weights(), {}
     for name, weight in weights.items():
-        if weight in optimizer.state:
-            moments[name] = {key: keep(value) for key, value in optimizer.state[weight].items()}
+        # Nothing for a weight that has never had a gradient.
+        own = optimizer.state.get(weight, {})
+        moments[name] = {key: keep(value) for key, value in own.items()}
     return {"weights": {name: keep(w) for name, w in weights.items()}, "moments": moments}
 
 
@@ -384,12 +379,13 @@ def restore(policy, optimizer, state: dict):
     """What `training_state` gave goes back to its place."""
     for name, weight in policy.weights().items():
         parallel.local(weight).copy_(state["weights"][name])
-        for key, value in state["moments"].get(name, {}).items():
+        for key, value in state["moments"][name].items():
             # The step count is a number, the moments have the weight's shape.
-            like = torch.zeros_like(weight)
-            moment = like if value.dim() else torch.zeros((), device=weight.device)
-            parallel.local(moment).copy_(value)
-            optimizer.state[weight][key] = moment
+            zeros = (
+                torch.zeros_like(weight) if value.dim() else torch.zeros((), device=weight.device)
+            )
+            parallel.local(zeros).copy_(value)
+            optimizer.state[weight][key] = zeros
 
 
 def write_state(path: Path, state: dict):
