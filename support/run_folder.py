@@ -42,6 +42,9 @@ FIGURES = {
     "coder": "reward rendered | rendered | solvability difficulty",
     "solver": "reward accuracy format | reward |",
 }
+# What it calls them.
+SHORT_NAMES = {"valid": "valid", "render": "rendered", "s": "solvability", "d": "difficulty"}
+SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
 
 def subseed(*words) -> int:
@@ -105,14 +108,15 @@ class Run:
         # (iteration, stage) that is done: (0, "") nothing yet, (0, "eval") the base is measured.
         self.done = (0, "")
         # (iteration, role, step) of the state inside the next stage, and the state.
-        self.place, self.state = None, {}
+        self.place, self.state = None, None
         file = self.folder / "resume/progress.json"
         if file.exists():
             progress = json.loads(file.read_text())
             self.done = tuple(progress["done"])
             if progress["place"]:
-                self.state = read_state(self._state_file(*progress["place"])) or {}
-                self.place = tuple(progress["place"]) if self.state else None
+                self.state = read_state(self._state_file(*progress["place"]))
+            if self.state:
+                self.place = tuple(progress["place"])
             print(f"going on with {self.folder}, after {self.done}, {self.place or ''}")
         self.write_rows("metrics.jsonl", filter(self._counts, self.metrics()))
         # All have read how far the run is, before one goes on.
@@ -124,8 +128,6 @@ class Run:
             what = ", ".join(f"{n} {old.get(n)!r} there, {new[n]!r} now" for n in changed[:4])
             what = f"{self.folder} holds a run of another configuration ({what})"
             raise ValueError(f"{what}: give its flags, or another --out")
-
-    # ---- what is done
 
     def is_done(self, iteration: int, stage: str) -> bool:
         order = ("", *ROLES, "eval")
@@ -148,21 +150,31 @@ class Run:
 
     def newest(self, role: str) -> str | None:
         """The folder of the role's newest checkpoint; None: it has not been trained yet."""
-        folder = None
-        for iteration in range(1, self.done[0] + 1):
-            if self.is_done(iteration, role):
-                folder = str(self.folder / f"iter{iteration}" / role)
-        return folder
+        iteration = self.done[0]
+        if not self.is_done(iteration, role):
+            iteration -= 1
+        return str(self.folder / f"iter{iteration}" / role) if iteration > 0 else None
 
     def _state_file(self, iteration, role, step) -> Path:
         ranks = f"{parallel.rank()}of{parallel.world()}"
         return self.folder / f"resume/{iteration}-{role}-{step}.{ranks}.pt"
 
     def save_state(self, iteration: int, role: str, step: int, state: dict):
-        write_state(self._state_file(iteration, role, step), state)
-        self.finish(*self.done, (iteration, role, step))  # only now it counts
-
-    # ---- files
+        """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
+        path = self._state_file(iteration, role, step)
+        new = path.with_suffix(".new")
+        try:
+            torch.save(state, new)
+            os.replace(new, path)
+        except (OSError, RuntimeError) as error:
+            # torch's writer has no better class for a full disk.
+            new.unlink(missing_ok=True)
+            what = f"{path} could not be written ({str(error).splitlines()[0]})"
+            advice = "make room there, and the same command goes on from the state before"
+            raise RuntimeError(f"{what}: {advice}") from error
+        # Only now, when all ranks have theirs, it counts.
+        parallel.gather([None])
+        self.finish(*self.done, (iteration, role, step))
 
     def write(self, name: str, text: str):
         """To a temporary name first: whoever reads sees the old file or the new one, all of it."""
@@ -237,15 +249,13 @@ class Phase:
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
             restore(policy, optimizer, run.state)
-            run.state = {}  # large, and used
+            run.state = None  # large, and used
 
     def seed(self, *words) -> int:
         return subseed(self.run.settings.seed, self.iteration, self.role, *words)
 
     def log(self, kind: str, **record):
         self.run.log(kind=kind, iteration=self.iteration, phase=self.role, **record)
-
-    # ---- data of the phase
 
     def parts(self, count: int):
         """Places 0 .. count-1 in parts: (places, rows that an earlier start saved, or None) each.
@@ -274,20 +284,16 @@ class Phase:
         if self.role == "solver":
             funnel["evaluated"] = len(judged)
         funnel["kept"] = kept
-        self.log(
-            "data",
-            seconds=time.perf_counter() - self.started,
-            **funnel,
-            hard_consistency=[row["consistency"] for row in judged],
-            easy_consistency=[row["easy_consistency"] for row in judged],
-            agreement_with_easy_answer=mean(row["solvability"] for row in judged),
-        )
+        of_judged = {
+            "hard_consistency": [row["consistency"] for row in judged],
+            "easy_consistency": [row["easy_consistency"] for row in judged],
+            "agreement_with_easy_answer": mean(row["solvability"] for row in judged),
+        }
+        self.log("data", seconds=time.perf_counter() - self.started, **funnel, **of_judged)
         counts = " > ".join(f"{number} {name}" for name, number in funnel.items())
         print(f"{self.title} data".ljust(20) + counts)
         if not kept:
             print(f"{self.title}: nothing passed the filter; the {self.role} stays as it is")
-
-    # ---- steps
 
     def steps(self, count: int):
         """Numbers of the steps that are still to be made; 1 is the first."""
@@ -343,18 +349,15 @@ def step_line(title: str, r: dict) -> str:
     >>> print(step_line("it 1 solver 3/20", r))
     it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
     """
-    names = {"valid": "valid", "render": "rendered", "s": "solvability", "d": "difficulty"}
-    names |= {"accuracy": "accuracy", "format": "format"}
-    words = [f"{short} {r[name]:.2f}" for short, name in names.items() if name in r]
+    words = [f"{title:<18}  reward {r['reward']:5.2f}"]
+    words += [f"{name} {r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
     if r["updates"]:
         words += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
     elif r.get("skipped"):
         words += ["no update: gradient not finite"]
     else:
         words += ["no update: every group's rewards are equal"]
-    return (
-        f"{title:<18}  reward {r['reward']:5.2f}  " + "  ".join(words) + f"  {r['seconds']:.1f} s"
-    )
+    return "  ".join([*words, f"{r['seconds']:.1f} s"])
 
 
 # ------------------------------------------------------------------------- the state of a training
@@ -381,26 +384,11 @@ def restore(policy, optimizer, state: dict):
         parallel.local(weight).copy_(state["weights"][name])
         for key, value in state["moments"][name].items():
             # The step count is a number, the moments have the weight's shape.
-            zeros = (
-                torch.zeros_like(weight) if value.dim() else torch.zeros((), device=weight.device)
-            )
-            parallel.local(zeros).copy_(value)
-            optimizer.state[weight][key] = zeros
-
-
-def write_state(path: Path, state: dict):
-    """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
-    new = path.with_suffix(".new")
-    try:
-        torch.save(state, new)
-        os.replace(new, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer has no better class for a full disk.
-        new.unlink(missing_ok=True)
-        what = f"{path} could not be written ({str(error).splitlines()[0]})"
-        advice = "make room there, and the same command goes on from the state before"
-        raise RuntimeError(f"{what}: {advice}") from error
-    parallel.gather([None])
+            moment = torch.zeros((), device=weight.device)
+            if value.dim():
+                moment = torch.zeros_like(weight)
+            parallel.local(moment).copy_(value)
+            optimizer.state[weight][key] = moment
 
 
 def read_state(path: Path) -> dict | None:
