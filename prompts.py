@@ -141,7 +141,9 @@ say what you read off the picture, then calculate and check. Then give the final
 
 PROMPTS = {
     "proposer": PROPOSER,
-    "coder": {"svg": fill(CODER, language="SVG") + SVG_GUIDE,
-              "python": fill(CODER, language="Python") + PYTHON_GUIDE},
+    "coder": {
+        "svg": fill(CODER, language="SVG") + SVG_GUIDE,
+        "python": fill(CODER, language="Python") + PYTHON_GUIDE,
+    },
     "solver": SOLVER,
 }

@@ -15,9 +15,10 @@ import re
 from collections import Counter
 from fractions import Fraction
 
-MAX_ANSWER = 500                                # characters; anything longer is prose, not an answer
+MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
 # ------------------------------------------------------------------------------------------ the boxed answer
+
 
 def last_box(text):
     r"""(content, position after it) of the last \boxed{...}, or None if there is none or it never closes."""
@@ -25,10 +26,12 @@ def last_box(text):
     if start < 0:
         return None
     start, depth = start + len(r"\boxed{"), 1
-    for brace in re.finditer(r"\\.|[{}]", text[start:start + MAX_ANSWER + 1], re.DOTALL):    # \{ \} are text
+    for brace in re.finditer(
+        r"\\.|[{}]", text[start : start + MAX_ANSWER + 1], re.DOTALL
+    ):  # \{ \} are text
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start:start + brace.start()].strip(), start + brace.end()
+            return text[start : start + brace.start()].strip(), start + brace.end()
     return None
 
 
@@ -47,48 +50,66 @@ def extract_answer(text):
 # ------------------------------------------------------------------------------------------ comparing answers
 
 NOT_ANSWERS = {"", "none", "n/a", "unknown", "null", "nan"}
-CHARACTERS = str.maketrans(dict(zip("−–—‐‑＋％⁄·⋅º“”‘’", "-----+%/××°\"\"''"))
-                           | {"²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
-WRAPPERS = r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|operatorname|mbox|boxed) ?\{([^{}]*)\}"
+CHARACTERS = str.maketrans(
+    dict(zip("−–—‐‑＋％⁄·⋅º“”‘’", "-----+%/××°\"\"''"))
+    | {"²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
+)
+WRAPPERS = (
+    r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|operatorname|mbox|boxed) ?\{([^{}]*)\}"
+)
 
 
 def _fraction(match):
     parts = (match[1] or match[2]).strip(), (match[3] or match[4]).strip()
     top, bottom = (part if re.fullmatch(r"[+-]?[\w.]+", part) else f"({part})" for part in parts)
-    return f" {top}/{bottom}"                   # the space keeps 1\frac{1}{2} a mixed number, 1 1/2
+    return f" {top}/{bottom}"  # the space keeps 1\frac{1}{2} a mixed number, 1 1/2
 
 
-REWRITES = [(re.compile(pattern, re.ASCII), replacement) for pattern, replacement in (
-    (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),  # $...$ is math, a single $ is money
-    (r"\\[()\[\],!;:]|\\(?:left|right|displaystyle)(?![a-z])", ""),
-    (r"\\ |~|\\quad(?![a-z])", " "),
-    (r"\{,\}", ","),
-    (WRAPPERS, r"\1"), (WRAPPERS, r"\1"),       # twice: \text{\textbf{A}}
-    (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![a-z])", "°"),
-    (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\d)) ?(?:\{([^{}]+)\}|(\d))", _fraction),
-    (r"\\([%$#&_])", r"\1"),
-    (r"\\(?:times|cdot)(?![a-z])", "×"),
-    (r"\\pi(?![a-z])", "π"),
-    (r"([\^_])\{([+-]?\w+)\}", r"\1\2"),
-    (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"), (r"\bcubic ([a-z]+)", r"\1^3"),
-    (r" ?([=+\-*/×^:<>()\[\]{}]) ?", r"\1"),
-    (r"^([+-]?)10\^", r"\g<1>1×10^"),
-)]
+REWRITES = [
+    (re.compile(pattern, re.ASCII), replacement)
+    for pattern, replacement in (
+        (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),  # $...$ is math, a single $ is money
+        (r"\\[()\[\],!;:]|\\(?:left|right|displaystyle)(?![a-z])", ""),
+        (r"\\ |~|\\quad(?![a-z])", " "),
+        (r"\{,\}", ","),
+        (WRAPPERS, r"\1"),
+        (WRAPPERS, r"\1"),  # twice: \text{\textbf{A}}
+        (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![a-z])", "°"),
+        (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\d)) ?(?:\{([^{}]+)\}|(\d))", _fraction),
+        (r"\\([%$#&_])", r"\1"),
+        (r"\\(?:times|cdot)(?![a-z])", "×"),
+        (r"\\pi(?![a-z])", "π"),
+        (r"([\^_])\{([+-]?\w+)\}", r"\1\2"),
+        (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
+        (r"\bcubic ([a-z]+)", r"\1^3"),
+        (r" ?([=+\-*/×^:<>()\[\]{}]) ?", r"\1"),
+        (r"^([+-]?)10\^", r"\g<1>1×10^"),
+    )
+]
 
 # Possessive quantifiers (*+, ++) give back no digit once read, so a kilobyte of digits costs one pass.
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d*+)?+|\.\d++)"
 SCALES = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
-NUMBER = re.compile(rf"""
+NUMBER = re.compile(
+    rf"""
     (?:(?P<name>[a-z]\w{{0,9}}=))?  (?P<sign>[+-]?)  (?P<money>[$€£¥]?)
     (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
-    (?: (?:[×x*]10\^|e)(?P<exponent>[+-]?\d{{1,3}}) )?  (?: [ ]?(?P<scale>{'|'.join(SCALES)})(?![a-z]) )?
-    (?P<gap>[ ]?)  (?P<unit>[$€£¥] | [a-z°%]++(?:\^?\d)?(?:/[a-z]++(?:\^?\d)?)? )?""", re.ASCII | re.VERBOSE)
+    (?: (?:[×x*]10\^|e)(?P<exponent>[+-]?\d{{1,3}}) )?  (?: [ ]?(?P<scale>{"|".join(SCALES)})(?![a-z]) )?
+    (?P<gap>[ ]?)  (?P<unit>[$€£¥] | [a-z°%]++(?:\^?\d)?(?:/[a-z]++(?:\^?\d)?)? )?""",
+    re.ASCII | re.VERBOSE,
+)
 
 # One spelling per unit. After a space any word of three letters or more is a unit too ("7 apples"), but
 # shorter ones only if listed: 3x, 2ab and 5th are not a number with its unit.
-UNITS = {"", *"$ € £ ¥ % m s g h l v w j mm cm km mg kg ml kw mw hz kb mb gb in ft oz min ms am pm".split()}
-UNIT_NAMES = dict(pair.split("=") for pair in """percent=% degree=° deg=° dollar=$ usd=$ euro=€ hour=h hr=h
-    minute=min second=s sec=s meter=m metre=m centimeter=cm centimetre=cm kilometer=km kilogram=kg""".split())
+UNITS = {
+    "",
+    *"$ € £ ¥ % m s g h l v w j mm cm km mg kg ml kw mw hz kb mb gb in ft oz min ms am pm".split(),
+}
+UNIT_NAMES = dict(
+    pair.split("=")
+    for pair in """percent=% degree=° deg=° dollar=$ usd=$ euro=€ hour=h hr=h
+    minute=min second=s sec=s meter=m metre=m centimeter=cm centimetre=cm kilometer=km kilogram=kg""".split()
+)
 NOT_UNITS = set("and sin cos tan log exp sqrt half halve third quarter dozen".split())
 
 
@@ -96,7 +117,14 @@ def _unit(word, gap):
     """One spelling of a unit ("" for no word), or None if the word is not a unit."""
     stem, power = re.fullmatch(r"([a-z°%$€£¥]*)(.*)", word).groups()
     stem = stem[:-1] if len(stem) > 3 and stem.endswith("s") else stem
-    known = stem in UNITS or stem in UNIT_NAMES or "°" in stem or gap and len(stem) > 2 and stem not in NOT_UNITS
+    known = (
+        stem in UNITS
+        or stem in UNIT_NAMES
+        or "°" in stem
+        or gap
+        and len(stem) > 2
+        and stem not in NOT_UNITS
+    )
     return UNIT_NAMES.get(stem, stem) + power.replace("^", "") if known else None
 
 
@@ -114,13 +142,13 @@ def canonical(answer):
     return _canonical(answer) if isinstance(answer, str) and len(answer) <= MAX_ANSWER else None
 
 
-@functools.lru_cache(maxsize=4096)              # the same few answers are compared over and over
+@functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
 def _canonical(answer):
     text = " ".join(answer.translate(CHARACTERS).casefold().split())
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
     text = text.strip().rstrip(" .,;:")
-    while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`*":          # "Paris", **Paris**
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`*":  # "Paris", **Paris**
         text = text[1:-1].strip().rstrip(" .,;:")
     if text in NOT_ANSWERS:
         return None
@@ -130,8 +158,10 @@ def _canonical(answer):
         value = Fraction(number["top"].replace(",", "")) / int(number["bottom"] or 1)
         value += Fraction(number["mixed"] or 0)
         value *= Fraction(10) ** (int(number["exponent"] or 0) + SCALES.get(number["scale"], 0))
-        return -value if number["sign"] == "-" else value, unit or number["money"] or number["name"] or ""
-    choice = re.fullmatch(r"\(?([a-z])\)?", text, re.ASCII)                     # (B), B) and B. are choice B
+        return -value if number["sign"] == "-" else value, unit or number["money"] or number[
+            "name"
+        ] or ""
+    choice = re.fullmatch(r"\(?([a-z])\)?", text, re.ASCII)  # (B), B) and B. are choice B
     return (choice[1] if choice else re.sub(r" ?, ?", ",", text)), ""
 
 
@@ -149,6 +179,7 @@ def answers_match(a, b):
 
 # ---------------------------------------------------------------------------------------------- the majority
 
+
 def tally(answers):
     """{answer: votes}, in the order in which they came; None stands for those that could not be read.
 
@@ -159,10 +190,12 @@ def tally(answers):
     ({'7': 2, '5': 1, None: 1}, {'5 cm': 3, '5 m': 1})
     """
     keys = [canonical(answer) for answer in answers]
-    counts, camp = Counter(keys), {None: None}                  # a Counter keeps the order of first appearance
+    counts, camp = Counter(keys), {None: None}  # a Counter keeps the order of first appearance
     for value, unit in filter(None, counts):
         united = [key for key in counts if key and key[0] == value and key[1]] if not unit else []
-        camp[value, unit] = max(united, key=counts.get) if united else (value, unit)    # max: first of equals
+        camp[value, unit] = (
+            max(united, key=counts.get) if united else (value, unit)
+        )  # max: first of equals
     votes = Counter(camp[key] for key in keys)
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}
 

@@ -1,14 +1,22 @@
-"""Several processes, started by torchrun. Without torchrun there is one, and every function here does the obvious thing.
+"""Several processes, started by torchrun, and how a step's rollouts are cut and dealt out to them.
 
     torchrun --nproc-per-node 8 mmzero.py --model Qwen2-VL-7B
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 mmzero.py ...   # on each machine
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
+        mmzero.py ...                                                       # on each machine
 
-All ranks run the same Python on the same data: no leader, no queue, and every batch-wide figure (clusters, token counts)
-is right by itself. Three things are shared out and gathered again: what is sampled and what is rendered (roles.py), and the
-micro-batches of an update (grpo.py). Rank 0 alone prints and writes. The policy's weights, gradients and optimiser state are
-cut over the ranks (FSDP2); the actor is whole on each. What ranks send each other as objects is pickled: they trust each other.
+Without torchrun there is one process, and every function here does the obvious thing.
+
+All ranks run the same Python on the same data: there is no leader and no queue, and every figure of
+a batch (clusters, token counts) is right by itself. Three things are shared out and gathered again:
+what is sampled, what is rendered, and the micro-batches of an update. Rank 0 alone prints and
+writes. The policy's weights, gradients and optimiser state are cut over the ranks (FSDP2); the
+actor is whole on each. What ranks send each other as objects is pickled: they trust each other.
 """
+
+import copyreg
+import io
 import itertools
+import math
 import os
 import sys
 import traceback
@@ -16,21 +24,26 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+# ---- processes -----------------------------------------------------------------------------------
 
 
 def start():
     """Join the other processes, if torchrun started this one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    backend = "gloo"
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # A rank may wait long for one that still draws. If one dies, torchrun ends the others: no time limit is needed for that.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=6))
+        backend = "cpu:gloo,cuda:nccl"
+    # A rank may wait long for one that still draws. If one dies, torchrun ends the others: no
+    # shorter limit is needed for that.
+    dist.init_process_group(backend, timeout=timedelta(hours=6))
     if rank():
         sys.stdout = open(os.devnull, "w")
-    sys.excepthook = lambda kind, error, trace: fail("".join(traceback.format_exception(kind, error, trace)))
+    sys.excepthook = lambda *error: fail("".join(traceback.format_exception(*error)))
 
 
 def stop():
@@ -39,7 +52,8 @@ def stop():
 
 
 def fail(message):
-    """Show why this rank ends, and end at once: tidying up would wait for the other ranks, which torchrun then ends."""
+    """Show why this rank ends, and end at once: tidying up would wait for the other ranks, which
+    torchrun then ends."""
     if not dist.is_initialized():
         sys.exit(message)
     print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)
@@ -54,43 +68,140 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(items):
-    """This rank's part of a list: a block, because neighbours are often alike (two questions about one picture)."""
-    return items[len(items) * rank() // world():len(items) * (rank() + 1) // world()]
+def shows_progress() -> bool:
+    """One rank does, and only to somebody who looks."""
+    return rank() == 0 and sys.stderr.isatty()
+
+
+# ---- lists, cut and put together -----------------------------------------------------------------
+
+
+def rank_slice(items):
+    """What falls to this rank. A block, because neighbours are often alike: two questions about one
+    picture, say."""
+    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
 
 
 def gather(own) -> list:
-    """The shares of all ranks, in order: gather(share(items)) == items."""
-    parts = [list(own)]
+    """What all ranks have, in their order: gather(rank_slice(items)) == items."""
+    lists = [list(own)]
     if world() > 1:
-        parts *= world()
-        dist.all_gather_object(parts, list(own))
-    return list(itertools.chain(*parts))
+        lists *= world()
+        dist.all_gather_object(lists, list(own))
+    return list(itertools.chain(*lists))
+
+
+def from_png(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).copy()
+
+
+def as_png(image: Image.Image):
+    """How pictures travel between ranks: as pixels they would be a hundred times as large."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return from_png, (file.getvalue(),)
+
+
+copyreg.pickle(Image.Image, as_png)
+
+
+def mini_batches(rollouts, groups_per_update) -> list:
+    """Whole groups, in order, spread evenly over the fewest updates: 100 at 64 each are 50 and 50,
+    not 64 and 36. AdamW gives the update of a small leftover the same size as any other.
+
+    ValueError: rollouts that make no step.
+
+    >>> from types import SimpleNamespace
+    >>> each = dict(prompt=None, tokens=[2], sampler_logps=[0.0])
+    >>> pairs = [SimpleNamespace(**each, group=g) for g in range(5) for _ in range(2)]
+    >>> [[r.group for r in mini] for mini in mini_batches(pairs, 4)]
+    [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4]]
+    """
+    if not rollouts:
+        raise ValueError("no rollouts to train on")
+    if any(len(r.tokens) != len(r.sampler_logps) or not r.tokens for r in rollouts):
+        raise ValueError("a rollout has no tokens, or not one sampler log-prob per token")
+    if world() > 1 and len({bool(r.prompt.pictures) for r in rollouts}) > 1:
+        # The ranks gather the weights of the vision tower together.
+        raise ValueError("on several ranks all prompts of a step have pictures, or none has")
+
+    groups = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group, []).append(rollout)
+    groups = list(groups.values())
+    updates = math.ceil(len(groups) / groups_per_update)
+    parts = torch.arange(len(groups)).tensor_split(updates)
+    return [[rollout for i in numbers for rollout in groups[i]] for numbers in parts]
+
+
+def bundle_length(bundle) -> int:
+    return len(bundle[0].prompt.tokens) + sum(len(rollout.tokens) for rollout in bundle)
+
+
+def micro_batches(rollouts, token_budget) -> list:
+    """Lists of bundles, short ones first, of at most `token_budget` tokens: a prompt counts once
+    for its bundle. A group that does not fit goes on, prompt and all, in the next list. A rollout
+    longer than the budget stands alone."""
+    groups = {}
+    for rollout in rollouts:
+        groups.setdefault(id(rollout.prompt), []).append(rollout)
+
+    batches, used = [], math.inf
+    for group in sorted(groups.values(), key=bundle_length):
+        bundle = []
+        for rollout in group:
+            used += len(rollout.tokens) if bundle else bundle_length([rollout])
+            if used > token_budget:
+                batches.append([])
+                bundle, used = [], bundle_length([rollout])
+            if not bundle:
+                batches[-1].append(bundle)
+            bundle.append(rollout)
+    return batches
 
 
 def deal(batches) -> list:
-    """This rank's micro-batches, each with a weight: (batch, 1.0), or (batch, 0.0) for what only fills up: sharded layers
-    are gathered by all ranks together, so all must make as many passes. Neighbours in the list are alike in length."""
-    filled = [(batch, 1.0) for batch in batches] + [(batches[-1], 0.0)] * (-len(batches) % world())
-    return filled[rank()::world()]
+    """This rank's micro-batches as (batch, weight). The weight is 1.0, or 0.0 for one that only
+    fills up: sharded layers are gathered by all ranks together, so that all must make as many
+    passes. Neighbours in the list are alike in length."""
+    filled = [(batch, 1.0) for batch in batches]
+    filled += [(batches[-1], 0.0)] * (-len(batches) % world())
+    return filled[rank() :: world()]
+
+
+# ---- weights and gradients -----------------------------------------------------------------------
 
 
 def shard(model):
-    """Cut the weights of a network of transformers over the ranks, in place (FSDP2). Each layer is gathered when it is
-    used, and dropped again; embedding, head (often one matrix) and the rest are gathered while `within` runs."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    """Cut the weights of a network of transformers over the ranks, in place (FSDP2). Each layer is
+    gathered when it is used, and dropped again; embedding, lm_head (often one matrix) and the rest
+    are gathered while `within` runs."""
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     compute = torch.bfloat16 if torch.cuda.is_available() else None
+    precision = MixedPrecisionPolicy(compute, reduce_dtype=torch.float32)
     for module in (*model.model.language_model.layers, *model.model.visual.blocks, model):
-        fully_shard(module, mp_policy=MixedPrecisionPolicy(compute, reduce_dtype=torch.float32), reshard_after_forward=True)
-        module.set_gradient_divide_factor(1.0)                  # gradients are summed: the loss has its denominator already
+        fully_shard(module, mp_policy=precision, reshard_after_forward=True)
+        # Gradients are summed: the loss has its denominator already.
+        module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+    # FSDP's hooks run around `do` as they do around forward.
     model.do = lambda work: work()
-    register_fsdp_forward_method(model, "do")                   # FSDP's hooks around it, as around forward
+    register_fsdp_forward_method(model, "do")
 
 
 def within(model, work):
-    """work(), which uses parts of `model` other than its forward."""
-    return model.do(work) if hasattr(model, "do") else work()
+    """work() as if it were the forward pass of `model`: weights are gathered, and on a GPU products
+    run in bf16. It has no arguments, because FSDP would round them."""
+    kind = next(model.parameters()).device.type
+    # No cache: it would hold a bf16 copy of every weight until the end of the pass, and none is
+    # used twice.
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False):
+        return model.do(work) if hasattr(model, "do") else work()
 
 
 def whole(tensor):
@@ -105,16 +216,28 @@ def local(tensor):
 
 @torch.no_grad()
 def assign(weight, new):
-    """weight[:] = new, where either may be sharded: shard to shard, shards to a whole, or a whole to its shard."""
-    if isinstance(weight, DTensor) and not isinstance(new, DTensor):
-        new = distribute_tensor(new.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
-    new = local(new) if isinstance(weight, DTensor) else whole(new.to(weight.device))
-    local(weight).copy_(new)
+    """weight[:] = new, where either may be sharded: shard to shard, shards to a whole, or a whole
+    to its shard."""
+    if not isinstance(weight, DTensor):
+        new = whole(new.to(weight.device))
+    elif not isinstance(new, DTensor):
+        new = new.to(weight.device)
+        new = distribute_tensor(new, weight.device_mesh, weight.placements, src_data_rank=None)
+    local(weight).copy_(local(new))
 
 
 @torch.no_grad()
 def sum_gradients(parameters):
-    """Add up over the ranks the gradients of weights that are not sharded (FSDP has done so for the others)."""
-    for p in parameters:
-        if world() > 1 and p.grad is not None and not isinstance(p.grad, DTensor):
-            dist.all_reduce(p.grad)
+    """Add up over the ranks the gradients of weights that are not sharded. FSDP has done so for the
+    others."""
+    for weight in parameters:
+        if world() > 1 and weight.grad is not None and not isinstance(weight.grad, DTensor):
+            dist.all_reduce(weight.grad)
+
+
+def clip_gradients(parameters, max_norm) -> float:
+    """Add up the gradients of all ranks and scale them to a norm of at most `max_norm`. -> the norm
+    they had"""
+    parameters = list(parameters)
+    sum_gradients(parameters)
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)).item()

@@ -1,6 +1,5 @@
-"""What the tests of render.py and sandbox.py share: small codes, the hostile cases, a weakened sandbox."""
+"""What the tests of drawing share: small codes, the hostile cases, a weakened sandbox."""
 
-import os
 import time
 from pathlib import Path
 
@@ -12,8 +11,10 @@ ENDING = {"svg": ".svg", "python": ".py"}
 
 
 def tiny(colour, size=16):
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}">'
-            f'<rect x="2" y="3" width="7" height="5" fill="{colour}"/></svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}">'
+        f'<rect x="2" y="3" width="7" height="5" fill="{colour}"/></svg>'
+    )
 
 
 def svg(body, attributes='width="40" height="20"'):
@@ -21,10 +22,13 @@ def svg(body, attributes='width="40" height="20"'):
 
 
 def pillow(colour):
-    return f"from PIL import Image\nimg = Image.new('RGB', (9, 9), 'white')\nimg.putpixel((4, 4), {colour})\n"
+    new = "img = Image.new('RGB', (9, 9), 'white')"
+    return f"from PIL import Image\n{new}\nimg.putpixel((4, 4), {colour})\n"
 
 
-HANG_SVG = svg('<ellipse cx="1e30" cy="1e30" rx="1e30" ry="1e30" stroke="red"/>', 'width="100" height="100"')
+HANG_SVG = svg(
+    '<ellipse cx="1e30" cy="1e30" rx="1e30" ry="1e30" stroke="red"/>', 'width="100" height="100"'
+)
 HANG_PYTHON = "while True: pass"
 DOT = "<circle cx='9' cy='9' r='5'/>"
 
@@ -60,7 +64,9 @@ def wait_for(condition, seconds=5):
 
 def manifest(language):
     """-> {name: words that say what must hold}; "?" is a control, whose picture must be there."""
-    lines = [line.split("\t") for line in (HOSTILE / f"MANIFEST_{language}.tsv").read_text().splitlines()]
+    lines = [
+        line.split("\t") for line in (HOSTILE / f"MANIFEST_{language}.tsv").read_text().splitlines()
+    ]
     return {name: expected.replace("?", "image").split() for name, expected, *_ in lines}
 
 
@@ -76,8 +82,11 @@ def hostile(language, name, **fields):
 def weaken(monkeypatch, tmp_path, patch):
     """Let helpers started from here on run `patch` first: as if the kernel lacked something."""
     script = tmp_path / "weak.py"
-    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport render\nfrom support import sandbox\ndel sys.path[0]\n"
-                      f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n")
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import render\nfrom support import cairo, sandbox\ndel sys.path[0]\n"
+        f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n"
+    )
     monkeypatch.setattr(render, "__file__", str(script))
 
 

@@ -1,4 +1,4 @@
-"""The loop itself on the embedded base: two steps per phase, resume, refusals, and what happens when nothing is learnt."""
+"""The loop on the embedded base: two steps per phase, going on, refusals, nothing to learn from."""
 
 import dataclasses
 import json
@@ -15,18 +15,59 @@ import transformers
 
 import mmzero
 import rewards
-from mmzero import TINY, Run, self_evolve
-from vlm import TINY as TINY_MODEL
+from render import Rendering
+from support import run_folder
+from support.checkpoint import TINY as TINY_MODEL
+from support.run_folder import Run
+from support.settings import TINY
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent
-SMALL = replace(TINY, iterations=1, proposer_steps=2, proposer_prompts=8, coder_steps=2, coder_proposals=24, coder_prompts=8,
-                solver_steps=2, solver_proposals=48, solver_prompts=8, questions=14, probe=16, workers=1)
+SMALL = replace(
+    TINY,
+    iterations=1,
+    proposer_steps=2,
+    proposer_prompts=8,
+    coder_steps=2,
+    coder_proposals=24,
+    coder_prompts=8,
+    solver_steps=2,
+    solver_proposals=48,
+    solver_prompts=8,
+    questions=14,
+    probe=16,
+    workers=1,
+)
 
 
 # One step and few prompts: for tests that start the program many times.
-LITTLE = replace(SMALL, proposer_prompts=4, coder_proposals=8, coder_prompts=4, solver_proposals=24, solver_prompts=4, questions=0, probe=8,
-                 render_seconds=60.0)
+LITTLE = replace(
+    SMALL,
+    proposer_prompts=4,
+    coder_proposals=8,
+    coder_prompts=4,
+    solver_proposals=24,
+    solver_prompts=4,
+    questions=0,
+    probe=8,
+    render_seconds=60.0,
+)
+
+
+def flags(settings):
+    """The command line of these settings."""
+    words = []
+    for name, value in dataclasses.asdict(settings).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def evolve(settings):
+    return mmzero.main(flags(settings))
 
 
 def metrics(folder, *without):
@@ -37,7 +78,7 @@ def metrics(folder, *without):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return self_evolve(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run")))
+    return evolve(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run")))
 
 
 def test_two_steps_of_every_phase(run):
@@ -47,7 +88,7 @@ def test_two_steps_of_every_phase(run):
     assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
     for line in lines:
         if line["kind"] == "step" and line["updates"]:
-            assert line["logp_gap"] < 1e-3                      # what is scored is what was sampled
+            assert line["logp_gap"] < 1e-3  # what is scored is what was sampled
             assert 0 < line["grad_norm"] < float("inf")
     funnel = {line["phase"]: line for line in lines if line["kind"] == "data"}
     assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
@@ -55,7 +96,11 @@ def test_two_steps_of_every_phase(run):
         assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
     evaluation = lines[-1]
     assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
-    assert 0 < evaluation["greedy"] <= 1 and 0 < evaluation["valid"] <= 1 and 0 < evaluation["render"] <= 1
+    assert (
+        0 < evaluation["greedy"] <= 1
+        and 0 < evaluation["valid"] <= 1
+        and 0 < evaluation["render"] <= 1
+    )
 
 
 def test_every_role_was_trained_and_loads_in_plain_transformers(run):
@@ -70,15 +115,28 @@ def test_every_role_was_trained_and_loads_in_plain_transformers(run):
 
 
 def test_the_data_of_every_role_is_on_disk(run):
-    rows = {name: [json.loads(line) for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()]
-            for name in (*mmzero.ROLES, "probe")}
-    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(rows["proposer"][0])
+    rows = {
+        name: [
+            json.loads(line)
+            for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in (*mmzero.ROLES, "probe")
+    }
+    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(
+        rows["proposer"][0]
+    )
     assert len(rows["probe"]) == 16
-    kept = next(line["kept"] for line in metrics(run.folder) if line["kind"] == "data" and line["phase"] == "solver")
+    kept = next(
+        line["kept"]
+        for line in metrics(run.folder)
+        if line["kind"] == "data" and line["phase"] == "solver"
+    )
     assert len(rows["solver"]) == kept > 0
     for row in rows["solver"]:
         assert (run.folder / row["picture"]).is_file()
-        assert rewards.vote(row["hard_answers"])[0] == row["label"]         # the label is the majority's, fixed before training
+        assert (
+            rewards.vote(row["hard_answers"])[0] == row["label"]
+        )  # the label is the majority's, fixed before training
         assert len(row["easy_answers"]) == len(row["hard_answers"]) == SMALL.labels
         assert 0.25 <= row["consistency"] <= 0.75
     for row in rows["coder"]:
@@ -86,39 +144,44 @@ def test_the_data_of_every_role_is_on_disk(run):
     assert (run.folder / "report.html").stat().st_size > 5000
 
 
+save_rows = Run.save_rows
+
+
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkeypatch):
     settings = replace(SMALL, out=str(tmp_path / "run"))
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    def stop_at_solver(self, iteration, name, rows):
+        if name == "solver":
+            raise KeyboardInterrupt
+        save_rows(self, iteration, name, rows)
 
-    with monkeypatch.context() as patch:                        # stopped in phase S, after two steps were logged
-        patch.setattr(mmzero.Run, "save_data", lambda self, i, name, rows: stop() if name == "solver" else save(self, i, name, rows))
-        with pytest.raises(KeyboardInterrupt):
-            self_evolve(settings)
-    again = self_evolve(settings)
+    with monkeypatch.context() as patch:  # stopped in phase S, after two steps were logged
+        patch.setattr(Run, "save_rows", stop_at_solver)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            evolve(settings)
+    again = evolve(settings)
     assert metrics(again.folder) == metrics(run.folder)
     for role in mmzero.ROLES:
         a, b = (r.folder / "iter1" / role / "model.safetensors" for r in (run, again))
         assert a.read_bytes() == b.read_bytes(), role
 
 
-save = Run.save_data
-
-# A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the first that a pattern names: a
-# line of metrics, a file that is written but not yet there (torch.save and os.replace: inside a save), a picture, a checkpoint,
-# what a role has said.
+# A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the
+# first that a pattern names: a line of metrics, a file that is written but not yet there
+# (torch.save and os.replace: inside a save), a picture, a checkpoint, what a role has said.
 KILLER = """
 import itertools, os, re, signal, sys
 from pathlib import Path
-import torch, mmzero, roles, vlm
-from support import run_folder as run
+import torch, mmzero, vlm
+from support import run_folder
 from PIL import Image
 at, count = sys.argv[1], itertools.count(1)
+is_pattern = not at.lstrip("-").isdigit()
 def pass_by(*place):
     place = " ".join(str(word) for word in place if isinstance(word, (str, range, Path)))
     print(place, flush=True)
-    if str(next(count)) == at or not at.lstrip("-").isdigit() and re.search(at, place): os.kill(os.getpid(), signal.SIGKILL)
+    if str(next(count)) == at or is_pattern and re.search(at, place):
+        os.kill(os.getpid(), signal.SIGKILL)
 def deadly(function):
     def wrapped(*a, **k):
         pass_by("before", function.__name__, *a)
@@ -127,39 +190,75 @@ def deadly(function):
         return result
     return wrapped
 saves, save = itertools.count(1), torch.save
-def halfway(state, path):                                       # at -2: in the middle of the second state that is saved
+def halfway(state, path):
+    # at -2: in the middle of the second state that is saved
     if next(saves) == -int(at if at == "-2" else 0):
         path.write_bytes(b"half of a state")
         os.kill(os.getpid(), signal.SIGKILL)
     save(state, path)
 torch.save, os.replace, Image.Image.save = map(deadly, (halfway, os.replace, Image.Image.save))
-for kind, names in ((run.Run, ("log", "save_data")), (vlm.VLM, ("save",)), (roles.Roles, ("propose", "draw", "judge"))):
-    for name in names: setattr(kind, name, deadly(getattr(kind, name)))
-mmzero.self_evolve(mmzero.Settings(**eval(sys.argv[2])))
+for kind, names in (
+    (run_folder.Run, ("log", "save_rows")),
+    (vlm.VLM, ("save",)),
+    (mmzero.Roles, ("imagine", "draw", "judge")),
+):
+    for name in names:
+        setattr(kind, name, deadly(getattr(kind, name)))
+mmzero.main(eval(sys.argv[2]))
 """
 
 
 def start(settings, at):
-    return subprocess.run([sys.executable, "-c", KILLER, str(at), repr(dataclasses.asdict(settings))], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", KILLER, str(at), repr(flags(settings))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
-    """kill -9, again and again in one run: in a step, in a state, while data is made and inside a part of it, at random places."""
-    settings = replace(LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8)
+    """kill -9, again and again in one run: in a step, in a state, while data is made and inside a
+    part of it, at random places."""
+    settings = replace(
+        LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8
+    )
     whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
     assert whole.returncode == 0, whole.stderr[-3000:]
     settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
-    kills = [-2, r"after propose range\(8, 16\)", r"after save .*solver.part8_", r"before replace .*solver.part16.jsonl", rng.randrange(2, 12)]
+    kills = [
+        -2,
+        r"after imagine range\(8, 16\)",
+        r"after save .*solver.part8_",
+        r"before replace .*solver.part16.jsonl",
+        rng.randrange(2, 12),
+    ]
     for at in [*kills, 10**9]:
         finished = start(settings, at)
-        made += re.findall(r"after save_data (\w+.part\d+)", finished.stdout)
-        assert finished.returncode == (0 if at == 10**9 else -9), (at, finished.stdout[-500:], finished.stderr[-3000:])
-    assert made == ["coder.part0", "coder.part8", "solver.part0", "solver.part8", "solver.part16"]              # none was made twice
+        made += re.findall(r"after save_rows (\w+.part\d+)", finished.stdout)
+        assert finished.returncode == (0 if at == 10**9 else -9), (
+            at,
+            finished.stdout[-500:],
+            finished.stderr[-3000:],
+        )
+    assert made == [
+        "coder.part0",
+        "coder.part8",
+        "solver.part0",
+        "solver.part8",
+        "solver.part16",
+    ]  # none was made twice
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    a, b = ({p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
-            for folder in (tmp_path / "whole", tmp_path / "killed"))
-    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]              # checkpoints, data, pictures; no part
-    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list((tmp_path / "killed/resume").glob("*.new"))
+    a, b = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
+        for folder in (tmp_path / "whole", tmp_path / "killed")
+    )
+    assert a.keys() == b.keys() and not [
+        name for name in a if a[name] != b[name]
+    ]  # checkpoints, data, pictures; no part
+    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list(
+        (tmp_path / "killed/resume").glob("*.new")
+    )
 
 
 def stop_after(monkeypatch, settings, step):
@@ -170,25 +269,30 @@ def stop_after(monkeypatch, settings, step):
         save_state(self, iteration, role, number, state)
         if number == step:
             raise KeyboardInterrupt
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Run, "save_state", once)
-        self_evolve(settings)
+        evolve(settings)
 
 
 def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypatch, capsys):
-    settings = replace(LITTLE, coder_steps=1, solver_steps=1, save_steps=1, probe=0, out=str(tmp_path / "run"))
+    settings = replace(
+        LITTLE, coder_steps=1, solver_steps=1, save_steps=1, probe=0, out=str(tmp_path / "run")
+    )
     stop_after(monkeypatch, settings, 1)
     state = tmp_path / "run/resume/1-proposer-1.0of1.pt"
     first = [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
     assert len(first) == 1
     state.write_bytes(state.read_bytes()[:5000])
     run = Run(settings)
-    assert run.place is None and not [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert run.place is None and not [
+        line for line in metrics(tmp_path / "run") if line["kind"] == "step"
+    ]
     assert "1-proposer-1.0of1.pt cannot be used" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypatch):
-    from support import resume
+
     settings = replace(LITTLE, save_steps=1, probe=0, out=str(tmp_path / "run"))
     stop_after(monkeypatch, settings, 1)
     before = {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()}
@@ -196,24 +300,25 @@ def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypa
     def full(state, path):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(resume.torch, "save", full)
+
+    monkeypatch.setattr(run_folder.torch, "save", full)
     with pytest.raises(SystemExit) as stop:
-        mmzero.main([f"--{k.replace('_', '-')}={v}" for k, v in dataclasses.asdict(settings).items() if not isinstance(v, bool)])
+        evolve(settings)
     assert "No space left" in str(stop.value) and "\n" not in str(stop.value)
     assert {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()} == before
 
 
 def test_a_finished_run_is_only_shown_again(run, capsys):
     before = (run.folder / "metrics.jsonl").read_text()
-    self_evolve(replace(SMALL, out=str(run.folder)))
+    evolve(replace(SMALL, out=str(run.folder)))
     assert (run.folder / "metrics.jsonl").read_text() == before
     assert "it 1" in capsys.readouterr().out
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(run):
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match="another configuration.*lr"):
-        self_evolve(replace(SMALL, out=str(run.folder), lr=2e-4))
+    with pytest.raises(SystemExit, match="another configuration.*lr"):
+        evolve(replace(SMALL, out=str(run.folder), lr=2e-4))
     assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
 
 
@@ -228,71 +333,106 @@ def random_model(folder, seed=0):
 
 
 def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys):
-    settings = replace(SMALL, model=random_model(tmp_path / "noise"), out=str(tmp_path / "run"), questions=7, coder_proposals=8,
-                       solver_proposals=8, probe=8, proposal_tokens=16)
-    run = self_evolve(settings)
+    settings = replace(
+        SMALL,
+        model=random_model(tmp_path / "noise"),
+        out=str(tmp_path / "run"),
+        questions=7,
+        coder_proposals=8,
+        solver_proposals=8,
+        probe=8,
+        proposal_tokens=16,
+    )
+    run = evolve(settings)
     out = capsys.readouterr().out
-    assert out.count("no update: every group's rewards are equal") == 2        # both steps of P: no valid proposal at all
-    assert out.count("nothing passed the filter") == 2                         # C and S
-    for role in mmzero.ROLES:                                                  # and the roles are what they were
-        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(run.folder / "iter1" / role).state_dict()
-        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(settings.model).state_dict()
+    assert (
+        out.count("no update: every group's rewards are equal") == 2
+    )  # both steps of P: no valid proposal at all
+    assert out.count("nothing passed the filter") == 2  # C and S
+    for role in mmzero.ROLES:  # and the roles are what they were
+        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            run.folder / "iter1" / role
+        ).state_dict()
+        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            settings.model
+        ).state_dict()
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(tmp_path, monkeypatch, capsys):
-    def no_picture(self, drafts, progress=False):
-        for draft in drafts:
-            draft.error = "not today"
+def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(
+    tmp_path, monkeypatch, capsys
+):
+    class Blind(mmzero.Renderer):
+        def render(self, items, progress=False):
+            return [Rendering(None, "not today", 0.0) for _ in items]
 
-    monkeypatch.setattr(mmzero.Roles, "render", no_picture)
-    run = self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, coder_proposals=8, solver_proposals=8, probe=8))
+    monkeypatch.setattr(mmzero, "Renderer", Blind)
+    few = dict(coder_proposals=8, solver_proposals=8, probe=8)
+    run = evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, **few))
     lines = metrics(run.folder)
     steps = [line for line in lines if line["kind"] == "step"]
-    assert {line["phase"] for line in steps} == {"proposer"} and all(line["rendered"] == 0 for line in steps)
-    assert any(line["updates"] for line in steps)              # valid against invalid is a signal of its own
+    assert {line["phase"] for line in steps} == {"proposer"} and all(
+        line["rendered"] == 0 for line in steps
+    )
+    assert any(line["updates"] for line in steps)  # valid against invalid is a signal of its own
     assert capsys.readouterr().out.count("nothing passed the filter") == 2
     assert lines[-1]["render"] == 0 and lines[-1]["difficulty"] == 0
 
 
 def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
-    """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and Coder i make its data."""
+    """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and
+    Coder i make its data."""
     seen = []
     speak = mmzero.Roles.speak
 
-    def spy(self, weights, prompts, n, progress=False, **sampling):
-        name = next((role for role, w in self.weights.items() if w is weights), "policy")
-        changed = {role for role in mmzero.ROLES if any(not torch.equal(a, b) for a, b in zip(self.weights[role].values(), base.values()))}
-        seen.append((name, frozenset(changed)))
-        return speak(self, weights, prompts, n, progress, **sampling)
+    def spy(self, role, *rest, trained=False, **sampling):
+        speaker = "policy" if trained else role
+        changed = set()
+        for name, state in self.weights.items():
+            if any(not torch.equal(a, b) for a, b in zip(state.values(), base.values())):
+                changed.add(name)
+        seen.append((speaker, role, frozenset(changed)))
+        replies = speak(self, role, *rest, trained=trained, **sampling)
+        # The actor really spoke with these weights.
+        weights = self.policy.weights() if trained else self.weights[role]
+        assert all(torch.equal(w, weights[name]) for name, w in self.actor.weights().items())
+        return replies
 
     base = VLM.load("tiny", device="cpu", dtype="float32").state()
     monkeypatch.setattr(mmzero.Roles, "speak", spy)
     load = mmzero.Roles.__init__
 
-    def separate(self, *arguments):                             # three copies, so that roles can be told apart from the start
+    def separate(self, *arguments):
+        # Three copies, so that roles can be told apart from the start.
         load(self, *arguments)
-        self.weights = {role: dict(w) for role, w in self.weights.items()}
+        self.weights = {role: dict(state) for role, state in self.weights.items()}
 
     monkeypatch.setattr(mmzero.Roles, "__init__", separate)
-    self_evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, proposer_steps=1, coder_steps=1, solver_steps=1))
-    P, C = frozenset({"proposer"}), frozenset({"proposer", "coder"})
-    assert seen == [("policy", frozenset()), ("coder", frozenset()), ("solver", frozenset()),            # phase P, one step
-                    ("proposer", P), ("coder", P), ("policy", P), ("solver", P),                          # phase C
-                    ("proposer", C), ("coder", C), ("solver", C), ("policy", C)]                          # phase S
+    one = dict(proposer_steps=1, coder_steps=1, solver_steps=1)
+    evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, **one))
+    none, p, c = frozenset(), frozenset({"proposer"}), frozenset({"proposer", "coder"})
+    phase_p = [("policy", "proposer", none), ("coder", "coder", none), ("solver", "solver", none)]
+    phase_c = [("proposer", "proposer", p), ("coder", "coder", p)]
+    phase_c += [("policy", "coder", p), ("solver", "solver", p)]
+    phase_s = [("proposer", "proposer", c), ("coder", "coder", c), ("solver", "solver", c)]
+    phase_s += [("policy", "solver", c)]
+    assert seen == phase_p + phase_c + phase_s
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--model", "Qwen9-VL"], "neither a folder nor a known model"),
-    (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--language", "latex"], "svg, python or mixed"),
-    (["--solver-rollouts", "1"], "2 or more"),
-    (["--lr", "-1"], "0 or more"),
-    (["--lr", "nan"], "0 or more"),
-    (["--codes", "0"], "1 or more"),
-    (["--clip-dual", "0.5"], "above 1"),
-    (["--out", "/proc/nothing"], "cannot be written"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "Qwen9-VL"], "neither a folder nor a known model"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--language", "latex"], "svg, python or mixed"),
+        (["--solver-rollouts", "1"], "2 or more"),
+        (["--lr", "-1"], "0 or more"),
+        (["--lr", "nan"], "0 or more"),
+        (["--codes", "0"], "1 or more"),
+        (["--clip-dual", "0.5"], "above 1"),
+        (["--out", "/proc/nothing"], "cannot be written"),
+    ],
+)
 def test_bad_input_is_one_line_and_an_exit_code(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -301,22 +441,29 @@ def test_bad_input_is_one_line_and_an_exit_code(flags, message, tmp_path, monkey
 
 
 def test_python_that_cannot_be_confined_is_refused_at_the_start(tmp_path, monkeypatch):
-    import roles
-
-    class Weak(roles.Renderer):
+    class Weak(mmzero.Renderer):
         def __init__(self, *args):
             super().__init__(*args)
             self.refusal = "Python programs could read files on this machine"
-    monkeypatch.setattr(roles, "Renderer", Weak)
-    with pytest.raises(RuntimeError, match="could read files"):
-        self_evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
-    monkeypatch.setattr(mmzero.Roles, "propose", lambda *args, **kwargs: [("topic", "", None)])
-    self_evolve(replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg")))        # SVG needs no such lock
+
+    monkeypatch.setattr(mmzero, "Renderer", Weak)
+    with pytest.raises(SystemExit, match="could read files"):
+        evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
+    # SVG needs no such lock.
+    monkeypatch.setattr(mmzero.Roles, "imagine", lambda *_, **__: [("topic", "", [])])
+    evolve(replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg")))
 
 
 def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    finished = subprocess.run([sys.executable, ROOT / "mmzero.py", "--model", tmp_path, "--out", tmp_path / "run"],
-                              capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, ROOT / "mmzero.py", "--model", tmp_path, "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
     assert finished.returncode == 1
-    assert finished.stderr.count("\n") == 1 and "'llama'" in finished.stderr and "Qwen2-VL" in finished.stderr
+    assert (
+        finished.stderr.count("\n") == 1
+        and "'llama'" in finished.stderr
+        and "Qwen2-VL" in finished.stderr
+    )

@@ -1,8 +1,9 @@
-"""The procedural world that the embedded base was pretrained on: small scenes, drawn in code, with questions.
+"""The procedural world that the embedded base was pretrained on: small scenes with questions.
 
-MM-Zero starts from a vision-language model that can already read pictures and write code; the method then adds no
-data at all. This file is the *pretraining corpus* of our stand-in for such a model (`tiny/build.py` makes it) and
-the source of its held-out test. The self-play loop itself never imports it: only `eval.py` does, for the test.
+MM-Zero starts from a vision-language model that can already read pictures and write code; the
+method then adds no data at all. This file is the *pretraining corpus* of our stand-in for such a
+model (`tiny/build.py` makes it) and the source of its held-out test. The self-play loop itself
+never imports it: only `eval.py` does, for the test.
 
 A scene is a handful of coloured shapes on a 10 x 10 grid, origin top left, drawn at 64 x 64 pixels:
 
@@ -14,9 +15,10 @@ A scene is a handful of coloured shapes on a 10 x 10 grid, origin top left, draw
     table      table          table: red blue / green red           colours of cells
     chain      diagram        chain: red > blue > green             who points to whom
 
-Every question is a list of `reads` (what to look at, with the true values) and a rule `solve` from the values to
-what is known after each look, and the answer; so `build.py` can write down the reasoning, and also that of somebody
-who misread a value, with the answer that follows: that is how the base gets its room for improvement.
+Every question is a list of `reads` (what to look at, with the true values) and a rule `solve` from
+the values to what is known after each look, and the answer. So `build.py` can write down the
+reasoning, and also that of somebody who misread a value, with the answer that follows: that is how
+the base gets its room for improvement.
 """
 
 import random
@@ -27,16 +29,18 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "black")
-SIZE = 64                                           # pixels; the grid has 10 units of 6.4 pixels
-# Of every eight scenes six are for pretraining, one for choosing settings, one for the test: see `split`.
+SIZE = 64  # pixels; the grid has 10 units of 6.4 pixels
+# Of eight scenes six are for pretraining, one for choosing settings, one for the test: see `split`.
 SPLITS = ("validation", "test", *["train"] * 6)
 
 
 @dataclass(frozen=True)
 class Question:
     text: str
-    reads: tuple[tuple[str, int | str], ...]        # ("red", 3): what is looked at, and what is there
-    solve: Callable[..., tuple[tuple, int | str]]   # the values, in order -> (what is known after each look), the answer
+    # What is looked at, and what is there: ("red", 3).
+    reads: tuple[tuple[str, int | str], ...]
+    # The values, in order -> (what is known after each look), the answer.
+    solve: Callable[..., tuple[tuple, int | str]]
 
     @property
     def answer(self) -> str:
@@ -47,14 +51,27 @@ class Question:
 class Scene:
     kind: str
     content_type: str
-    caption: str                                    # says everything that is in the picture
-    shapes: tuple[tuple, ...]                       # ("rect", x, y, w, h, colour), ("circle", cx, cy, r, colour), ("line", ...)
-    easy: tuple[Question, ...]                      # answered by one look
-    hard: tuple[Question, ...]                      # answered by several looks and a step of reasoning
+    caption: str  # says everything that is in the picture
+    # ("rect", x, y, w, h, colour), ("circle", cx, cy, r, colour), ("line", x, y, u, v, colour)
+    shapes: tuple[tuple, ...]
+    easy: tuple[Question, ...]  # answered by one look
+    hard: tuple[Question, ...]  # answered by several looks and a step of reasoning
 
 
-# Rules. A network of four layers answers in one step what takes one step: sums, counts and comparisons over a list
-# are worked out along it, with the result so far behind each look (None: nothing yet).
+def make_scene(kind, content_type, items, shapes, easy, hard, **names) -> Scene:
+    """`easy` and `hard` list (text, reads, rule); `names` stand for the {names} in the texts."""
+
+    def questions(rows):
+        return tuple(Question(text.format(**names), reads, rule) for text, reads, rule in rows)
+
+    caption = f"{kind}: {items}"
+    return Scene(kind, content_type, caption, tuple(shapes), questions(easy), questions(hard))
+
+
+# Rules. A network of four layers answers in one step what takes one step: sums, counts and
+# comparisons over a list are worked out along it, with the result so far behind each look (None:
+# nothing yet).
+
 
 def look(value):
     return (None,), value
@@ -73,9 +90,11 @@ def tally(counts: Callable[[object], bool]):
     >>> tally(lambda v: v > 3)(8, 2, 5)
     ((1, 1, 2), 2)
     """
+
     def rule(*values):
         so_far = tuple(sum(map(counts, values[:i])) for i in range(1, len(values) + 1))
         return so_far, so_far[-1]
+
     return rule
 
 
@@ -85,12 +104,36 @@ def steps_since(name: str, to: str | None = None):
     >>> steps_since("b", "c")("a", "b", "c", "d")
     ((None, 0, 1, 1), 1)
     """
+
     def rule(*values):
-        so_far, walking = [], False
+        so_far, count, walking = [], None, False
         for value in values:
-            so_far.append(so_far[-1] + 1 if walking else 0 if value == name else so_far[-1] if so_far else None)
+            if walking:
+                count += 1
+            elif value == name:
+                count = 0
+            so_far.append(count)
             walking = (walking or value == name) and value != to
-        return tuple(so_far), so_far[-1] or 0
+        return tuple(so_far), count or 0
+
+    return rule
+
+
+def extreme(colours: Sequence[str], sign: int):
+    """The colour of the highest value (`sign` 1) or the lowest (-1); of equal ones the left.
+
+    >>> extreme(("red", "blue"), 1)(3, 5)
+    (('red 3', 'blue 5'), 'blue')
+    """
+
+    def rule(*values):
+        so_far, best = [], 0
+        for i, value in enumerate(values):
+            if sign * value > sign * values[best]:
+                best = i
+            so_far.append(f"{colours[best]} {values[best]}")
+        return tuple(so_far), colours[best]
+
     return rule
 
 
@@ -105,29 +148,30 @@ def bars(rng) -> Scene:
     height = {c: rng.randint(1, 9) for c in colours}
     (a, b), everything = pairs(rng, colours), tuple(height.items())
     high, low = (a, b) if height[a] >= height[b] else (b, a)
+    limit = rng.randint(2, 7)
     read = lambda *names: tuple((c, height[c]) for c in names)
+    mean = lambda x, y: ((None, x + y), (x + y) // 2)
+    above = tally(lambda v: v > limit)
 
-    def extreme(sign):                              # the best so far, with its value; of equal ones the left
-        def rule(*values):
-            best = [max(range(n), key=lambda i: (sign * values[i], -i)) for n in range(1, len(values) + 1)]
-            return tuple(f"{colours[i]} {values[i]}" for i in best), colours[best[-1]]
-        return rule
-
-    easy = [Question(f"How tall is {c}?", read(c), look) for c in colours]
-    hard = [Question(f"What do {a} and {b} add up to?", read(a, b), add),
-            Question(f"How much taller is {high} than {low}?", read(high, low), less)]
+    easy = [(f"How tall is {c}?", read(c), look) for c in colours]
+    hard = [
+        ("What do {a} and {b} add up to?", read(a, b), add),
+        ("How much taller is {high} than {low}?", read(high, low), less),
+    ]
+    # Questions with one answer only: no two tallest bars, no half of a unit.
     ordered = sorted(height.values())
     if ordered[-1] > ordered[-2]:
-        hard.append(Question("Which of the bars is tallest?", everything, extreme(1)))
+        hard.append(("Which of the bars is tallest?", everything, extreme(colours, 1)))
     if ordered[0] < ordered[1]:
-        hard.append(Question("Which of the bars is shortest?", everything, extreme(-1)))
-    limit = rng.randint(2, 7)
-    hard.append(Question(f"How many bars are above {limit}?", everything, tally(lambda v: v > limit)))
+        hard.append(("Which of the bars is shortest?", everything, extreme(colours, -1)))
+    hard.append(("How many bars are above {limit}?", everything, above))
     if (height[a] + height[b]) % 2 == 0:
-        hard.append(Question(f"What is the mean of {a} and {b}?", read(a, b), lambda x, y: ((None, x + y), (x + y) // 2)))
+        hard.append(("What is the mean of {a} and {b}?", read(a, b), mean))
+
+    caption = ", ".join(f"{c} {v}" for c, v in everything)
     shapes = [("rect", 1 + 2 * i, 10 - v, 2, v, c) for i, (c, v) in enumerate(everything)]
-    return Scene("bars", "data_chart", "bars: " + ", ".join(f"{c} {v}" for c, v in everything),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    names = {"a": a, "b": b, "high": high, "low": low, "limit": limit}
+    return make_scene("bars", "data_chart", caption, shapes, easy, hard, **names)
 
 
 def rectangles(rng) -> Scene:
@@ -135,16 +179,28 @@ def rectangles(rng) -> Scene:
     colours = rng.sample(COLOURS, 2)
     size = {c: (rng.randint(2, 5), rng.randint(2, 9)) for c in colours}
     a, b = pairs(rng, colours)
-    both = lambda c: ((f"{c} wide", size[c][0]), (f"{c} high", size[c][1]))
-    easy = [Question(f"How wide is {a}?", both(a)[:1], look), Question(f"How high is {a}?", both(a)[1:], look),
-            Question(f"How high is {b}?", both(b)[1:], look)]
-    hard = [Question(f"What is the area of {a}?", both(a), lambda w, h: ((None, w * h), w * h)),
-            Question(f"What is the perimeter of {a}?", both(a), lambda w, h: ((None, w + h), 2 * (w + h))),
-            Question(f"How wide are {a} and {b} together?", (both(a)[0], both(b)[0]), add),
-            Question(f"How high are {a} and {b} on top of each other?", (both(a)[1], both(b)[1]), add)]
-    shapes = [("rect", 5 * i, 10 - size[c][1], size[c][0], size[c][1], c) for i, c in enumerate(colours)]
-    return Scene("shapes", "geometry", "shapes: " + ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    wide = lambda c: (f"{c} wide", size[c][0])
+    high = lambda c: (f"{c} high", size[c][1])
+    area = lambda w, h: ((None, w * h), w * h)
+    perimeter = lambda w, h: ((None, w + h), 2 * (w + h))
+
+    easy = [
+        ("How wide is {a}?", (wide(a),), look),
+        ("How high is {a}?", (high(a),), look),
+        ("How high is {b}?", (high(b),), look),
+    ]
+    hard = [
+        ("What is the area of {a}?", (wide(a), high(a)), area),
+        ("What is the perimeter of {a}?", (wide(a), high(a)), perimeter),
+        ("How wide are {a} and {b} together?", (wide(a), wide(b)), add),
+        ("How high are {a} and {b} on top of each other?", (high(a), high(b)), add),
+    ]
+
+    caption = ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items())
+    shapes = []
+    for i, (c, (w, h)) in enumerate(size.items()):
+        shapes.append(("rect", 5 * i, 10 - h, w, h, c))
+    return make_scene("shapes", "geometry", caption, shapes, easy, hard, a=a, b=b)
 
 
 def plan(rng) -> Scene:
@@ -152,41 +208,72 @@ def plan(rng) -> Scene:
     colours = rng.sample(COLOURS, 3)
     span = {}
     for c in colours:
-        start = rng.randint(0, 7)
-        span[c] = (start, rng.randint(start + 1, 9))
+        first = rng.randint(0, 7)
+        span[c] = (first, rng.randint(first + 1, 9))
     a, b = pairs(rng, colours)
-    both = lambda c: ((f"{c} from", span[c][0]), (f"{c} to", span[c][1]))
-    easy = [Question(f"When does {a} start?", both(a)[:1], look), Question(f"When does {a} end?", both(a)[1:], look),
-            Question(f"When does {b} start?", both(b)[:1], look)]
-    hard = [Question(f"How long is {a}?", both(a), less),
-            Question(f"How long are {a} and {b} together?", both(a) + both(b),
-                     lambda s, e, t, f: ((None, e - s, None, f"{f - t} {e - s + f - t}"), e - s + f - t)),
-            Question(f"How long after the start of {a} does {b} end?", (both(a)[0], both(b)[1]), lambda s, f: ((None, None), max(0, f - s)))]
+    start = lambda c: (f"{c} from", span[c][0])
+    end = lambda c: (f"{c} to", span[c][1])
+    delay = lambda s, f: ((None, None), max(0, f - s))
+
+    def together(s, e, t, f):
+        total = e - s + f - t
+        return (None, e - s, None, f"{f - t} {total}"), total
+
+    easy = [
+        ("When does {a} start?", (start(a),), look),
+        ("When does {a} end?", (end(a),), look),
+        ("When does {b} start?", (start(b),), look),
+    ]
+    everything = (start(a), end(a), start(b), end(b))
+    hard = [
+        ("How long is {a}?", (start(a), end(a)), less),
+        ("How long are {a} and {b} together?", everything, together),
+        ("How long after the start of {a} does {b} end?", (start(a), end(b)), delay),
+    ]
+
+    caption = ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items())
     shapes = [("rect", s, 1 + 3 * i, e - s, 2, c) for i, (c, (s, e)) in enumerate(span.items())]
-    return Scene("plan", "timeline", "plan: " + ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    return make_scene("plan", "timeline", caption, shapes, easy, hard, a=a, b=b)
 
 
 def land(rng) -> Scene:
     """A map with three towns, each at (east, north) from 1 to 9."""
     colours = rng.sample(COLOURS, 3)
     spots = rng.sample([(x, y) for x in (1, 3, 5, 7, 9) for y in (1, 3, 5, 7, 9)], 3)
-    spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)          # told from west to east
+    spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)  # told from west to east
     place = dict(zip(colours, spots))
     a, b = pairs(rng, colours)
-    both = lambda c: ((f"{c} east", place[c][0]), (f"{c} north", place[c][1]))
-    easy = [Question(f"How far east is {a}?", both(a)[:1], look), Question(f"How far north is {a}?", both(a)[1:], look),
-            Question(f"How far north is {b}?", both(b)[1:], look)]
-    east, north = zip(both(a), both(b))
-    hard = [Question(f"How many steps is it from {a} to {b}?", east + north,
-                     lambda x, u, y, v: ((None, abs(x - u), None, f"{abs(y - v)} {abs(x - u) + abs(y - v)}"), abs(x - u) + abs(y - v))),
-            Question(f"How far is {a} from the south west corner?", both(a), add),
-            Question(f"How many steps north or south is {b} from {a}?", north, less),
-            Question(f"Is {a} further north or further east?", both(a),
-                     lambda x, y: ((None, None), "east" if x > y else "north" if y > x else "same"))]
-    shapes = [("rect", 0, 0, 10, 10, "wheat")] + [("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()]
-    return Scene("map", "map", "map: " + ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items()),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    east = lambda c: (f"{c} east", place[c][0])
+    north = lambda c: (f"{c} north", place[c][1])
+
+    def steps(x, u, y, v):
+        total = abs(x - u) + abs(y - v)
+        return (None, abs(x - u), None, f"{abs(y - v)} {total}"), total
+
+    def further(x, y):
+        direction = "same"
+        if x != y:
+            direction = "east" if x > y else "north"
+        return (None, None), direction
+
+    easy = [
+        ("How far east is {a}?", (east(a),), look),
+        ("How far north is {a}?", (north(a),), look),
+        ("How far north is {b}?", (north(b),), look),
+    ]
+    both = (east(a), east(b), north(a), north(b))
+    place_of_a, norths = (east(a), north(a)), (north(a), north(b))
+    hard = [
+        ("How many steps is it from {a} to {b}?", both, steps),
+        ("How far is {a} from the south west corner?", place_of_a, add),
+        ("How many steps north or south is {b} from {a}?", norths, less),
+        ("Is {a} further north or further east?", place_of_a, further),
+    ]
+
+    caption = ", ".join(f"{c} {x},{y}" for c, (x, y) in place.items())
+    shapes = [("rect", 0, 0, 10, 10, "wheat")]
+    shapes += [("circle", x, 10 - y, 1, c) for c, (x, y) in place.items()]
+    return make_scene("map", "map", caption, shapes, easy, hard, a=a, b=b)
 
 
 def table(rng) -> Scene:
@@ -197,42 +284,73 @@ def table(rng) -> Scene:
     row, column, c = rng.randint(1, 2), rng.randint(1, 2), rng.choice(palette)
     at = lambda r, k: reads[2 * (r - 1) + k - 1]
     same = lambda v, w: ((None, None), "one" if v == w else "two")
-    easy = [Question(f"What is in row {row}, column {column}?", (at(row, column),), look),
-            Question(f"What is in row {3 - row}, column {column}?", (at(3 - row, column),), look)]
-    hard = [Question(f"How many cells are {c}?", reads, tally(lambda v: v == c)),
-            Question(f"How many cells of row {row} are {c}?", (at(row, 1), at(row, 2)), tally(lambda v: v == c)),
-            Question(f"Has row {row} one colour or two?", (at(row, 1), at(row, 2)), same),
-            Question(f"Has column {column} one colour or two?", (at(1, column), at(2, column)), same)]
+    count = tally(lambda v: v == c)
+    in_row, in_column = (at(row, 1), at(row, 2)), (at(1, column), at(2, column))
+
+    easy = [
+        ("What is in row {row}, column {column}?", (at(row, column),), look),
+        ("What is in row {other}, column {column}?", (at(3 - row, column),), look),
+    ]
+    hard = [
+        ("How many cells are {c}?", reads, count),
+        ("How many cells of row {row} are {c}?", in_row, count),
+        ("Has row {row} one colour or two?", in_row, same),
+        ("Has column {column} one colour or two?", in_column, same),
+    ]
+
+    caption = " / ".join(" ".join(cells[i : i + 2]) for i in (0, 2))
     shapes = [("rect", 5 * (i % 2), 5 * (i // 2), 4, 4, c) for i, c in enumerate(cells)]
-    return Scene("table", "table", "table: " + " / ".join(" ".join(cells[i:i + 2]) for i in (0, 2)),
-                 tuple(shapes), tuple(easy), tuple(hard))
+    names = {"row": row, "other": 3 - row, "column": column, "c": c}
+    return make_scene("table", "table", caption, shapes, easy, hard, **names)
 
 
 def chain(rng) -> Scene:
-    """A flow diagram: three or four nodes in the corners, the first a box; a line has the colour of the node it leaves."""
-    names = rng.sample(COLOURS, rng.choice((3, 4)))
-    spots = rng.sample([(2, 2), (8, 2), (2, 8), (8, 8)], len(names))
-    reads = tuple((str(i + 1), c) for i, c in enumerate(names))
-    i = rng.randrange(len(names) - 1)
-    easy = [Question("Which node is first?", reads[:1], look),
-            Question(f"What follows {names[i]}?", ((names[i], names[i + 1]),), look)]
-    j, k = sorted(rng.sample(range(len(names)), 2))
-    hard = [Question("Which node is last?", reads, lambda *v: ((None,) * len(v), v[-1])),
-            Question(f"How many steps lead from {names[j]} to {names[k]}?", reads, steps_since(names[j], names[k])),
-            Question(f"How many nodes come after {names[j]}?", reads, steps_since(names[j])),
-            Question(f"What is two steps after {names[0]}?", reads[:3], lambda *v: ((None,) * 3, v[2]))]
-    shapes = [("line", *spots[n], *spots[n + 1], names[n]) for n in range(len(names) - 1)]
+    """A flow diagram: three or four nodes in the corners, the first of them a box.
+
+    A line has the colour of the node it leaves.
+    """
+    nodes = rng.sample(COLOURS, rng.choice((3, 4)))
+    spots = rng.sample([(2, 2), (8, 2), (2, 8), (8, 8)], len(nodes))
+    reads = tuple((str(i + 1), c) for i, c in enumerate(nodes))
+    i = rng.randrange(len(nodes) - 1)
+    j, k = sorted(rng.sample(range(len(nodes)), 2))
+    names = {"at": nodes[i], "start": nodes[j], "end": nodes[k], "first": nodes[0]}
+    last = lambda *v: ((None,) * len(v), v[-1])
+    third = lambda *v: ((None,) * 3, v[2])
+
+    easy = [
+        ("Which node is first?", reads[:1], look),
+        ("What follows {at}?", ((nodes[i], nodes[i + 1]),), look),
+    ]
+    hard = [
+        ("Which node is last?", reads, last),
+        ("How many steps lead from {start} to {end}?", reads, steps_since(nodes[j], nodes[k])),
+        ("How many nodes come after {start}?", reads, steps_since(nodes[j])),
+        ("What is two steps after {first}?", reads[:3], third),
+    ]
+
+    shapes = [("line", *spots[n], *spots[n + 1], nodes[n]) for n in range(len(nodes) - 1)]
     x, y = spots[0]
-    shapes += [("rect", x - 2, y - 2, 4, 4, names[0])] + [("circle", *spot, 1, c) for spot, c in zip(spots[1:], names[1:])]
-    return Scene("chain", "diagram", "chain: " + " > ".join(names), tuple(shapes), tuple(easy), tuple(hard))
+    shapes.append(("rect", x - 2, y - 2, 4, 4, nodes[0]))
+    shapes += [("circle", *spot, 1, c) for spot, c in zip(spots[1:], nodes[1:])]
+    return make_scene("chain", "diagram", " > ".join(nodes), shapes, easy, hard, **names)
 
 
 KINDS: dict[str, Callable[[random.Random], Scene]] = {
-    "bars": bars, "shapes": rectangles, "plan": plan, "map": land, "table": table, "chain": chain}
+    "bars": bars,
+    "shapes": rectangles,
+    "plan": plan,
+    "map": land,
+    "table": table,
+    "chain": chain,
+}
 
 
 def split(scene: Scene) -> str:
-    """"train", "validation" or "test": a function of the picture alone, so the base sees a scene in every role or in none."""
+    """-> "train", "validation" or "test".
+
+    It depends on the picture alone, so the base sees a scene in every role or in none.
+    """
     return SPLITS[zlib.crc32(scene.caption.encode()) % len(SPLITS)]
 
 
@@ -243,7 +361,8 @@ def random_scene(rng: random.Random, kind: str | None = None, of: str = "train")
             return scene
 
 
-# ----------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------- drawing
+
 
 def svg(shapes: Sequence[tuple]) -> str:
     """
@@ -252,9 +371,11 @@ def svg(shapes: Sequence[tuple]) -> str:
     <circle cx="2" cy="7" r="1" fill="red"/>
     </svg>
     """
-    form = {"rect": '<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>',
-            "circle": '<circle cx="{}" cy="{}" r="{}" fill="{}"/>',
-            "line": '<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}"/>'}
+    form = {
+        "rect": '<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>',
+        "circle": '<circle cx="{}" cy="{}" r="{}" fill="{}"/>',
+        "line": '<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}"/>',
+    }
     body = "\n".join(form[kind].format(*rest) for kind, *rest in shapes)
     return f'<svg width="{SIZE}" height="{SIZE}" viewBox="0 0 10 10">\n{body}\n</svg>'
 
@@ -264,13 +385,14 @@ def pixel(*units: int) -> list[int]:
 
 
 def boxes(shapes: Sequence[tuple]):
-    """(Pillow's method, its corners in pixels, colour) of each shape: what `paint` does and `python` writes down."""
+    """(Pillow's method, its corners in pixels, colour) of each shape, for `paint` and `python`."""
+    methods = {"rect": "rectangle", "circle": "ellipse", "line": "line"}
     for kind, *at, colour in shapes:
         if kind == "circle":
             at = [at[0] - at[2], at[1] - at[2], at[0] + at[2], at[1] + at[2]]
         elif kind == "rect":
             at = [at[0], at[1], at[0] + at[2], at[1] + at[3]]
-        yield {"rect": "rectangle", "circle": "ellipse", "line": "line"}[kind], pixel(*at), colour
+        yield methods[kind], pixel(*at), colour
 
 
 def python(shapes: Sequence[tuple]) -> str:
@@ -282,36 +404,53 @@ def python(shapes: Sequence[tuple]) -> str:
     d = ImageDraw.Draw(img)
     d.rectangle((6, 45, 19, 64), "red")
     """
-    head = 'from PIL import Image, ImageDraw\nimg = Image.new("RGB", (64, 64), "white")\nd = ImageDraw.Draw(img)\n'
-    return head + "\n".join(f'd.{method}(({", ".join(map(str, at))}), "{colour}"{", 6" if method == "line" else ""})'
-                            for method, at, colour in boxes(shapes))
+    lines = [
+        "from PIL import Image, ImageDraw",
+        'img = Image.new("RGB", (64, 64), "white")',
+        "d = ImageDraw.Draw(img)",
+    ]
+    for method, at, colour in boxes(shapes):
+        corners, width = ", ".join(map(str, at)), ", 6" if method == "line" else ""
+        lines.append(f'd.{method}(({corners}), "{colour}"{width})')
+    return "\n".join(lines)
 
 
 def paint(shapes: Sequence[tuple]) -> Image.Image:
-    """What `python` would draw, drawn here: pretraining needs half a million pictures, and these programs are ours."""
+    """What `python` would draw, drawn here.
+
+    Pretraining needs half a million pictures, and these programs are ours.
+    """
     picture = Image.new("RGB", (SIZE, SIZE), "white")
     draw = ImageDraw.Draw(picture)
     for method, at, colour in boxes(shapes):
-        getattr(draw, method)(at, colour, *((6,) if method == "line" else ()))
+        if method == "line":
+            draw.line(at, colour, 6)
+        else:
+            getattr(draw, method)(at, colour)
     return picture
 
 
-# ---------------------------------------------------------------------------------------------- the test
+# ------------------------------------------------------------------------------------ the test
+
 
 @dataclass(frozen=True)
 class TestQuestion:
-    svg: str                                        # draw it with render.Renderer
+    svg: str  # draw it with render.Renderer
     question: str
     answer: str
     content_type: str
 
 
 def heldout(n: int, seed: int = 0, kind: str = "hard", of: str = "test") -> list[TestQuestion]:
-    """n questions on pictures that the base was never shown, kinds in turn. `kind`: "easy" or "hard"; `of`: see `split`."""
+    """n questions on pictures that the base was never shown, kinds of scenes in turn.
+
+    `kind` is "easy" or "hard"; for `of` see `split`.
+    """
     rng = random.Random(f"held-out {kind} {seed}")
     kinds, test = list(KINDS), []
     for i in range(n):
         scene = random_scene(rng, kinds[i % len(kinds)], of)
         question = rng.choice(getattr(scene, kind))
-        test.append(TestQuestion(svg(scene.shapes), question.text, question.answer, scene.content_type))
+        picture = svg(scene.shapes)
+        test.append(TestQuestion(picture, question.text, question.answer, scene.content_type))
     return test

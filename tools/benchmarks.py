@@ -1,12 +1,13 @@
-r"""Questions from outside: where they come from, how they are put, and when an answer to one of them is right.
+r"""Questions from outside: where they come from, how they are put, when an answer is right.
 
     JSONL      one object a line; pictures as paths (relative to the file), base64, or data: URLs
     parquet    one file; pictures as bytes, {bytes, path}, or what `datasets` wrote
-    a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need be:
-               MMMU   zli12321/ChartQA@test   AI4Math/MathVista@testmini   "MMMU/MMMU_Pro:standard (4 options)"
-The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when its turn comes. The authors' twelve
-sets (split test) have `problem` with the choices written into it, `images` and `answer`; the originals on the hub, whose columns are
-known here too, have the choices in a column of their own.
+    a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need
+               be: MMMU   zli12321/ChartQA@test   "MMMU/MMMU_Pro:standard (4 options)"
+
+The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when
+its turn comes. The authors' twelve sets (split test) have `problem` with the choices written into
+it, `images` and `answer`; the originals on the hub have the choices in a column of their own.
 """
 
 import ast
@@ -20,36 +21,62 @@ from pathlib import Path
 
 from PIL import Image
 
-from support.answers import answers_match, canonical
 from prompts import fill
+from support.answers import answers_match, canonical
 
-SETS = {name.lower(): f"zli12321/{name}" for name in (
-    "MMSI", "mathverse", "mathvision", "mathvista", "mm-vet", "mmmu_pro_4_options", "mmmu_pro_10options",
-    "mmmu-pro-vision", "visnumbench", "hallusionbench", "MMMU", "ChartQA")}
-TOLERANCE = {"chartqa": 0.05}       # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule)
+SETS = {
+    name.lower(): f"zli12321/{name}"
+    for name in (
+        "MMSI",
+        "mathverse",
+        "mathvision",
+        "mathvista",
+        "mm-vet",
+        "mmmu_pro_4_options",
+        "mmmu_pro_10options",
+        "mmmu-pro-vision",
+        "visnumbench",
+        "hallusionbench",
+        "MMMU",
+        "ChartQA",
+    )
+}
+# ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
+TOLERANCE = {"chartqa": 0.05}
 # What a column may be called; of several in a set the first that is filled counts.
-COLUMNS = {"image": ("images", "decoded_image", "image", *(f"image_{i}" for i in range(1, 8))),     # MMMU: all of these
-           "question": ("problem", "question", "query"),            # problem: with its choices written out
-           "answer": ("answer", "gt_answer", "label"),              # gt_answer: 0 or 1, HallusionBench's no and yes
-           "choices": ("choices", "options"), "type": ("content_type", "category", "question_type")}
-TAG = re.compile(r"<image ?(\d*)>")                                 # where a picture goes in the text
+COLUMNS = {
+    "image": (
+        "images",
+        "decoded_image",
+        "image",
+        *(f"image_{i}" for i in range(1, 8)),
+    ),  # MMMU: all of these
+    "question": ("problem", "question", "query"),  # problem: with its choices written out
+    "answer": ("answer", "gt_answer", "label"),  # gt_answer: 0 or 1, HallusionBench's no and yes
+    "choices": ("choices", "options"),
+    "type": ("content_type", "category", "question_type"),
+}
+TAG = re.compile(r"<image ?(\d*)>")  # where a picture goes in the text
 
 
 @dataclass(frozen=True)
 class Question:
-    text: str                                   # with <image> or <image 2> where a picture goes, if it says where
-    pictures: tuple                             # of PIL.Image; may be empty
-    answers: tuple                              # any of these is right
-    choices: tuple = ()                         # the texts of (A), (B), ...
-    tolerance: float = 0.0                      # relative: a number may be off by this share of the true one, or
-    decimals: int | None = None                 # absolute: by half a unit of this decimal place
-    type: str = "all"                           # the row of the table by type in which it counts
+    text: str  # with <image> or <image 2> where a picture goes, if it says where
+    pictures: tuple  # of PIL.Image; may be empty
+    answers: tuple  # any of these is right
+    choices: tuple = ()  # the texts of (A), (B), ...
+    tolerance: float = 0.0  # relative: a number may be off by this share of the true one, or
+    decimals: int | None = None  # absolute: by half a unit of this decimal place
+    type: str = "all"  # the row of the table by type in which it counts
 
     def parts(self, template):
-        """The Solver's prompt for `VLM.encode`: texts and pictures in order. Without any tag all pictures come first;
-        a tag without its picture is dropped, and so is a picture that no tag asks for.
+        """The Solver's prompt for `VLM.encode`: texts and pictures in order.
 
-        >>> Question("Is <image> like <image>, not <image>?", ("A", "B"), ("yes",)).parts("{question} Box it.")
+        Without any tag all pictures come first. A tag without its picture is dropped, and so is a
+        picture that no tag asks for.
+
+        >>> asked = Question("Is <image> like <image>, not <image>?", ("A", "B"), ("yes",))
+        >>> asked.parts("{question} Box it.")
         ['Is ', 'A', ' like ', 'B', ', not ', '? Box it.']
         """
         first, *rest = TAG.split(fill(template, question=self.text))
@@ -58,14 +85,18 @@ class Question:
         found, unnumbered = [first], iter(range(len(rest)))
         for number, text in zip(rest[::2], rest[1::2]):
             index = int(number) - 1 if number else next(unnumbered)
-            found += [*self.pictures[index:index + 1], text] if index >= 0 else [text]
+            found += [*self.pictures[index : index + 1], text] if index >= 0 else [text]
         return [part for part in found if part != ""]
 
 
 # ------------------------------------------------------------------------------------------ reading
 
+
 def load(bench, limit):
-    """-> (name, rows, folder of the pictures); rows[i] is a dict; the first `limit` of them. ValueError, OSError."""
+    """-> (name, the first `limit` rows, folder of the pictures); rows[i] is a dict.
+
+    ValueError, OSError.
+    """
     path, name = Path(bench), Path(bench).stem
     if path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
@@ -82,13 +113,21 @@ def load(bench, limit):
         return name, rows[:limit], path.parent
     source, config, split = re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
     source = source if Path(source).is_dir() else SETS.get(source.lower(), source)
-    if path.suffix != ".parquet" and not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise FileNotFoundError(f"no benchmark {bench}: give charts, FILE.jsonl, FILE.parquet, a folder, a hub id, "
-                                f"or one of {', '.join(SETS)}")
+    if (
+        path.suffix != ".parquet"
+        and not Path(source).is_dir()
+        and not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+    ):
+        raise FileNotFoundError(
+            f"no benchmark {bench}: give charts, FILE.jsonl, FILE.parquet, a folder, a hub id, "
+            f"or one of {', '.join(SETS)}"
+        )
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"--bench {bench} needs the package datasets: pip install datasets") from None
+        raise ValueError(
+            f"--bench {bench} needs the package datasets: pip install datasets"
+        ) from None
     if path.suffix == ".parquet":
         rows = datasets.Dataset.from_parquet(str(path))
     else:
@@ -99,35 +138,55 @@ def load(bench, limit):
 
 
 def check(columns, where):
-    """ValueError, naming what was found and what is wanted, unless there are a picture, a question and an answer."""
+    """ValueError, with what was found and what is wanted, if a needed column is not there."""
     wanted = {field: COLUMNS[field] for field in ("image", "question", "answer")}
     if missing := [field for field, names in wanted.items() if not set(names) & set(columns)]:
         wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
-        raise ValueError(f"{where}: no column for the {' and the '.join(missing)}; found {', '.join(columns)}; wanted {wanted}")
+        missing, found = " and the ".join(missing), ", ".join(columns)
+        raise ValueError(f"{where}: no column for the {missing}; found {found}; wanted {wanted}")
 
 
 def question(row, name, folder):
     """One row -> Question. ValueError if a picture cannot be read or there is no answer."""
-    column = {f: next((c for c in names if row.get(c) is not None), None) for f, names in COLUMNS.items()}
+    column = {
+        f: next((c for c in names if row.get(c) is not None), None) for f, names in COLUMNS.items()
+    }
     text, answer = (str(row[column[f]]) if column[f] else "" for f in ("question", "answer"))
     found = [row[c] for c in COLUMNS["image"][3:] if c in row] or row.get(column["image"])
-    pictures = [picture(p, folder) for p in (found if isinstance(found, list) else [found]) if p is not None]
+    pictures = [
+        picture(p, folder) for p in (found if isinstance(found, list) else [found]) if p is not None
+    ]
     choices = row.get(column["choices"]) or ()
-    choices = tuple(map(str, ast.literal_eval(choices) if isinstance(choices, str) else choices))   # "['a', 'b']": MMMU
+    choices = tuple(
+        map(str, ast.literal_eval(choices) if isinstance(choices, str) else choices)
+    )  # "['a', 'b']": MMMU
     if choices and column["question"] != "problem":
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
-    elif not choices and re.fullmatch("[A-J]", answer):                 # written in the problem: A. ..., (B) ...
+    elif not choices and re.fullmatch("[A-J]", answer):  # written in the problem: A. ..., (B) ...
         listed = re.findall(r"^\s*\(?([A-J])[.):]\s*(.+?)\s*$", text, re.MULTILINE)
-        choices = tuple(choice for i, (letter, choice) in enumerate(listed) if letter == chr(65 + i))
-    answer = {"0": "No", "1": "Yes"}.get(answer, answer) if column["answer"] == "gt_answer" else answer
+        choices = tuple(
+            choice for i, (letter, choice) in enumerate(listed) if letter == chr(65 + i)
+        )
+    answer = (
+        {"0": "No", "1": "Yes"}.get(answer, answer) if column["answer"] == "gt_answer" else answer
+    )
     several = row[column["answer"]] if column["answer"] else []
-    answers = tuple(map(str, several if isinstance(several, list) else answer.split("<OR>")))       # <OR>: MM-Vet
+    answers = tuple(
+        map(str, several if isinstance(several, list) else answer.split("<OR>"))
+    )  # <OR>: MM-Vet
     if not "".join(answers).strip() or not text.strip():
         raise ValueError("the question or the answer is empty")
-    decimals = row.get("precision") if re.fullmatch(r"[-\d.]+", answer) else None                   # MathVista
+    decimals = row.get("precision") if re.fullmatch(r"[-\d.]+", answer) else None  # MathVista
     tolerance = float(row.get("tolerance") or TOLERANCE.get(name.lower(), 0))
-    return Question(text, tuple(pictures), answers, choices, tolerance, None if decimals is None else int(decimals),
-                    str(row.get(column["type"]) or "all"))
+    return Question(
+        text,
+        tuple(pictures),
+        answers,
+        choices,
+        tolerance,
+        None if decimals is None else int(decimals),
+        str(row.get(column["type"]) or "all"),
+    )
 
 
 def picture(value, folder):
@@ -149,13 +208,15 @@ def picture(value, folder):
 
 # ------------------------------------------------------------------------------------------ judging
 
+
 def right(given, q):
-    """Is the answer `given` (None: nothing readable) right for q, a Question or the dict that is kept of one?
+    """Is the answer `given` right for q, a Question or the dict that is kept of one? None is not.
 
     >>> q = Question("Which?", (), ("B",), ("red", "blue"))
     >>> [right(a, q) for a in ("b", "(B) blue", "Blue", "red", "A", None)]
     [True, True, True, False, False, False]
-    >>> [right(a, Question("?", (), ("40",), tolerance=0.05)) for a in ("42", "38.0", "43", "42 km")]
+    >>> q = Question("?", (), ("40",), tolerance=0.05)
+    >>> [right(a, q) for a in ("42", "38.0", "43", "42 km")]
     [True, True, False, True]
     """
     q = q if isinstance(q, dict) else vars(q)
@@ -169,21 +230,28 @@ def same(given, gold, q):
     if gold.lower() in ("yes", "no"):
         word = re.match(r"\W*(yes|no)\b", given, re.IGNORECASE)
         return bool(word) and word[1].lower() == gold.lower()
-    if "<AND>" in gold:                                                     # MM-Vet: all of them, in any order
+    if "<AND>" in gold:  # MM-Vet: all of them, in any order
         pieces = re.split(r",|;|\band\b", given)
-        return all(any(answers_match(piece, part) for piece in pieces) for part in gold.split("<AND>"))
+        return all(
+            any(answers_match(piece, part) for piece in pieces) for part in gold.split("<AND>")
+        )
     a, b = canonical(given), canonical(gold)
-    if a and b and not isinstance(a[0], str) and not isinstance(b[0], str):                     # two numbers
+    if a and b and not isinstance(a[0], str) and not isinstance(b[0], str):  # two numbers
         places = q["decimals"]
-        near = Fraction(str(q["tolerance"])) * abs(b[0]) if places is None else Fraction(1, 2 * 10**places)
+        near = (
+            Fraction(str(q["tolerance"])) * abs(b[0])
+            if places is None
+            else Fraction(1, 2 * 10**places)
+        )
         return abs(a[0] - b[0]) <= near and (a[1] == b[1] or "" in (a[1], b[1]))
     return answers_match(given, gold)
 
 
 def index_of(text, choices):
-    """Which choice a text means, by its letter or in its own words; None if neither, or if several fit.
+    """Which choice a text means, by letter or in words. None if it means no choice, or several.
 
-    >>> [index_of(t, ("3 cm", "5 cm")) for t in ("B", "(b)", "A. 3 cm", "5 cm", "7 cm", "A picture")]
+    >>> texts = ("B", "(b)", "A. 3 cm", "5 cm", "7 cm", "A picture")
+    >>> [index_of(text, ("3 cm", "5 cm")) for text in texts]
     [1, 1, 0, 1, None, None]
     """
     letter = re.fullmatch(r"\(?([A-J])(?:[.:)].*)?", text.strip(), re.IGNORECASE | re.DOTALL)

@@ -1,29 +1,12 @@
-"""What a run would need, before it begins: no weights are loaded, and neither GPU nor network is needed.
+"""What a run would need, before it begins: no weights are loaded, no GPU and no network is needed.
 
-    python mmzero.py --model Qwen2-VL-2B --preset 1x48gb --dry-run     the plan of a run, and whether it fits this machine
-    python tools/plan.py                                                     GB per GPU by model, mode and GPUs: the tables of the README
+    python mmzero.py --model Qwen2-VL-2B --preset 1x48gb --dry-run    does a run fit this machine?
+    python tools/plan.py               GB per GPU by model, mode and GPUs; slots by preset and card
 
-Parameters are counted on the network itself, built from its config on the meta device. Memory is a formula. P parameters,
-A of them adapters, N GPUs, T tokens of a pass (--token-budget), L layers of width D, V words; bytes on each GPU, held all the time:
-
-    actor                 2 P                bf16, whole on each
-    policy                (4 + 8) P / N      float32 masters and AdamW's two moments, sharded
-    policy, LoRA          (4 + 8 + 4) A      its adapters, their moments, the actor's adapters; the base is the actor's
-
-and on top of that, while sampling, for each completion that is decoded (as many as fit: generate.slots_that_fit)
-
-    slot                  length * 2 * L * key/value heads * head size * 2 + 24 V
-
-or, while training,
-
-    gradients             4 P / N            LoRA: 4 A
-    gathered (N > 1)      what FSDP has in one piece at a time: two layers, embedding and head, and their gradients
-    layers                4 T L D at the layers' borders, and the inside of the one that is recomputed (or of all)
-    vision                the same of the vision tower, for 4 patches a token; nothing with LoRA, which leaves it alone
-    loss                  the logits of a chunk of tokens (200 MB), the head in bf16 and its float32 gradient
-
-tests/test_plan.py holds it against what real steps allocate. Not in it: CUDA's context and fragmentation (RESERVE).
+Parameters are counted on the network itself, built from its config on the meta device. Memory is a
+formula: read `memory`. tests/tools/test_plan.py holds it against what real steps allocate.
 """
+
 import json
 import math
 import os
@@ -33,206 +16,314 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))         # run as a program, it finds the modules above it
+# Run as a program, it finds the modules above it.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import transformers
 
-from grpo import tokens_at_once, words_at_once
 from prompts import PROMPTS
+from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
+from support.fused_loss import tokens_at_once, words_at_once
 from support.settings import PRESETS, Settings, check
-from vlm import FAMILIES, TINY, check_family, find_checkpoint
 
-# Public facts of the checkpoints, so that a plan needs no network. Language: D, L, heads, key/value heads, inside the MLP, V, head
-# tied to the embedding; vision: width, layers, inside the MLP (of MiMo-VL from memory: 0.1 % of its weights hang on it).
+# Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model
+# (SIZES), vision tower (width, layers, inside the MLP; of MiMo-VL from memory: 0.1 % of it).
+SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
 SHAPES = {
-    "Qwen2-VL-2B": ("qwen2_vl", 1536, 28, 12, 2, 8960, 151936, True, 1280, 32, 5120),
-    "Qwen2-VL-7B": ("qwen2_vl", 3584, 28, 28, 4, 18944, 152064, False, 1280, 32, 5120),
-    "Qwen2.5-VL-3B": ("qwen2_5_vl", 2048, 36, 16, 2, 11008, 151936, True, 1280, 32, 3420),
-    "Qwen2.5-VL-7B": ("qwen2_5_vl", 3584, 28, 28, 4, 18944, 152064, False, 1280, 32, 3420),
-    "MiMo-VL-7B": ("qwen2_5_vl", 4096, 36, 32, 8, 11008, 151680, False, 1280, 32, 3456),
-    "Qwen3-VL-2B": ("qwen3_vl", 2048, 28, 16, 8, 6144, 151936, True, 1024, 24, 4096),
-    "Qwen3-VL-4B": ("qwen3_vl", 2560, 36, 32, 8, 9728, 151936, True, 1024, 24, 4096),
-    "Qwen3-VL-8B": ("qwen3_vl", 4096, 36, 32, 8, 12288, 151936, False, 1152, 27, 4304),
+    "Qwen2-VL-2B": ("qwen2_vl", True, 151936, (1536, 28, 12, 2, 8960), (1280, 32, 5120)),
+    "Qwen2-VL-7B": ("qwen2_vl", False, 152064, (3584, 28, 28, 4, 18944), (1280, 32, 5120)),
+    "Qwen2.5-VL-3B": ("qwen2_5_vl", True, 151936, (2048, 36, 16, 2, 11008), (1280, 32, 3420)),
+    "Qwen2.5-VL-7B": ("qwen2_5_vl", False, 152064, (3584, 28, 28, 4, 18944), (1280, 32, 3420)),
+    "MiMo-VL-7B": ("qwen2_5_vl", False, 151680, (4096, 36, 32, 8, 11008), (1280, 32, 3456)),
+    "Qwen3-VL-2B": ("qwen3_vl", True, 151936, (2048, 28, 16, 8, 6144), (1024, 24, 4096)),
+    "Qwen3-VL-4B": ("qwen3_vl", True, 151936, (2560, 36, 32, 8, 9728), (1024, 24, 4096)),
+    "Qwen3-VL-8B": ("qwen3_vl", False, 151936, (4096, 36, 32, 8, 12288), (1152, 27, 4304)),
 }
-CARDS = {"16gb": 16.1e9, "24gb": 24.1e9, "48gb": 48.3e9, "80gb": 85.0e9}       # bytes that the driver shows of an A2, an A10G, an L40S, an H100
-RESERVE = 1.5e9                                                 # bytes per GPU that the formula does not see
-PICTURE = 12e3                                                  # bytes of a PNG: the matplotlib chart of bench/render_bench.py
+# Bytes that the driver shows of an A2, an A10G, an L40S, an H100.
+CARDS = {"16gb": 16.1e9, "24gb": 24.1e9, "48gb": 48.3e9, "80gb": 85.0e9}
+RESERVE = 1.5e9  # bytes per GPU that the formula does not see: CUDA's context, fragmentation
+PICTURE = 12e3  # bytes of a PNG: the matplotlib chart of bench/render_bench.py
+gb = lambda size: f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.3f}"
 
 
 def read_config(name: str):
-    """The transformers config of a folder, of `tiny`, of a short name in SHAPES, or of a hub id."""
+    """transformers' config of a folder, of `tiny`, of a short name in SHAPES, or of a hub id."""
     if name not in SHAPES or Path(name).is_dir():
-        check_family(folder := find_checkpoint(name, weights=False))
+        folder = find_checkpoint(name, weights=False)
+        check_family(folder)
         return transformers.AutoConfig.from_pretrained(folder)
-    family, width, layers, heads, kv, inner, words, tied, eye, depth, eye_inner = SHAPES[name]
-    text = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=inner,
-                vocab_size=words)
-    vision = dict(depth=depth, num_heads=16, hidden_size=eye, out_hidden_size=width, intermediate_size=eye_inner)
+    family, tied, words, sizes, (width, layers, inner) = SHAPES[name]
+    text = dict(zip(SIZES.split(), sizes), vocab_size=words)
+    vision = dict(hidden_size=width, out_hidden_size=sizes[0], intermediate_size=inner)
     if family == "qwen2_vl":
-        vision = dict(depth=depth, num_heads=16, embed_dim=eye, hidden_size=width, mlp_ratio=eye_inner // eye)
+        vision = dict(embed_dim=width, hidden_size=sizes[0], mlp_ratio=inner // width)
     if family == "qwen3_vl":
-        text |= dict(head_dim=128)
-        vision |= dict(num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17] if depth == 24 else [8, 16, 24])
-    return getattr(transformers, FAMILIES[family]).config_class(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+        text["head_dim"] = 128
+        vision["num_position_embeddings"] = 2304
+        vision["deepstack_visual_indexes"] = [5, 11, 17] if layers == 24 else [8, 16, 24]
+    vision |= {"depth": layers, "num_heads": 16}
+    config = getattr(transformers, FAMILIES[family]).config_class
+    return config(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 
 def measure(config) -> SimpleNamespace:
-    """Parameters by part, and the sizes that memory depends on.
+    """The parameters of a network, and the sizes that memory depends on.
 
     >>> shape = measure(read_config("Qwen2-VL-2B"))
-    >>> shape.total, shape.vision, shape.language, shape.head
+    >>> shape.total, shape.vision, shape.language, shape.lm_head
     (2208985600, 665271296, 1543714304, 0)
     """
     with torch.device("meta"):
         model = getattr(transformers, FAMILIES[config.model_type])(config)
+    language, visual = model.model.language_model, model.model.visual
+    text, vision = config.get_text_config(), config.vision_config
+    layer = language.layers[0]
     count = lambda module: sum(p.numel() for p in module.parameters())
-    linear = lambda modules: [m for module in modules for m in module.modules() if type(m) is torch.nn.Linear]
-    text, eye, language, visual = config.get_text_config(), config.vision_config, model.model.language_model, model.model.visual
-    head = count(model) - count(model.model)                    # 0 where it is the embedding
+    linear = lambda module: [m for m in module.modules() if type(m) is torch.nn.Linear]
+    lm_head = count(model) - count(model.model)  # 0 where it is the embedding
     return SimpleNamespace(
-        family=config.model_type, total=count(model), vision=count(visual), language=count(language), head=head,
-        ends=count(language.embed_tokens) + head, layer=count(language.layers[0]), layers=len(language.layers), width=text.hidden_size,
-        inner=text.intermediate_size, words=text.vocab_size, queries=language.layers[0].self_attn.q_proj.out_features,
-        keys=language.layers[0].self_attn.k_proj.out_features, per_rank=sum(m.in_features + m.out_features for m in linear(language.layers)),
-        depth=len(visual.blocks), eye_width=visual.patch_embed.embed_dim, eye_inner=max(m.out_features for m in linear([visual.blocks[0].mlp])),
-        merge=eye.spatial_merge_size**2, pixels=(eye.patch_size * eye.spatial_merge_size)**2)           # patches, pixels of a token
+        family=config.model_type,
+        total=count(model),
+        vision=count(visual),
+        language=count(language),
+        lm_head=lm_head,
+        ends=count(language.embed_tokens) + lm_head,
+        layer=count(layer),
+        layers=len(language.layers),
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        words=text.vocab_size,
+        queries=layer.self_attn.q_proj.out_features,  # heads * head size
+        keys=layer.self_attn.k_proj.out_features,  # key/value heads * head size
+        per_rank=sum(m.in_features + m.out_features for m in linear(language.layers)),
+        vision_layers=len(visual.blocks),
+        vision_width=visual.patch_embed.embed_dim,
+        vision_inner=max(m.out_features for m in linear(visual.blocks[0].mlp)),
+        patches=vision.spatial_merge_size**2,  # of a token
+        pixels=(vision.patch_size * vision.spatial_merge_size) ** 2,  # of a token
+    )
 
 
-def memory(shape, gpus=1, lora=0, tokens=16384, seen=12000, length=8192, checkpointing=True, half=2) -> dict:
-    """Bytes per GPU by part, named as above. tokens, seen: of a pass, and how many of them are of pictures; length: of a prompt
-    and its reply; half: bytes of the compute type, 2 for bf16; on a CPU all is float32.
+def memory(shape, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpointing=True, half=2):
+    """Bytes on each GPU by what they are for. tokens: of a pass; seen: those of them of pictures;
+    length: of a prompt and its reply; half: bytes of the compute type, 2 for bf16, 4 on a CPU.
 
     >>> round(memory(measure(read_config("Qwen2-VL-2B")))["held"] / 1e9, 1)     # 2.209 * (2 + 12)
     30.9
     """
-    s, adapters = shape, lora * shape.per_rank
-    stream = 4 if gpus == 1 and not lora else half              # the residual stream has the type of the embedding; in the vision
-    eye_stream = stream if s.family == "qwen3_vl" else half     # tower of the convolution, to which Qwen3-VL adds an embedding
+    adapters = lora * shape.per_rank
+    trained = adapters if lora else shape.total / gpus
+    sharded = gpus > 1 and not lora
 
-    def over(layers, stream, width, queries, keys, inner):      # bytes a token: what a layer keeps for its backward, norms in float32
-        inside = (16 + stream) * width + half * (2 * queries + 2 * keys + 5 * inner)
-        return layers * width * stream + inside if checkpointing else layers * inside
-    chunk = min(tokens, tokens_at_once(s.words))
-    block = min(s.words, words_at_once(chunk))
-    parts = {"gradients": 4 * adapters if lora else 4 * s.total / gpus,
-             "gathered": half * (s.ends + 2 * s.layer) + 6 * s.ends if gpus > 1 and not lora else 0,
-             "layers": tokens * over(s.layers, stream, s.width, s.queries, s.keys, s.inner) + (0 if checkpointing else half * s.total),
-             "vision": 0 if lora else s.merge * seen * over(s.depth, eye_stream, *3 * (s.eye_width,), s.eye_inner),
-             "loss": 4 * chunk * (s.words + block) + (0 if lora else (4 + half) * s.words * s.width + half * block * s.width)}
-    own = 0 if half == 4 and not lora else half * s.total        # of the actor; on a CPU it lives on those of the role that speaks
-    held = own + (16 * adapters if lora else 12 * s.total / gpus)
-    return {"held": held, "slot": length * 2 * s.layers * s.keys * half + 24 * s.words, **parts, "training": held + sum(parts.values())}
+    # All the time: the actor; float32 masters and AdamW's two moments; adapters of the actor, too.
+    held = half * shape.total + (4 + 8) * trained + 4 * adapters
+    # While sampling, for each slot: keys and values of all layers, and what drawing a word takes.
+    slot = length * 2 * shape.layers * shape.keys * half + 24 * shape.words
 
+    # While training. FSDP has in one piece: two layers; embedding and lm_head, and their gradients.
+    gathered = 0
+    if sharded:
+        gathered = half * (shape.ends + 2 * shape.layer) + 6 * shape.ends
+    # What layers keep for the backward pass. The residual stream has the type of the embedding.
+    stream = half if sharded or lora else 4
+    sizes = shape.width, shape.queries, shape.keys, shape.inner
+    layers = tokens * kept(shape.layers, *sizes, stream, half, checkpointing)
+    if not checkpointing:  # autograd then keeps every weight in bf16
+        layers += half * shape.total
+    # That of the vision tower has the type of the convolution, to which Qwen3-VL adds an embedding.
+    stream = stream if shape.family == "qwen3_vl" else half
+    sizes = *[shape.vision_width] * 3, shape.vision_inner
+    vision = shape.patches * seen * kept(shape.vision_layers, *sizes, stream, half, checkpointing)
+    # The loss has all logits of a chunk of tokens, and once more those of a block of words.
+    chunk = min(tokens, tokens_at_once(shape.words))
+    block = min(shape.words, words_at_once(chunk))
+    loss = 4 * chunk * (shape.words + block)
+    if lora:  # which leaves vision tower and lm_head alone
+        vision = 0
+    else:  # lm_head in bf16 and a block of it, and its float32 gradient
+        loss += (4 + half) * shape.words * shape.width + half * block * shape.width
 
-def needs(s: Settings, shape, gpus: int, pixels=0, half=2) -> dict:
-    """memory() of a run, and `least`, what training and a single slot take; `slots`, those asked for; `length`, `tokens`.
-
-    No prompt is longer than `length` says: what it quotes was cut when it was written, and a picture when it was encoded. A
-    template has a token for three characters or more.
-    """
-    template = [len(text) // 3 for text in (PROMPTS["proposer"], max(PROMPTS["coder"].values(), key=len), PROMPTS["solver"])]
-    picture = (pixels or s.max_pixels) // shape.pixels
-    length = max(template[0] + s.proposal_tokens, template[1] + s.proposal_tokens + s.code_tokens,
-                 template[2] + s.proposal_tokens + picture + s.answer_tokens)
-    tokens = max(s.token_budget, length)                        # a reply that is longer than the budget is a pass by itself
-    seen = tokens * picture / (picture + 128)                   # each picture with a short question and reply
-    m = memory(shape, gpus, s.lora, tokens, seen, length, s.checkpointing, half)
-    return m | {"least": max(m["held"] + m["slot"], m["training"]) + RESERVE * (half == 2), "length": length, "tokens": tokens,
-                "slots": s.slots or (128 if half == 2 else 512)}
-
-
-def fitting(m: dict, card: float) -> int:
-    """Slots that generate.py will find room for on a card of so many bytes: nine tenths of what is free; 0 if training does not fit."""
-    return 0 if m["least"] > card else max(1, min(m["slots"], int(0.9 * (card - m["held"] - RESERVE) / m["slot"])))
+    training = {"gradients": 4 * trained, "gathered": gathered, "layers": layers}
+    training |= {"vision": vision, "loss": loss}
+    return {"held": held, "slot": slot, **training, "training": held + sum(training.values())}
 
 
-def work(s: Settings) -> dict[str, dict]:
+def kept(layers, width, queries, keys, inner, stream, half, checkpointing) -> int:
+    """Bytes of a token that layers keep for the backward pass: of one layer norms in float32, the
+    residual stream, attention and MLP. With checkpointing all borders, and the inside of one."""
+    inside = (16 + stream) * width + half * (2 * queries + 2 * keys + 5 * inner)
+    return layers * width * stream + inside if checkpointing else layers * inside
+
+
+def needs(settings: Settings, shape, gpus: int, pixels=0, half=2) -> dict:
+    """memory() of a run, and `least`, what training and a single slot take; `slots`, those asked
+    for; `length` of a prompt and its reply; `tokens` of a pass; `host`, bytes of memory; `disk`."""
+    # No prompt is longer: what it quotes was cut when it was written, and a picture when it was
+    # encoded. A template has a token for three characters or more.
+    coder = max(PROMPTS["coder"].values(), key=len)
+    picture = (pixels or settings.max_pixels) // shape.pixels
+    length = settings.proposal_tokens + max(
+        len(PROMPTS["proposer"]) // 3,
+        len(coder) // 3 + settings.code_tokens,
+        len(PROMPTS["solver"]) // 3 + picture + settings.answer_tokens,
+    )
+    tokens = max(settings.token_budget, length)  # one reply above the budget is a pass by itself
+    seen = tokens * picture / (picture + 128)  # each picture with a short question and reply
+    needed = memory(shape, gpus, settings.lora, tokens, seen, length, settings.checkpointing, half)
+    least = max(needed["held"] + needed["slot"], needed["training"])
+    reserve, slots = (RESERVE, 128) if half == 2 else (0, 512)
+    slots = settings.slots or slots
+    needed |= {"least": least + reserve, "length": length, "tokens": tokens, "slots": slots}
+
+    # The host's memory: three roles in float32, and a state (weights, moments) while it is saved.
+    # At the start, a policy of every rank. Checkpoints are float32; of LoRA merged, in bf16.
+    total, adapters = shape.total, settings.lora * shape.per_rank
+    host, checkpoint, state = max(24, 4 * gpus) * total, 4 * total, 12 * total
+    if settings.lora:
+        host = 2 * total * gpus + 24 * adapters
+        checkpoint, state = 2 * total + 4 * adapters, 12 * adapters
+    pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
+    disk = settings.iterations * (3 * checkpoint + PICTURE * pictures) + 2 * state
+    return needed | {"host": host, "disk": disk}
+
+
+def fitting(needed: dict, card: float) -> int:
+    """Slots for which generate.py will find room on a card of so many bytes; 0: it cannot train."""
+    if needed["least"] > card:
+        return 0
+    room = 0.9 * (card - needed["held"] - RESERVE)
+    return max(1, min(needed["slots"], int(room / needed["slot"])))
+
+
+def work(settings: Settings) -> dict[str, dict]:
     """Phase -> what one iteration makes, if everything is valid and drawn: the most it can be.
 
     >>> work(Settings())["P"]
     {'proposals': 1440, 'codes': 5760, 'answers': 57600, 'pictures': 5760, 'updates': 20}
     """
-    def steps(role):                                            # -> rollouts, updates
-        count, prompts, rollouts, update = (getattr(s, f"{role}_{what}") for what in ("steps", "prompts", "rollouts", "update"))
-        return count * prompts * rollouts, count * math.ceil(prompts / update)
-    (p, p_updates), (c, c_updates), (r, r_updates) = map(steps, ("proposer", "coder", "solver"))
-    fresh, sets, judged = s.coder_proposals, s.solver_proposals, 2 * s.answers
-    rows = {"P": (p, p * s.codes, p * s.codes * judged, p * s.codes, p_updates),
-            "C": (fresh, fresh * s.codes + c, c * judged, fresh * s.codes + c, c_updates),
-            "S": (sets, sets, sets * 2 * s.labels + r, sets, r_updates)}
-    return {phase: dict(zip(("proposals", "codes", "answers", "pictures", "updates"), row)) for phase, row in rows.items()}
+    rollouts, updates = {}, {}
+    for role in ("proposer", "coder", "solver"):
+        words = "steps", "prompts", "rollouts", "update"
+        steps, prompts, replies, update = (getattr(settings, f"{role}_{word}") for word in words)
+        rollouts[role] = steps * prompts * replies
+        updates[role] = steps * math.ceil(prompts / update)
+    judged = 2 * settings.answers  # an easy and a hard question
+    tried = rollouts["proposer"] * settings.codes
+    drawn = settings.coder_proposals * settings.codes + rollouts["coder"]
+    made = settings.solver_proposals
+    solved = made * 2 * settings.labels + rollouts["solver"]
+    counts = {
+        "P": (rollouts["proposer"], tried, tried * judged, tried, updates["proposer"]),
+        "C": (settings.coder_proposals, drawn, rollouts["coder"] * judged, drawn, updates["coder"]),
+        "S": (made, made, solved, made, updates["solver"]),
+    }
+    names = "proposals", "codes", "answers", "pictures", "updates"
+    return {phase: dict(zip(names, numbers)) for phase, numbers in counts.items()}
 
 
-def plan(s: Settings, gpus=0) -> str | None:
-    """Print the plan of a run on so many GPUs (0: those of this machine). -> None if it fits here, else one line that says why not."""
-    check(s)
-    shape = measure(read_config(s.model))
-    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+def plan(settings: Settings, gpus=0) -> str | None:
+    """Print the plan of a run on so many GPUs (0: those of this machine). -> None if it fits here,
+    else one line that says why not."""
+    check(settings)
+    shape = measure(read_config(settings.model))
+    count = torch.cuda.device_count()
+    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(count)]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    file = (TINY if s.model == "tiny" else Path(s.model)) / "preprocessor_config.json"
-    pixels = s.max_pixels or file.exists() and json.loads(file.read_text()).get("max_pixels") or 16384 * shape.pixels   # the hub's limit
-    # In memory: three roles in float32 and a state (weights, moments) while it is saved; at the start, every rank's policy.
-    adapters = s.lora * shape.per_rank
-    host = lambda n: 2 * shape.total * n + 24 * adapters if s.lora else max(24, 4 * n) * shape.total
-    m = needs(s, shape, 1, pixels, half=4)                      # all on the CPU
-    alone = host(1) + m["slots"] * m["slot"] + m["training"]
-    if not (on_cpu := not gpus and not cards and alone <= ram):
-        gpus = gpus or max(len(cards), 1)
-        m = needs(s, shape, gpus, pixels)
-    held, trained = (alone, "") if on_cpu else (host(gpus), f" per GPU ({gpus})")
-    # On disk: checkpoints in float32 (LoRA: merged, in bf16, and the adapters), the old and the new state, the pictures.
-    checkpoint, state = (2 * shape.total + 4 * adapters, 12 * adapters) if s.lora else (4 * shape.total, 12 * shape.total)
-    disk = s.iterations * (3 * checkpoint + PICTURE * (s.coder_proposals + s.solver_proposals + s.probe)) + 2 * state
-    gb = lambda n: f"{n / 1e9:,.1f}" if n >= 1e9 else f"{n / 1e9:.3f}"
+    file = (TINY if settings.model == "tiny" else Path(settings.model)) / "preprocessor_config.json"
+    limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
+    pixels = settings.max_pixels or limit or 16384 * shape.pixels  # the hub's limit
 
-    print(f"{s.model}, {f'adapters of rank {s.lora}' if s.lora else 'all weights'}, {'on the CPU' if on_cpu else f'on {gpus} GPU' + 's' * (gpus > 1)}")
-    print(f"parameters, millions   {shape.total / 1e6:,.1f}: vision {shape.vision / 1e6:,.1f}, language {shape.language / 1e6:,.1f}, head "
-          + (f"{shape.head / 1e6:,.1f}" if shape.head else "tied to the embedding") + (f"; adapters {adapters / 1e6:,.1f}" if s.lora else ""))
-    print(f"GB{trained}, always".ljust(23) + gb(m["held"]))
-    print("    while sampling".ljust(23) + f"{gb(m['slot'])} more for each of {m['slots']} slots of {m['length']:,} tokens; fewer slots where that is too much")
-    print("    while training".ljust(23) + f"{gb(m['training'] - m['held'])} more for a pass of {m['tokens']:,} tokens: "
-          + ", ".join(f"{name} {gb(m[name])}" for name in ("gradients", "gathered", "layers", "vision", "loss") if m[name]))
-    print(f"GB, memory of the host {gb(held)}\nGB, disk               {gb(disk)} for {s.iterations} iterations: checkpoints, states, pictures")
-    print("one iteration, at most (everything valid and drawn, every reply as long as it may be; measuring aside):")
-    rows, limits = work(s), {"proposals": s.proposal_tokens, "codes": s.code_tokens, "answers": s.answer_tokens}
-    tokens = {phase: sum(row[kind] * limit for kind, limit in limits.items()) / 1e6 for phase, row in rows.items()}
-    for phase, row in rows.items():
-        print(f"    phase {phase}  " + "  ".join(f"{number:7,} {name}" for name, number in row.items()) + f"  {tokens[phase]:6,.0f} M tokens")
-    print(f"    hours    {sum(tokens.values()):,.0f} M tokens / (3600 * tokens per second); no rate was measured on a GPU yet")
+    # On the CPU, where there is no GPU and all fits into memory.
+    needed = needs(settings, shape, 1, pixels, half=4)
+    needed["host"] += needed["slots"] * needed["slot"] + needed["training"]
+    where, alone = "the CPU", needed["host"]
+    if gpus or cards or alone > ram:
+        gpus = gpus or max(count, 1)
+        where = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        needed = needs(settings, shape, gpus, pixels)
+    describe(settings, shape, where, needed)
 
-    out = Path(s.out or "runs").absolute()
-    free = shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.exists())).free
-    if not on_cpu and len(cards) < gpus:
-        return (f"does not fit: {gpus} GPU{'s' * (gpus > 1)} of {gb(m['least'])} GB or more are needed, {len(cards) or 'none'} here"
-                + f"; on the CPU alone it would take {gb(alone)} GB of memory, {gb(ram)} are there" * (not cards))
-    if not on_cpu and m["least"] > min(cards):
-        return (f"does not fit: {gb(m['least'])} GB per GPU are needed, {gb(min(cards))} are there: try a --preset, --lora 32, a smaller "
-                "--token-budget, shorter replies or more GPUs")
-    for name, need, there in (("memory", held, ram), ("disk", disk, free)):
-        if need > there:
-            return f"does not fit: {gb(need)} GB of {name} are needed, {gb(there)} are there"
-    print("it fits this machine" + ("" if on_cpu else f", with {fitting(m, min(cards))} slots"))
+    if count < gpus:
+        reason = f"{where} of {gb(needed['least'])} GB or more are needed, {count or 'none'} here"
+        if not cards:
+            reason += f"; on the CPU it would take {gb(alone)} GB of memory, {gb(ram)} are there"
+        return f"does not fit: {reason}"
+    if gpus and needed["least"] > min(cards):
+        reason = f"{gb(needed['least'])} GB per GPU are needed, {gb(min(cards))} are there"
+        advice = "a --preset, --lora 32, a smaller --token-budget, shorter replies or more GPUs"
+        return f"does not fit: {reason}: try {advice}"
+    out = Path(settings.out or "runs").absolute()
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    for name, need, have in (("memory", needed["host"], ram), ("disk", needed["disk"], free)):
+        if need > have:
+            return f"does not fit: {gb(need)} GB of {name} are needed, {gb(have)} are there"
+    slots = f", with {fitting(needed, min(cards))} slots" if gpus else ""
+    print(f"it fits this machine{slots}")
+
+
+def describe(settings: Settings, shape, where: str, needed: dict):
+    """Print what a run needs and makes."""
+    millions = lambda count: f"{count / 1e6:,.1f}"
+    trained, adapters = "all weights", ""
+    if settings.lora:
+        trained = f"adapters of rank {settings.lora}"
+        adapters = f"; adapters {millions(settings.lora * shape.per_rank)}"
+    lm_head = millions(shape.lm_head) if shape.lm_head else "tied to the embedding"
+    weights = f"vision {millions(shape.vision)}, language {millions(shape.language)}"
+    print(f"{settings.model}, {trained}, on {where}")
+    print(f"parameters, millions   {millions(shape.total)}: {weights}, head {lm_head}{adapters}")
+
+    names = "gradients", "gathered", "layers", "vision", "loss"
+    inside = ", ".join(f"{name} {gb(needed[name])}" for name in names if needed[name])
+    slots = f"{needed['slots']} slots of {needed['length']:,} tokens; or fewer slots"
+    training = gb(needed["training"] - needed["held"])
+    print(f"GB on each, always     {gb(needed['held'])}")
+    print(f"    while sampling     {gb(needed['slot'])} more for each of {slots}")
+    print(f"    while training     {training} more for {needed['tokens']:,} tokens: {inside}")
+    print(f"GB, memory of the host {gb(needed['host'])}")
+    print(f"GB, disk               {gb(needed['disk'])} for {settings.iterations} iterations")
+    print("one iteration, if everything is valid and drawn, and replies are as long as may be:")
+    lengths = settings.proposal_tokens, settings.code_tokens, settings.answer_tokens
+    for phase, counts in work(settings).items():
+        numbers = "  ".join(f"{number:7,} {name}" for name, number in counts.items())
+        tokens = sum(number * length for number, length in zip(counts.values(), lengths))
+        print(f"    phase {phase}  {numbers}  {tokens / 1e6:6,.0f} M tokens")
+
+
+def table(columns, cell, shapes: dict):
+    """Print a Markdown table. columns: heading -> what `cell` is given beside the shape."""
+    print(f"| {'model':13} | " + " | ".join(f"{name:>7}" for name in columns) + " |")
+    widths = [max(len(name), 7) for name in columns]
+    print("|:--------------|" + "".join("-" * (width + 1) + ":|" for width in widths))
+    for model, shape in shapes.items():
+        texts = [cell(shape, *column) for column in columns.values()]
+        line = " | ".join(text.rjust(width) for text, width in zip(texts, widths))
+        print(f"| {model:13} | {line} |")
 
 
 def main():
-    """The two tables of the README: GB by model, mode and GPUs; slots by model, preset and card."""
-    def table(title, columns, cell):
-        print(f"{title}\n\n| {'model':13} | " + " | ".join(f"{name:>7}" for name, *_ in columns) + " |")
-        print("|:--------------|" + "".join("-" * (max(len(name), 7) + 1) + ":|" for name, *_ in columns))
-        for model in SHAPES:
-            shape = measure(read_config(model))
-            print(f"| {model:13} | " + " | ".join(cell(shape, *rest).rjust(max(len(name), 7)) for name, *rest in columns) + " |")
+    """The two tables of docs/memory.md."""
+    shapes = {model: measure(read_config(model)) for model in SHAPES}
+    modes = {"all weights: 1 GPU": (1, 0), "2 GPUs": (2, 0), "4 GPUs": (4, 0), "8 GPUs": (8, 0)}
+    modes["LoRA 32: any number"] = (1, 32)
+    cards = {"1x24gb on 16 GB": ("1x24gb", "16gb"), "24 GB": ("1x24gb", "24gb")}
+    cards |= {"48 GB": ("1x24gb", "48gb"), "1x48gb": ("1x48gb", "48gb")}
+    cards |= {"1x80gb": ("1x80gb", "80gb"), "8x80gb": ("8x80gb", "80gb")}
 
     def least(shape, gpus, lora):
-        return "–".join(f"{needs(replace(PRESETS[preset][0], lora=lora), shape, gpus)['least'] / 1e9:.0f}" for preset in ("1x48gb", "8x80gb"))
+        runs = [replace(PRESETS[preset][0], lora=lora) for preset in ("1x48gb", "8x80gb")]
+        return "–".join(f"{needs(run, shape, gpus)['least'] / 1e9:.0f}" for run in runs)
 
     def slots(shape, preset, card):
-        return str(fitting(needs(PRESETS[preset][0], shape, int(preset[0])), CARDS[card]) or "no")
-    table("GB per GPU: with the lengths and pictures of --preset 1x48gb – with those of the paper",
-          [("all weights: 1 GPU", 1, 0), ("2 GPUs", 2, 0), ("4 GPUs", 4, 0), ("8 GPUs", 8, 0), ("LoRA 32: any number", 1, 32)], least)
-    table("\nSlots, by preset and card", [("1x24gb on 16 GB", "1x24gb", "16gb"), ("24 GB", "1x24gb", "24gb"), ("48 GB", "1x24gb", "48gb"),
-          ("1x48gb", "1x48gb", "48gb"), ("1x80gb", "1x80gb", "80gb"), ("8x80gb", "8x80gb", "80gb")], slots)
+        needed = needs(PRESETS[preset][0], shape, int(preset[0]))
+        return str(fitting(needed, CARDS[card]) or "no")
+
+    print("GB per GPU: with the lengths of --preset 1x48gb – with those of the paper\n")
+    table(modes, least, shapes)
+    print("\nSlots, by preset and card\n")
+    table(cards, slots, shapes)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
-"""The label audit (audit.py) and the truth about tiny scenes (tiny/truth.py)."""
+"""The label audit (tools/audit.py) and the truth about tiny scenes (tiny/truth.py)."""
 
+import json
 import math
 import random
 from types import SimpleNamespace
 
 import pytest
 
-from tools import audit
 from tiny import world
 from tiny.truth import read, truth
+from tools import audit
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
 def test_truth_agrees_with_the_world_that_made_the_question(kind):
-    """Every question of many scenes, easy and hard, held out or not: read back from text, it has the world's answer."""
+    """Every question of many scenes, easy and hard, held out or not, has the world's answer."""
     rng = random.Random(kind)
     asked = set()
     for i in range(400):
         scene = world.random_scene(rng, kind, of=("train", "test")[i % 2])
         for question in scene.easy + scene.hard:
-            assert truth(scene.caption, question.text) == question.answer, (scene.caption, question.text)
+            case = scene.caption, question.text
+            assert truth(*case) == question.answer, case
             asked.add(question.text.split()[1])
     assert len(asked) > 1
 
@@ -29,7 +31,7 @@ def test_truth_agrees_with_the_world_that_made_the_question(kind):
     [
         ("bars: red 4, blue 7, green 2", "How tall is black?"),  # not there
         ("bars: red 4, blue 7, red 2", "What do red and blue add up to?"),  # there twice
-        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # the world never asks that
+        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # never asked
         ("bars: red 7, blue 7, green 2", "Which of the bars is tallest?"),  # two of them
         ("bars: red 7, blue 7, green 2", "Which of the bars is blue?"),
         ("bars: red 4, blue 7", "How tall is red?"),  # too few bars
@@ -65,10 +67,13 @@ def test_truths_worked_out_by_hand(caption, question, answer):
 
 
 def test_read_gives_numbers():
-    assert read("plan: red 0-3, blue 1-2, green 4-9") == ("plan", [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)])
+    assert read("plan: red 0-3, blue 1-2, green 4-9") == (
+        "plan",
+        [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)],
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def row(caption, question, hard_answer, label, answers, code="<svg></svg>", language="svg"):
@@ -84,31 +89,20 @@ def row(caption, question, hard_answer, label, answers, code="<svg></svg>", lang
 
 
 BARS = "bars: red 4, blue 7, green 2"
+TOTAL = "<svg><text>total: 3.0</text></svg>"
+APPLES = 'd.text((1, 2), "5 apples")'
 ROWS = [
-    row(BARS, "What do red and blue add up to?", "11", "11", ["11"] * 5 + ["10"] * 5),  # label and Proposer true
-    row(BARS, "How much taller is blue than green?", "4", "5", ["5"] * 4 + ["4"] * 3 + [None] * 3),  # label true
-    row(
-        BARS,
-        "How much taller is blue than black?",
-        "3",
-        "3.0",
-        ["3.0"] * 4 + ["1"] * 6,
-        "<svg><text>total: 3.0</text></svg>",
-    ),
-    row(
-        "a pie",
-        "How much is 2 + 3?",
-        "6",
-        "5",
-        ["5"] * 4 + [str(i) for i in range(6)],
-        'd.text((1, 2), "5 apples")',
-        "python",
-    ),
+    # The label and the Proposer are right; the label alone is; the truth of the others is unknown.
+    row(BARS, "What do red and blue add up to?", "11", "11", ["11"] * 5 + ["10"] * 5),
+    row(BARS, "How much taller is blue than green?", "4", "5", ["5"] * 4 + ["4"] * 3 + [None] * 3),
+    row(BARS, "How much taller is blue than black?", "3", "3.0", ["3.0"] * 4 + ["1"] * 6, TOTAL),
+    row("a pie", "How much is 2 + 3?", "6", "5", ["5"] * 4 + list("012345"), APPLES, "python"),
 ]
+BLIND = [["9"] * 3, [None] * 3, ["2", "3", "3"], ["5", "5.0", "7"]]
 
 
 def test_audit_by_hand():
-    found = audit.audit(ROWS, blind=[["9"] * 3, [None] * 3, ["2", "3", "3"], ["5", "5.0", "7"]])
+    found = audit.audit(ROWS, BLIND)
     assert found["questions"] == 4 and found["agree_proposer"] == 0.5 and found["checkable"] == 0.5
     assert found["label_true"] == 1.0 and found["proposer_true"] == 0.5
     assert found["written"] == 0.5 and found["blind"] == 0.5  # the last two; the last two
@@ -125,11 +119,16 @@ def test_audit_by_hand():
     "code, language, words",
     [
         (
-            '<svg><rect fill="blue" r="12"/><text x="5">a &amp; 12</text><g><text><tspan>b</tspan></text></g></svg>',
+            '<svg><rect fill="blue" r="12"/><text x="5">a &amp; 12</text>'
+            "<g><text><tspan>b</tspan></text></g></svg>",
             "svg",
             "a &amp; 12 b",
         ),
-        ('plt.title("Sum 12")\nplt.bar(["x", "y"], [12, 3])\nd.rectangle((1, 2), "blue")', "python", "Sum 12 x y"),
+        (
+            'plt.title("Sum 12")\nplt.bar(["x", "y"], [12, 3])\nd.rectangle((1, 2), "blue")',
+            "python",
+            "Sum 12 x y",
+        ),
         ("this is no program (", "python", ""),
         ('open("12")', "python", ""),
     ],
@@ -140,27 +139,57 @@ def test_words_in_a_picture(code, language, words):
 
 def test_a_colour_or_a_part_of_a_number_is_not_written_down():
     drawn = '<svg><rect fill="blue"/><text>112 and 12.5</text></svg>'
-    assert (
-        audit.audit([row("c", "q", "1", label, [label], drawn) for label in ("blue", "12", "112", "12.5")])["written"]
-        == 0.5
-    )
+    labels = ("blue", "12", "112", "12.5")
+    rows = [row("c", "q", "1", label, [label], drawn) for label in labels]
+    assert audit.audit(rows)["written"] == 0.5
+
+
+def test_audit_of_a_file_is_that_of_its_rows(tmp_path, monkeypatch):
+    def write(rows):
+        (tmp_path / "solver.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / "solver.jsonl"
+
+    with pytest.raises(FileNotFoundError):
+        audit.audit_file(tmp_path / "solver.jsonl")
+    assert audit.audit_file(write(ROWS)) == audit.audit(ROWS)
+    with_blind = [row | {"blind": answers} for row, answers in zip(ROWS, BLIND)]
+    assert audit.audit_file(write(with_blind)) == audit.audit(ROWS, BLIND)
+    # A model is asked now, whatever the rows say.
+    asked = []
+    monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND[::-1])
+    assert audit.audit_file(write(ROWS), "model", seed=3) == audit.audit(ROWS, BLIND[::-1])
+    assert asked == [(("model", ROWS), {"seed": 3, "max_new_tokens": 512})]
+
+
+def test_the_program_prints_a_line_for_each_iteration(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="has no iterK/solver.jsonl"):
+        audit.main([str(tmp_path)])
+    for iteration, rows in ((10, ROWS[:2]), (9, ROWS)):
+        (tmp_path / f"iter{iteration}").mkdir()
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (tmp_path / f"iter{iteration}" / "solver.jsonl").write_text("".join(lines))
+    audit.main([str(tmp_path)])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["it", "labels", "checkable"]
+    cells = [line.split() for line in lines]
+    assert [line[:6] for line in cells] == [
+        ["9", "4", "0.5", "1", "0.5", "0.5"],
+        ["10", "2", "1", "1", "0.5", "0.5"],
+    ]
+    assert {len(line) for line in (heading, *lines)} == {len(heading)} and len(heading) <= 100
+    assert [line[6] for line in cells] == ["–", "–"]  # it was not asked without the picture
 
 
 def test_blind_answers_are_asked_without_a_picture_as_labels_are(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        audit,
-        "generate",
-        lambda vlm, prompts, **options: (
-            calls.append((prompts, options))
-            or [[SimpleNamespace(text="\\boxed{7}"), SimpleNamespace(text="hm")] for _ in prompts]
-        ),
-    )
+
+    def generate(vlm, prompts, **options):
+        calls.append((prompts, options))
+        return [[SimpleNamespace(text="\\boxed{7}"), SimpleNamespace(text="hm")] for _ in prompts]
+
+    monkeypatch.setattr(audit, "generate", generate)
     model = SimpleNamespace(prompts={"solver": "Q: {question}"}, encode=lambda text: text)
     assert audit.blind_answers(model, ROWS[:2], n=2, seed=3) == [["7", None]] * 2
-    prompts, options = calls[0]
-    assert prompts[0] == "Q: What do red and blue add up to?" and (options["top_k"], options["n"], options["seed"]) == (
-        40,
-        2,
-        3,
-    )
+    ((prompts, options),) = calls
+    assert prompts[0] == "Q: What do red and blue add up to?"
+    assert (options["top_k"], options["n"], options["seed"]) == (40, 2, 3)

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 import eval as evaluation
 from tools import report as reporting
 
-
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The terminal table
 
 
@@ -53,7 +52,10 @@ def eval_row(iteration, rng, **changes):
 def test_table_fits_100_columns_and_shows_every_figure():
     rng = random.Random(0)
     rows = [eval_row(k, rng) for k in range(4)]
-    rows[3] |= {key: 1.0 for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")}
+    rows[3] |= {
+        key: 1.0
+        for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")
+    }
     lines = evaluation.table(rows).splitlines()
     assert len(lines) == 6 and len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
@@ -77,7 +79,7 @@ def test_table_of_a_run_in_progress():
     assert len(evaluation.table([]).splitlines()) == 2
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The report, on a folder shaped like a real run
 
 
@@ -94,13 +96,16 @@ TEXTS = ("content_type", "caption", "easy_question", "easy_answer", "hard_questi
 
 def probe_row(folder, iteration, index, rng):
     """One proposal: unparsable, or without a picture, or drawn and answered."""
-    row = dict.fromkeys(TEXTS + ("code", "language", "error", "picture", "solvability", "consistency"))
+    row = dict.fromkeys(
+        TEXTS + ("code", "language", "error", "picture", "solvability", "consistency")
+    )
     row["topic"] = rng.choice(["chart and graph understanding", "spatial and geometric reasoning"])
     if rng.random() < 0.25 - 0.07 * iteration:
         return row | {"reply": "<content_type>data_chart</content_type><caption>bars A 4"}
     a, b, c, d = values = [rng.randint(1, 9) for _ in range(4)]
     shapes = "".join(
-        f'<rect x="{6 + 14 * i}" y="{58 - 5 * v}" width="9" height="{5 * v}"/>' for i, v in enumerate(values)
+        f'<rect x="{6 + 14 * i}" y="{58 - 5 * v}" width="9" height="{5 * v}"/>'
+        for i, v in enumerate(values)
     )
     row |= dict(
         content_type=rng.choice(["data_chart", "geometry", "table"]),
@@ -165,7 +170,9 @@ def step_row(iteration, phase, step, steps, t, rng):
                 solvability=0.5 + 0.3 * t,
                 difficulty=0.2 + noise(0.03),
             ),
-            "solver": dict(reward=0.6 + 0.2 * t, accuracy=0.55 + 0.2 * t + noise(0.05), format=0.97),
+            "solver": dict(
+                reward=0.6 + 0.2 * t, accuracy=0.55 + 0.2 * t + noise(0.05), format=0.97
+            ),
         }[phase]
     )
 
@@ -196,10 +203,12 @@ def make_run(folder, iterations=3, steps=10, proposals=40):
     """A run folder as mmzero.py writes it, with invented figures."""
     rng, records = random.Random(7), []
     settings = {"iterations": iterations, "learning_rate": 1e-4}
-    (folder / "config.json").write_text(json.dumps({"model": "tiny", "version": 1, "settings": settings}))
+    (folder / "config.json").write_text(
+        json.dumps({"model": "tiny", "version": 1, "settings": settings})
+    )
     for k in range(iterations + 1):
         (folder / f"iter{k}" / "pictures").mkdir(parents=True)
-        for phase in reporting.PHASES if k else ():
+        for phase in reporting.ROLES if k else ():
             if phase != "proposer":
                 valid, drawn = 280 + 32 * k, 200 + 50 * k
                 records.append(
@@ -265,76 +274,76 @@ def assert_harmless(page):
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         assert name not in ("srcset", "action"), (tag, name)
-        assert name not in ("href", "xlink:href") or value.startswith("#"), (tag, value)  # within the page
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#"), (tag, value)  # within the page
         assert name != "src" or value.startswith("data:image/"), value
-    assert not re.search(r"url\((?!#)|@import", page.source) and "default-src 'none'" in page.source
+    assert not re.search(r"url\((?!#)|@import", page.source)
+    assert "default-src 'none'" in page.source
 
 
-def test_report_of_a_whole_run(tmp_path):
-    page = Page(evaluation.report(make_run(tmp_path)))
+TITLES = (
+    "Held-out accuracy, Difficulty, Solvability, Proposals and pictures, Easy–hard gap, "
+    "Consistency on hard questions, Content types, Variety of types, Length of code, "
+    "Training sets, From proposals to training data, Reward, KL to the start of the phase, "
+    "Entropy, Clipped tokens, Gradient norm, Rollout against trainer, Gallery, The label audit, "
+    "Are the labels true?, Ways to cheat, Entropy of labels"
+)
+ON_THE_ARROWS = (
+    "72 → 96 % valid",
+    "68 → 98 % drawn",
+    "held-out 64.0 → 79.6 %",
+    "s\xa00.70 → 0.88",
+    "d\xa00.24 → 0.18",
+    "150 → 50 open questions",
+    "65 → 55 % of them true",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a whole run, with its page and its figure."""
+    folder = make_run(tmp_path_factory.mktemp("whole"))
+    assert reporting.report(folder, folder / "figure.png") == folder / "report.html"
+    return folder
+
+
+def test_report_of_a_whole_run(whole):
+    page = Page(whole / "report.html")
     assert_harmless(page)
     assert len(page.source) < 5_000_000
     assert "Held-out accuracy rose from 64.0\xa0% to 79.6\xa0% in 3 iterations" in page.text
-    for title in (
-        "Held-out accuracy",
-        "Difficulty",
-        "Solvability",
-        "Proposals and pictures",
-        "Easy–hard gap",
-        "Consistency on hard questions",
-        "Content types",
-        "Variety of types",
-        "Length of code",
-        "Training sets",
-        "From proposals to training data",
-        "Reward",
-        "KL to the start of the phase",
-        "Entropy",
-        "Clipped tokens",
-        "Gradient norm",
-        "Rollout against trainer",
-        "Gallery",
-        "The label audit",
-        "Are the labels true?",
-        "Ways to cheat",
-        "Entropy of labels",
-    ):
+    for title in TITLES.split(", "):
         assert title in page.text, title
     blanks = page.text.count("no picture") + page.text.count("no proposal")
     assert page.tags.count("img") + blanks == 4 * reporting.SHOWN
-    assert "not well-formed" in page.text and "could not be parsed" in page.text  # failures are shown
+    # Failures are shown.
+    assert "not well-formed" in page.text and "could not be parsed" in page.text
     shapes = [value for _, name, value in page.attributes if name in ("d", "x", "y", "style")]
     assert len(shapes) > 500 and not re.search("nan|inf|None", " ".join(shapes))
-    # every colour of a curve is the page's, so that it can go dark; every id that is used exists
-    assert page.tags.count("svg") == 25 and not re.search("(stroke|fill): #", page.source.split("</style>")[1])
-    assert set(re.findall(r'(?:url\(|href=")#(\w+)', page.source)) <= set(re.findall(r' id="(\w+)"', page.source))
+    # Every colour of a curve is the page's, so that it can go dark; every id that is used exists.
+    assert page.tags.count("svg") == 25
+    assert not re.search("(stroke|fill): #", page.source.split("</style>")[1])
+    used = set(re.findall(r'(?:url\(|href=")#(\w+)', page.source))
+    assert used <= set(re.findall(r' id="(\w+)"', page.source))
     assert "</i>sampled 64 → 71 → 76 → 79.6</span>" in page.source and "</i>kl" not in page.source
     assert "None" not in page.text
-    assert not list(tmp_path.glob("*.tmp"))
-    # the loop has the base's figure and the newest on its arrows
-    for figure in (
-        "72 → 96 % valid",
-        "68 → 98 % drawn",
-        "held-out 64.0 → 79.6 %",
-        "s\xa00.70 → 0.88",
-        "d\xa00.24 → 0.18",
-        "150 → 50 open questions",
-        "65 → 55 % of them true",
-    ):
+    assert not list(whole.glob("*.tmp"))
+    # The loop has the base's figure and the newest on its arrows.
+    for figure in ON_THE_ARROWS:
         assert figure in page.text, figure
 
 
 def test_a_run_without_audit_or_figures_says_so_and_no_more(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "tiny", "settings": {}}')
-    page = Page(evaluation.report(tmp_path))
+    page = Page(reporting.report(tmp_path))
     assert "of them true" not in page.text and "– % valid" in page.text and "svg" not in page.tags
-    assert len(re.findall(r"<section>.*?<div[^>]*></div></section>", page.source, re.DOTALL)) == 4  # which are not shown
+    # Empty sections are not shown.
+    empty = re.findall(r"<section>.*?<div[^>]*></div></section>", page.source, re.DOTALL)
+    assert len(empty) == 4
 
 
-def test_figure_for_a_paper(tmp_path):
-    make_run(tmp_path, iterations=2)
-    assert evaluation.report(tmp_path, tmp_path / "figure.png") == tmp_path / "report.html"
-    with Image.open(tmp_path / "figure.png") as picture:
+def test_figure_for_a_paper(whole):
+    with Image.open(whole / "figure.png") as picture:
         assert picture.width == 1800 and picture.height == 1080
         colours = {tuple(c) for _, c in picture.convert("RGB").getcolors(1 << 22)}
     assert (0x00, 0x72, 0xB2) in colours and (0xD5, 0x5E, 0x00) in colours  # the page's colours
@@ -344,9 +353,8 @@ def test_figure_for_a_paper(tmp_path):
 
 def test_headline_names_the_direction():
     base = {"iteration": 0, "sampled": 0.64, "sampled_low": 0.61, "sampled_high": 0.67}
-    assert reporting.headline([base, base | {"iteration": 3, "sampled": 0.55}])[0] == (
-        "Held-out accuracy fell from 64.0 % to 55.0 % in 3 iterations"
-    )
+    title, _ = reporting.headline([base, base | {"iteration": 3, "sampled": 0.55}])
+    assert title == "Held-out accuracy fell from 64.0 % to 55.0 % in 3 iterations"
     assert "stayed at 64.0 %" in reporting.headline([base, base | {"iteration": 1}])[0]
 
 
@@ -357,13 +365,19 @@ def drawn(series, **options):
 
 
 def test_the_curves_are_where_the_figures_are():
-    records = [dict(x=0, sampled=0.64, sampled_low=0.6, sampled_high=0.7), dict(x=1, sampled=None), dict(x=3, sampled=0.796)]
-    assert reporting.lines(records[1:], 100, sampled="c2") == [("sampled", "c2", [(3, pytest.approx(79.6))])]
-    ((name, colour, points),) = reporting.lines(records[:1], 100, sampled="c2")
+    records = [
+        dict(x=0, sampled=0.64, sampled_low=0.6, sampled_high=0.7),
+        dict(x=1, sampled=None),
+        dict(x=3, sampled=0.796),
+    ]
+    last = ("sampled", "c2", [(3, pytest.approx(79.6))])
+    assert reporting.lines(records[1:], "sampled", "c2", 100) == [last]
+    ((name, colour, points),) = reporting.lines(records[:1], "sampled", "c2", 100)
     assert points == [(0, pytest.approx(64), pytest.approx(60), pytest.approx(70))]
     axes = drawn([("easy", "c3 dash", [(0, 64), (3, 79.6)])], top=100)
     line = axes.lines[0]
-    assert line.get_xydata().tolist() == [[0, 64], [3, 79.6]] and line.get_linestyle() == "--" and line.get_marker() == "o"
+    assert line.get_xydata().tolist() == [[0, 64], [3, 79.6]]
+    assert line.get_linestyle() == "--" and line.get_marker() == "o"
     assert axes.get_xlim() == (0, 3) and axes.get_ylim()[0] <= 0 and axes.get_ylim()[1] >= 100
     assert [label.get_text() for label in axes.get_xticklabels()] == ["base", "1", "2", "3"]
     band = drawn([("s", "c2", [(0, 5, 4, 7), (1, 6, 5, 8)])]).collections[0].get_paths()[0].vertices
@@ -379,23 +393,30 @@ def test_axes_have_room_for_zero_for_what_is_below_and_for_nothing_at_all():
 
 
 def test_boxes_show_the_percentiles():
-    axes = drawn([("c", "c2", [(0, list(np.linspace(0, 1, 101))), (1, [0.5])])], kind="boxes", top=1)
+    points = [(0, list(np.linspace(0, 1, 101))), (1, [0.5])]
+    axes = drawn([("c", "c2", points)], kind="boxes", top=1)
     ys = [sorted({round(y, 6) for y in line.get_ydata()}) for line in axes.lines[:4]]
     assert sorted(ys) == [[0.05, 0.25], [0.25, 0.75], [0.5], [0.75, 0.95]]
     assert axes.get_xlim() == (-0.5, 1.5)
 
 
 def test_types_are_shares_on_top_of_each_other(tmp_path):
-    kinds = dict.fromkeys(("step", "data", "audit"), []) | {"eval": [dict(x=0, types={"other": 1, "map": 3, "table": 0})]}
+    kinds = dict.fromkeys(("step", "data", "audit"), []) | {
+        "eval": [dict(x=0, types={"other": 1, "map": 3, "table": 0})]
+    }
     (panel,) = [p for p in reporting.panels(kinds)[0] if p.kind == "bars"]
-    assert panel.series == [("map", "c0", [(0, 75)]), ("table", "c1", [(0, 0)]), ("other", "grey", [(0, 25)])]
+    assert panel.series == [
+        ("map", "c0", [(0, 75)]),
+        ("table", "c1", [(0, 0)]),
+        ("other", "grey", [(0, 25)]),
+    ]
     bars = drawn(panel.series, kind="bars").patches
     assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 75), (75, 0), (75, 25)]
 
 
 def test_funnel_is_in_shares_of_what_was_asked():
     record = dict(phase="coder", iteration=1, asked=200, valid=150, rendered=None, kept=20)
-    source = reporting.funnel([record])
+    source = reporting.PAGE.funnel([record])
     assert re.findall(r"<td>(\d+|–)", source) == ["200", "150", "–", "–", "20"]
     assert re.findall(r"width:([\d.]+)%", source) == ["100.0", "75.0", "10.0"]
 
@@ -404,20 +425,24 @@ def test_steps_stand_within_their_iteration(tmp_path):
     make_run(tmp_path, iterations=2, steps=4)
     _, kinds = reporting.read_run(tmp_path)
     (reward,) = [p for p in reporting.panels(kinds)[2] if p.title == "Reward"]
-    assert [(name, colour) for name, colour, _ in reward.series] == [("proposer", "c0"), ("coder", "c1"), ("solver", "c2")]
+    looks = [(name, colour) for name, colour, _ in reward.series]
+    assert looks == [("proposer", "c0"), ("coder", "c1"), ("solver", "c2")]
+    expected = [k + t / 4 for k in (0, 1) for t in (1, 2, 3, 4)]
     for _, _, points in reward.series:
-        assert [x for x, _ in points] == pytest.approx([k + t / 4 for k in (0, 1) for t in (1, 2, 3, 4)])
+        assert [x for x, _ in points] == pytest.approx(expected)
     assert {r["x"] for r in kinds["eval"]} == {0, 1, 2}
 
 
 def test_curve_leaves_out_what_is_missing():
     records = [dict(x=0, a=None), dict(x=1, a=float("nan")), dict(x=2)]
-    assert reporting.lines(records, a="c0") == [] and reporting.lines(records + [dict(x=3, a=0.0)], a="c0")[0][2] == [(3, 0)]
+    assert reporting.lines(records, "a", "c0") == []
+    assert reporting.lines(records + [dict(x=3, a=0.0)], "a", "c0")[0][2] == [(3, 0)]
 
 
 def test_a_lone_iteration_stands_in_the_middle_with_its_value():
     axes = drawn(series := [("kept", "c1", [(1, 1217)])])
-    assert axes.get_xlim() == (0.5, 1.5) and [label.get_text() for label in axes.get_xticklabels()] == ["1"]
+    assert axes.get_xlim() == (0.5, 1.5)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1"]
     assert "</i>kept 1217</span>" in reporting.figure(reporting.Panel("t", "", "y", series))
     many = [("few", "c0", [(0, 1)]), ("kl", "c1", [(x, 1) for x in range(13)])]
     assert drawn(many).lines[1].get_marker() in ("", "None")
@@ -425,51 +450,53 @@ def test_a_lone_iteration_stands_in_the_middle_with_its_value():
 
 def test_report_of_a_run_in_progress(tmp_path):
     make_run(tmp_path, iterations=2)
-    whole = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(whole) if '"iteration": 2, "phase": "coder", "step": 4' in line)
-    (tmp_path / "metrics.jsonl").write_text("".join(whole[:cut]) + whole[cut][:40])  # a line half written
+    records = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    place = '"iteration": 2, "phase": "coder", "step": 4'
+    cut = next(i for i, line in enumerate(records) if place in line)
+    # The last line is half written.
+    (tmp_path / "metrics.jsonl").write_text("".join(records[:cut]) + records[cut][:40])
     (tmp_path / "iter2" / "probe.jsonl").unlink()
-    page = Page(evaluation.report(tmp_path))
+    page = Page(reporting.report(tmp_path))
     assert "from 64.0\xa0% to 71.0\xa0% in 1 iteration" in page.text
     assert "Iteration 2 is not finished." in page.text
-    for text, expected in ((whole[0], "no iteration is finished yet"), ("", "Nothing is measured yet")):
-        (tmp_path / "metrics.jsonl").write_text(text)
-        assert expected in Page(evaluation.report(tmp_path)).text
+    (tmp_path / "metrics.jsonl").write_text(records[0])
+    assert "no iteration is finished yet" in Page(reporting.report(tmp_path)).text
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "Nothing is measured yet" in Page(reporting.report(tmp_path)).text
     (tmp_path / "metrics.jsonl").unlink()
-    assert "Nothing is measured yet" in Page(evaluation.report(tmp_path)).text
+    assert "Nothing is measured yet" in Page(reporting.report(tmp_path)).text
 
 
 def test_report_refuses_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
-        evaluation.report(tmp_path)
+        reporting.report(tmp_path)
     make_run(tmp_path, iterations=1)
     (tmp_path / "metrics.jsonl").write_text("{broken\n")
     with pytest.raises(ValueError, match="metrics.jsonl has a line that is not JSON"):
-        evaluation.report(tmp_path)
+        reporting.report(tmp_path)
 
 
 def test_what_models_write_stays_text(tmp_path):
     make_run(tmp_path, iterations=1, proposals=3)
-    evil = "\"><script>alert(1)</script><img src=x onerror=alert(2)>' </pre></details>{0} \ud800 \x00"
+    evil = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'"
+    evil += " </pre></details>{0} $title ${title} \ud800 \x00"
     row = dict.fromkeys(TEXTS + ("topic", "code", "language", "reply", "error"), evil)
     row |= {"easy_answers": [evil, None], "hard_answers": [evil] * 2}
     draw_bars([1, 2], tmp_path / "iter1" / "pictures" / "x.png")
-    write_jsonl(
-        tmp_path / "iter1" / "probe.jsonl",
-        [row | {"picture": "iter1/pictures/x.png"}, row | {"picture": None}, row | {"caption": None}],
-    )
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        record = eval_row(2, random.Random(0), types={evil: 3})
-        file.write(json.dumps(record) + "\n")
+    pictures = [{"picture": "iter1/pictures/x.png"}, {"picture": None}, {"caption": None}]
+    write_jsonl(tmp_path / "iter1" / "probe.jsonl", [row | other for other in pictures])
+    record = eval_row(2, random.Random(0), types={evil: 3})
+    write_jsonl(tmp_path / "metrics.jsonl", [record])  # and no steps, which have no text
     (tmp_path / "config.json").write_text(json.dumps({"model": evil, "settings": {evil: evil}}))
-    page = Page(evaluation.report(tmp_path))
+    page = Page(reporting.report(tmp_path))
     assert_harmless(page)
     assert page.text.count("<script>alert(1)</script>") >= 20  # there, as text
 
 
 def test_pictures_are_decoded_shrunk_and_zoomed(tmp_path):
-    Image.effect_noise((1280, 960), 90).convert("RGB").save(tmp_path / "big.png")
+    Image.effect_noise((640, 480), 90).convert("RGB").save(tmp_path / "big.png")
     tag = reporting.picture(tmp_path / "big.png", "")
     assert 'width="320" height="240"' in tag and len(tag) < 100_000
     draw_bars([3, 4], tmp_path / "small.png")
-    assert 'width="192" height="192"' in reporting.picture(tmp_path / "small.png", "")  # 64 pixels, 3 times
+    # 64 pixels, 3 times
+    assert 'width="192" height="192"' in reporting.picture(tmp_path / "small.png", "")

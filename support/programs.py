@@ -1,0 +1,194 @@
+"""What a Python program finds around itself, and which of its pictures counts.
+
+In the trainer: `make_scratch`, the place for all files. In a helper, before it forks: `readable`,
+`prepare`. In the child that runs the program: the rest.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib.util
+import io
+import logging
+import math
+import os
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from PIL import Image
+
+from support.sandbox import NoPicture
+
+# Packages that children may read (those that programs may use, and what these import).
+PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six
+    fontTools packaging pyparsing cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2
+    defusedxml webencodings""".split()
+PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance
+    PIL.ImageFilter PIL.ImageFont PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath
+    colorsys copy csv datetime decimal fractions heapq json logging lzma pickle pprint secrets
+    statistics string textwrap typing unicodedata uuid""".split()
+
+
+def make_scratch():
+    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders
+    without a lock: they belonged to trainers that were killed together with their helpers."""
+    for folder in Path(tempfile.gettempdir()).glob("mmzero-render-*"):
+        with contextlib.suppress(OSError):  # locked, another user's, or gone
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix="mmzero-"))
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # before it has the name that others look for
+    return folder.rename(folder.with_name(folder.name.replace("-", "-render-", 1))), lock
+
+
+def readable(scratch):
+    """What children may read: packages with their C libraries, the standard library, our fonts."""
+    specs = filter(None, map(importlib.util.find_spec, PACKAGES))
+    paths = [
+        Path(path) for spec in specs for path in spec.submodule_search_locations or [spec.origin]
+    ]
+    paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
+    for path in Path(os.__file__).parent.iterdir():
+        if path.name not in ("site-packages", "dist-packages"):
+            paths.append(path)
+    paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
+    paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
+    return [path for path in paths if path.exists()]
+
+
+def prepare(language, source):
+    """Import once what each program would import in its fork (or, without Landlock, could not)."""
+    if language == "python" and "numpy" not in sys.modules:
+        for name in PRELOADED:
+            importlib.import_module(name)
+        Image.init()  # all file formats
+        sys.modules["PIL.ImageFont"].load_default(16)
+        gc.freeze()
+    # It makes forks dearer: only if used.
+    if b"matplotlib" in source and "matplotlib" not in sys.modules:
+        prepare_matplotlib()
+        gc.freeze()
+
+
+def prepare_matplotlib():
+    logging.disable(logging.WARNING)  # "building the font cache"
+    import matplotlib.font_manager as fonts
+    import matplotlib.pyplot as plt
+
+    # Other fonts of this machine would draw another text elsewhere.
+    home = os.path.dirname(fonts.__file__)
+    ours = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
+    fonts.fontManager.ttflist = ours
+    # After a fork matplotlib opens fonts anew, by io.open: from memory this needs no right to open.
+    data = {str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")}
+
+    def open_font(name, *args, **kwargs):
+        if isinstance(name, str) and name in data:
+            return io.BytesIO(data[name])
+        return open(name, *args, **kwargs)
+
+    io.open = open_font
+    plt.plot([1], label="$a^2$")
+    plt.legend()
+    plt.savefig(io.BytesIO())  # loads the writer
+    plt.close()
+
+
+def inside(path):
+    """Is this the name of a file in the program's own folder?"""
+    return isinstance(path, (str, os.PathLike)) and os.path.relpath(path)[:2] != ".."
+
+
+def watch():
+    """Prepare to run a program -> a list that will hold the last picture it saved."""
+    import numpy
+
+    random.seed(0)
+    numpy.random.seed(0)
+    saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
+
+    def write_late(event, _):
+        if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
+            picture, target, args, kwargs = late.pop()
+            save(picture, target, *args, **kwargs)
+
+    def save_and_keep(self, target, *args, **kwargs):
+        kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
+        picture = self.copy()  # the program may go on changing it
+        if inside(target):
+            # There is one folder: "out/a.png" is "a.png". Few programs read what they saved, and a
+            # PNG takes a third of a short one's time: at first only one pixel is written (which
+            # finds what is wrong with the arguments), the rest when the next file is opened.
+            target = os.path.basename(target)
+            later = target.lower().endswith(".png") and "save_all" not in kwargs
+            now = self.crop((0, 0, 1, 1)) if later else self
+            with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
+                save(now, target, *args, **kwargs)
+                late[:] = [(picture, target, args, kwargs)] if later else []
+        else:
+            save(self, target, *args, **kwargs)
+        saved[:] = [picture]
+
+    def make_folder(path, *args, **kwargs):
+        if not inside(path):
+            mkdir(path, *args, **kwargs)
+
+    sys.addaudithook(write_late)
+    Image.Image.save = save_and_keep
+    Image.Image.show = lambda self, *args, **kwargs: None
+    os.mkdir = make_folder
+    return saved
+
+
+def choose(saved, names):
+    """Which picture of a program counts: the last `Image.save` (matplotlib's `savefig` ends there
+    too), else a variable img or image, else the open matplotlib figure."""
+    import numpy
+
+    if saved:
+        return saved[0]
+    for value in map(names.get, ("img", "image")):
+        if isinstance(value, numpy.ndarray):
+            value = Image.fromarray(value)
+        if isinstance(value, Image.Image):
+            return value
+    plt = sys.modules.get("matplotlib.pyplot")
+    if plt and plt.get_fignums():
+        canvas = plt.gcf().canvas
+        canvas.draw()
+        return Image.fromarray(numpy.asarray(canvas.buffer_rgba()))
+    raise NoPicture("no picture: nothing was saved, no variable img or image, no open figure")
+
+
+def on_white(picture, max_side):
+    """Any PIL picture -> RGB of an allowed size, with white where it was transparent."""
+    if picture.mode in ("La", "RGBa"):  # premultiplied: convert only to their plain form
+        picture = picture.convert(picture.mode.upper())
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    scale, picture = max_side / max(picture.size), picture.convert("RGB")  # a copy
+    if scale < 1:
+        picture = picture.resize([math.ceil(side * scale) for side in picture.size])
+    return picture
+
+
+def describe(error):
+    """-> "NameError: name 'x' is not defined (line 3)": the last line of the program in it."""
+    text, line = str(error), None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == "main.py":
+            line = number
+    if isinstance(error, SyntaxError):
+        text, line = error.msg, error.lineno
+    text = type(error).__name__ + (f": {text}" if text else "")
+    return f"{text} (line {line})" if line else text

@@ -1,0 +1,88 @@
+"""The faster attentions of a packed sequence against the mask, and against separate sequences."""
+
+import copy
+import math
+
+import pytest
+import torch
+from test_grpo import FAMILIES, gradients, is_that_of_separate_sequences, make_rollouts, models
+
+from grpo import token_logps, visible_tokens
+from support import flash
+
+__all__ = ["models"]
+LENGTHS = [[5, 3, 1, 7], [2, 4], [9, 1, 1]]
+
+
+def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
+    """What the flash-attn package documents of flash_attn_varlen_func: segment by segment, causal
+    from the end."""
+    assert causal and ends_q.dtype == torch.int32
+    assert longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max()
+    found, group = [], q.shape[1] // k.shape[1]
+    for i, j, a, b in zip(ends_q, ends_q[1:], ends_k, ends_k[1:]):
+        allowed = torch.ones(j - i, b - a, dtype=torch.bool).tril(b - a - (j - i))
+        heads = []
+        for h in range(q.shape[1]):
+            scores = q[i:j, h] @ k[a:b, h // group].T * softmax_scale
+            weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+            heads.append(weights @ v[a:b, h // group])
+        found.append(torch.stack(heads, 1))
+    return torch.cat(found)
+
+
+@pytest.fixture(params=["padded blocks", "flash-attn"])
+def fast(request, monkeypatch):
+    """Short sequences, on a CPU: by themselves they would not ask for it."""
+    monkeypatch.setattr(flash, "pays", lambda lengths, device: True)
+    if request.param == "flash-attn":
+        of_segments = lambda segments, total, device: flash.for_flash_attn(segments, device)
+        monkeypatch.setattr(flash, "padded_blocks", of_segments)
+        monkeypatch.setattr(flash, "flash_attn_varlen_func", varlen_by_hand)
+    kind = flash.Segments if request.param == "flash-attn" else flash.Blocks
+    assert isinstance(flash.lay_out(LENGTHS, torch.device("cpu")), kind)
+
+
+def test_fast_attention_is_plain_attention(fast):
+    """Values, and gradients by queries, keys and values; two query heads to a key/value head."""
+    torch.manual_seed(0)
+    total, found = sum(map(sum, LENGTHS)), []
+    upstream = torch.randn(1, total, 4, 8)
+    inputs = [torch.randn(1, heads, total, 8) for heads in (4, 2, 2)]
+    layout = flash.lay_out(LENGTHS, torch.device("cpu"))
+    for how in (layout, None):
+        q, k, v = (x.clone().requires_grad_() for x in inputs)
+        mask = visible_tokens(LENGTHS)[None, None] if how is None else None
+        result = flash.packed_attention(None, q, k, v, mask, scaling=0.3, layout=how)[0]
+        assert result.shape == upstream.shape
+        (result * upstream).sum().backward()
+        found.append((result.detach(), q.grad, k.grad, v.grad))
+    for ours, plain in zip(*found):
+        assert plain.abs().max() > 0.1
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fast_is_plain_through_the_network(models, family, fast, monkeypatch):
+    vlm, found = copy.deepcopy(models[family]), []
+    rollouts = make_rollouts(vlm)
+    bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
+    for _ in range(2):
+        vlm.model.zero_grad()
+        logp, entropy, loss = token_logps(vlm, bundles, 0.8, lambda logp, at: logp.square().sum())
+        loss.backward()
+        found.append((logp, entropy, gradients(vlm) / gradients(vlm).abs().max()))
+        monkeypatch.setattr(flash, "pays", lambda lengths, device: False)
+    for ours, plain in zip(*found):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fast_is_separate_sequences(models, family, fast, monkeypatch):
+    is_that_of_separate_sequences(copy.deepcopy(models[family]), monkeypatch)
+
+
+def test_where_it_pays():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not flash.pays([[100, 10, 10]], cpu) and flash.pays([[100, 10, 10]], cuda)
+    assert flash.pays([[100, 10, 10], [100, 10, 10, 20]], cpu)

@@ -1,0 +1,291 @@
+"""Asking once, keeping, going on, judging, comparing (tools/compare.py), as eval.py calls it."""
+
+import json
+import math
+import random
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers_eval import Echo, write_bench
+
+import eval as evaluation
+from tools import compare
+from vlm import VLM
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def row_of(replies, greedy):
+    """A row as it is kept, of a question whose answer is 1."""
+    question = dict(text="q", answers=["1"], choices=[], tolerance=0, decimals=None)
+    return question | {"replies": replies, "greedy": greedy}
+
+
+def kept(hits):
+    """Rows as they are kept, one reply a question, right or wrong as `hits` says."""
+    reply = {True: r"\boxed{1}", False: r"\boxed{2}"}
+    return [row_of([reply[hit]], reply[hit]) for hit in hits]
+
+
+def test_macro_counts_every_set_the_same():
+    small = compare.grade(kept([True] * 24 + [False] * 8))
+    large = compare.grade(kept([False] * 300 + [True] * 100))
+    average = compare.macro([small, large])
+    assert average["sampled"] == average["greedy"] == average["majority"] == pytest.approx(0.5)
+    assert average["questions"] == 432
+    # The variance of the mean of two independent means is a quarter of the sum of theirs.
+    spread = math.sqrt(0.75 * 0.25 / 32 + 0.25 * 0.75 / 400) / 2
+    half = (average["sampled_high"] - average["sampled_low"]) / 2
+    assert half == pytest.approx(1.96 * spread, rel=0.1)
+    alone = {key: value for key, value in small.items() if key != "per_question"}
+    assert compare.macro([small]) == pytest.approx(alone)
+    perfect = compare.macro([compare.grade(kept([True] * 20))] * 4)
+    assert perfect["greedy_low"] < 0.95 and perfect["greedy_high"] == 1 == perfect["greedy"]
+
+
+def test_compare_is_paired():
+    # b is a, shifted down by 0.1 on every question: hard questions differ wildly, the difference
+    # not at all.
+    accuracy = np.linspace(0.1, 1.0, 40)
+
+    def result(values):
+        hits = [float(value > 0.5) for value in values]
+        figures = {"sampled": values.mean(), "majority": np.mean(hits), "greedy": np.mean(hits)}
+        each = {"sampled": list(values), "majority": hits, "greedy": hits}
+        return figures | {"per_question": each}
+
+    a, b = result(accuracy), result(accuracy - 0.1)
+    gain, low, high = compare.compare(a, b)["sampled"]
+    assert gain == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
+    assert compare.compare(b, a)["greedy"][1:3] == compare.compare(a, b)["greedy"][2:0:-1]
+    with pytest.raises(ValueError, match="same questions: 40 and 7"):
+        compare.compare(a, result(accuracy[:7]))
+
+
+# ---- asking, keeping, going on, scoring again ----------------------------------------------------
+
+
+class Models(Echo):
+    """`VLM` with models that know the first so-many questions."""
+
+    knows = {"good": 100, "bad": 0, "half": 3}
+
+    def __init__(self, name):
+        self.name = name
+
+    load = classmethod(lambda cls, name: cls.loads.append(name) or cls(name))
+
+
+def verdict(text):
+    return SimpleNamespace(text="Yes." if "wrong" in text and "sure" in text else "No, differs")
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """-> the list of what is asked, call by call."""
+    Models.loads, asked = [], []
+
+    def fake(vlm, prompts, n=1, temperature=1.0, top_p=1.0, **options):
+        given = dict(n=n, temperature=temperature, top_p=top_p, prompts=prompts)
+        asked.append(options | given | {"model": vlm.name})
+        if vlm.name == "judge":
+            return [[verdict(text)] for text in prompts]
+        groups = []
+        for number, prompt in zip(options["numbers"], prompts, strict=True):
+            known = int(re.search(r"q(\d+)", prompt)[1]) < Models.knows[vlm.name]
+            answer = "1" if known else "wrong"
+            luck = random.Random(f"{options['seed']} {temperature} {number}")
+            texts = [f"{luck.random()} \\boxed{{{answer}}}" for _ in range(n)]
+            groups.append([SimpleNamespace(text=text) for text in texts])
+        return groups
+
+    monkeypatch.setattr(compare, "VLM", Models)
+    monkeypatch.setattr(compare, "generate", fake)
+    monkeypatch.setattr(compare, "fingerprint", lambda name: f"weights of {name}")
+    return asked
+
+
+def six(folder, name="bench.jsonl", **more):
+    """A set of six questions."""
+    rows = [{"image": "a.png", "question": f"q{i}", "answer": "1"} | more for i in range(6)]
+    return str(write_bench(folder, *rows).rename(folder / name))
+
+
+def run(*arguments):
+    evaluation.main([str(argument) for argument in arguments])
+
+
+def test_main_compares_models_on_one_set(models, capsys, tmp_path):
+    bench, place = six(tmp_path), tmp_path / "out"
+    command = ["--model", "good", "--compare", "bad", "half", "--bench", bench]
+    command += ["--questions", "5", "--out", place]
+    run(*command)
+    out = capsys.readouterr().out
+
+    # As the authors ask: one sample at 0.6 / 0.95, and greedily. One model at a time.
+    figures = ("model", "n", "temperature", "top_p")
+    asked = [(*[call[key] for key in figures], len(call["prompts"])) for call in models]
+    ways = ((0.6, 0.95), (0.0, 1.0))
+    assert asked == [(name, 1, *way, 5) for name in ("good", "bad", "half") for way in ways]
+    assert Models.loads == ["good", "bad", "half"] and models[0]["max_new_tokens"] == 4096
+    assert models[0]["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
+
+    perfect = r"100.0 \(56.6–100.0\)"
+    assert re.search(rf"\| bench.jsonl \| +good \| +{perfect} \| +{perfect} \|", out)
+    assert re.search(r"\| +half \| +60.0 \(23.1–88.2\) \|", out)
+    assert "good minus bad, paired" in out
+    assert "+100.0 points, 95 % interval +100.0 to +100.0" in out
+    assert "right alone on 5, wrong alone on 0, McNemar exact p = 0.062" in out  # 2 / 2^5
+    assert "right alone on 2, wrong alone on 0, McNemar exact p = 0.5" in out
+    assert (place / "results.md").read_text() == out
+    table = json.loads((place / "results.json").read_text())
+    results = [(row["model"], row["sampled"], row["greedy"]) for row in table["results"]]
+    assert results == [("good", 1, 1), ("bad", 0, 0), ("half", 0.6, 0.6)]
+    other = table["comparisons"][1]
+    assert other["other"] == "half" and other["greedy"][1:3] == [2, 0]
+
+    # The replies are there: nobody is asked again, with or without --rescore.
+    for extra in ([], ["--rescore"]):
+        models.clear()
+        run(*command, *extra)
+        assert not models and capsys.readouterr().out == out
+
+
+def test_several_sets_and_the_macro_average(models, capsys, tmp_path):
+    one, two = six(tmp_path, "one.jsonl"), six(tmp_path, "two.jsonl", answer="wrong")
+    run("--model", "half", "--bench", one, two, "--out", tmp_path / "out")
+    out = capsys.readouterr().out
+    run("--model", "half", "--bench", one, "--out", tmp_path / "three", "--questions", "4")
+    assert re.search(r"\| macro average \| +half \| +50.0 \(\d+.\d–\d+.\d\)", out)
+    assert "75.0" in capsys.readouterr().out and "macro" not in out.split("macro average")[1]
+
+
+def test_the_types_of_the_questions_have_rows_of_their_own(models, capsys, tmp_path):
+    rows = [
+        {"image": "a.png", "question": f"q{i}", "answer": "1", "category": category}
+        for i, category in enumerate(["art", "art", "art/map", "art/map", "art/map", "art/map"])
+    ]
+    run("--model", "half", "--bench", write_bench(tmp_path, *rows), "--out", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert re.search(r"\| bench.jsonl +\| +half \| +50.0 .* 6 \|", out)
+    assert re.search(r"\| bench.jsonl, art +\| +half \| +100.0 .* 2 \|", out)
+    assert re.search(r"\| bench.jsonl, art map +\| +half \| +25.0 .* 4 \|", out)
+
+
+def independent_scores(path):
+    """The ten lines any reader could write: scores from the kept replies alone (plain answers)."""
+
+    def same(reply, answers):
+        boxes = re.findall(r"\\boxed\{([^{}]*)\}", reply)
+        return bool(boxes) and boxes[-1].lower() in [answer.lower() for answer in answers]
+
+    greedy, sampled = [], []
+    for row in map(json.loads, path.read_text().splitlines()):
+        if "replies" in row:
+            greedy.append(same(row["greedy"], row["answers"]))
+            sampled.append(np.mean([same(reply, row["answers"]) for reply in row["replies"]]))
+    return np.mean(sampled), np.mean(greedy)
+
+
+def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys, monkeypatch):
+    """The real tiny base on its charts; the same figures as `evaluate`, with which a run
+    measures itself."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run("--questions", "14", "-n", "2", "--max-new-tokens", "64", "--out", tmp_path)
+    result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
+    sampled, greedy = independent_scores(tmp_path / "tiny/charts.jsonl")
+    assert (sampled, greedy) == (
+        pytest.approx(result["sampled"]),
+        pytest.approx(result["greedy"]),
+    )
+    assert 0 < result["greedy"] < 1
+    assert "charts, data_chart" in capsys.readouterr().out  # a row per content type
+    assert sum(r["greedy"] * r["questions"] for r in types) == pytest.approx(14 * result["greedy"])
+
+    vlm = VLM.load("tiny", device="cpu")
+    direct = evaluation.evaluate(vlm, evaluation.charts(14)[0], n=2, max_new_tokens=64)
+    figures = direct.keys() - {"seconds", "per_question"}
+    assert {key: direct[key] for key in figures} == {key: result[key] for key in figures}
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CHUNK", 2)
+    bench, whole = six(tmp_path), tmp_path / "whole"
+    path = "half/" + re.sub(r"[^\w.-]+", "-", bench) + ".jsonl"
+    command = ["--model", "half", "--bench", bench, "--out"]
+    run(*command, whole)
+    lines = (whole / path).read_text().splitlines(keepends=True)
+    # Stopped before the settings, in a chunk, between chunks, at the very end.
+    for count in (0, 1, 2, 3, 4, 6):
+        broken = tmp_path / f"broken{count}"
+        (broken / "half").mkdir(parents=True)
+        (broken / path).write_text("".join(lines[:count]) + lines[count][:25])
+        models.clear()
+        run(*command, broken)
+        assert (broken / path).read_text().splitlines(keepends=True) == lines
+        assert sum(len(call["prompts"]) for call in models) == 2 * (6 - max(0, count - 1))
+    (broken / path).write_text("".join(lines[:4]))
+    for change, message in (
+        (["--seed", "1"], "seed 0 there, 1 now"),
+        (["-n", "5"], "n 1 there, 5 now"),
+        (["--rescore"], "not complete"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*command, broken, *change)
+    monkeypatch.setattr(compare, "fingerprint", lambda name: "other weights")
+    with pytest.raises(SystemExit, match="'other weights' now"):
+        run(*command, broken)
+
+
+def test_an_interrupt_is_one_line(models, monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "generate", interrupt)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        run("--model", "half", "--bench", six(tmp_path), "--out", tmp_path)
+
+
+def test_fingerprint_sees_other_weights(tmp_path):
+    vlm = VLM.load("tiny", device="cpu")
+    vlm.save(tmp_path)
+    before = compare.fingerprint(str(tmp_path))
+    assert before == compare.fingerprint(str(tmp_path)) != ""
+    with torch.no_grad():
+        for weight in vlm.model.parameters():
+            weight += 1e-3
+    vlm.save(tmp_path)
+    assert compare.fingerprint(str(tmp_path)) != before
+
+
+# ---- the judge -----------------------------------------------------------------------------------
+
+
+def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_path):
+    questions = ["q0", "q1", "q2", "q3", "q4 sure", "q5 sure"]
+    rows = [{"image": "a.png", "question": text, "answer": "1"} for text in questions]
+    bench = write_bench(tmp_path, *rows)
+    command = ["--model", "half", "--bench", bench, "--out", tmp_path]
+    run(*command, "--judge", "judge")
+    out = capsys.readouterr().out
+    asked = [text for call in models if call["model"] == "judge" for text in call["prompts"]]
+    assert len(asked) == 3  # q3, q4, q5
+    assert all("Given answer: wrong" in text and "Right answer: 1" in text for text in asked)
+    assert "The judge judge overruled 2 of 3 answers that the rule calls wrong." in out
+    assert re.search(r"\| +half \| +83.3 ", out)  # 3 by the rule, 2 by the judge, of 6
+    models.clear()
+    run(*command, "--judge", "judge", "--rescore")
+    assert not models and capsys.readouterr().out == out  # verdicts are kept
+    run(*command, "--rescore")
+    assert re.search(r"\| +half \| +50.0 ", capsys.readouterr().out)
+
+
+def test_the_judge_is_any_model_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "judge.jsonl"
+    rows = [row_of([r"\boxed{2}", "?"], r"\boxed{1}")]
+    accepted, read = compare.judge("tiny", rows, path)
+    assert read == 1 and accepted == set() and len(path.read_text().splitlines()) == 1
