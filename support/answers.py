@@ -26,6 +26,7 @@ MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 # -------------------------------------------------------------------------------- the boxed answer
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+MENTIONS = ("form", "format", "command", "notation")
 UNBRACED = re.compile(r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[^\s${}]*[^\s${}.,;:!?*)]")
 
 
@@ -66,7 +67,7 @@ def last_box(text):
 
         # Without braces: a number, a letter, or whatever the reply ends with.
         word = UNBRACED.match(text[at : at + MAX_ANSWER])
-        if word:
+        if word and word[0].lower() not in MENTIONS:
             ends = not re.search(r"\w", text[at + word.end() : at + MAX_ANSWER])
             if ends or len(word[0]) == 1 or re.search(r"\d", word[0]):
                 return word[0], start, at + word.end()
@@ -97,7 +98,7 @@ PLACEHOLDERS = set()
 
 def bare(text):
     """A text without case, punctuation and words like "your": "[Your answer here]" is "answer"."""
-    words = re.findall(r"\w+", text.casefold())
+    words = re.findall(r"\w+", re.sub(r"\\[a-z]++", " ", text.casefold()))
     return " ".join(word for word in words if word not in FILLERS)
 
 

@@ -116,16 +116,16 @@ def label_language(label):
 
 
 def fenced_blocks(text):
-    r"""([(label, code, closed), ...], the text outside all blocks).
+    r"""A text as [(label, code, closed), ...]; what stands outside the blocks has the label None.
 
     A fence opens at the start of a line, with ``` or ~~~ or more, and the same closes it, at the
-    start or the end of a line. A label in an open block begins another: models rarely nest
-    blocks, they forget to close them.
+    start or the end of a line. A label in an open block begins another: models rarely nest blocks,
+    they forget to close them.
 
-    >>> fenced_blocks("Use ``` so:\n~~~svg\n<svg/>\n~~~\nDone.\n```py\na")
-    ([('svg', '<svg/>', True), ('py', 'a', False)], 'Use ``` so:\nDone.')
+    >>> fenced_blocks("Use ``` so:\n~~~svg\n<svg/>\n~~~\n```py\na")
+    [(None, 'Use ``` so:', True), ('svg', '<svg/>', True), ('py', 'a', False)]
     """
-    blocks, outside, lines, mark, label = [], [], [], "", ""
+    blocks, lines, mark, label = [], [], "", None
 
     def end(closed):
         code = textwrap.dedent("\n".join(lines)).strip()
@@ -139,19 +139,18 @@ def fenced_blocks(text):
             alone = fence[3] and not fence[4].strip()
             labelled = alone and (not fence[2] or label_language(fence[3]))
             end(closed=not labelled)
-            mark, label = (fence[1], fence[3]) if labelled else ("", "")
+            mark, label = (fence[1], fence[3]) if labelled else ("", None)
         elif mark and line.rstrip().endswith(mark):
             lines.append(line.rstrip().rstrip(mark[0]))
             end(closed=True)
-            mark = ""
-        elif mark:
-            lines.append(line)
-        elif fence and fence[1] not in fence[4]:
+            mark, label = "", None
+        elif fence and not mark and fence[1] not in fence[4]:
+            end(closed=True)
             mark, label = fence[1], fence[3]
         else:
-            outside.append(line)
-    end(closed=False)
-    return blocks, "\n".join(outside)
+            lines.append(line)
+    end(closed=label is None)
+    return blocks
 
 
 def whole_svgs(text):
@@ -174,6 +173,10 @@ def whole_svgs(text):
     return [text[start:end] for start, end in spans]
 
 
+def closed_codes(blocks):
+    return [code for _, code, closed in blocks if closed]
+
+
 def extract_code(text, language="svg"):
     r"""The code in a Coder's reply, or None if there is none. Reasoning is skipped.
 
@@ -187,23 +190,25 @@ def extract_code(text, language="svg"):
     True
     """
     check_language(language)
-    blocks, outside = fenced_blocks(after_reasoning(text))
-    own = [block for block in blocks if label_language(block[0]) == language]
-    free = [block for block in blocks if label_language(block[0]) is None]
+    blocks = fenced_blocks(after_reasoning(text))
+    outside = [block for block in blocks if block[0] is None]
+    fenced = [block for block in blocks if block[0] is not None]
+    own = [block for block in fenced if label_language(block[0]) == language]
+    free = [block for block in fenced if label_language(block[0]) is None]
 
     if language == "svg":
-        texts = ["\n".join(code for _, code, _ in group) for group in (own, free)]
-        groups = [whole_svgs(text) for text in (*texts, outside)]
+        groups = []
+        for group in (own, free, outside):
+            groups.append([svg for _, code, _ in group for svg in whole_svgs(code)])
         # A drawing has elements in it: "<svg ...>...</svg>" alone is how one speaks of it.
         complete = [[svg for svg in group if svg.count("<") > 2] for group in groups]
     else:
         unlabelled = [block for block in free if not block[0] and language_of(block[1]) == "python"]
-        groups = [[code for _, code, closed in group if closed] for group in (own, unlabelled)]
-        # What imports nothing draws nothing: a part to be changed, or its output.
+        groups = [closed_codes(own), closed_codes(unlabelled)]
+        # What imports nothing draws nothing: a part to be changed, or output.
         complete = [[code for code in group if IMPORT.search(code)] for group in groups]
 
-    closed_blocks = [[code for _, code, closed in group if closed] for group in (own, blocks)]
-    for codes in complete + groups + closed_blocks:
+    for codes in complete + groups + [closed_codes(own), closed_codes(fenced)]:
         if codes:
             return codes[-1]
     return None

@@ -18,14 +18,22 @@ K kelvin | kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | bit | byte
 ° deg degree | rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ |
 € euro eur | £ gbp | ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent |
 pt point | person people | child children | man men | woman women | pc piece | bus buses |
-leaf leaves | shelf shelves | knife knives
+leaf leaves | shelf shelves | knife knives | nm nanometer nanometre | hp horsepower | eV | knot kn |
+tbsp tablespoon | tsp teaspoon
 """
 # Several units written as one word.
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h""".split()
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m""".split()
 )
+
+
+def compound(match):
+    word = match[0]
+    return COMPOUNDS.get(word) or COMPOUNDS.get(word.lower(), word)
+
+
 PHRASES = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -37,7 +45,7 @@ PHRASES = [
         (r"([a-z]) squared\b", r"\1^2"),
         (r"([a-z]) cubed\b", r"\1^3"),
         (r" ?\bper ", "/"),
-        (r"[a-z]+", lambda match: COMPOUNDS.get(match[0].lower(), match[0])),
+        (r"[a-z]+", compound),
     )
 ]
 # Right behind its number, a single letter is a unit if it is one of these: 5m, 12V, but not 3C.
