@@ -273,7 +273,7 @@ def canonical(answer):
 def _canonical(answer):
     whole = re.sub(PREFIX, "", plain(answer))
     text = stripped(whole)
-    if text.casefold() in NOT_ANSWERS or is_placeholder(text):
+    if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
 
     # (1,234) is a pair, 1,234 a number.

@@ -253,8 +253,8 @@ def test_hostile_answers_that_are_named_stay_under_a_millisecond():
 
 RANDOM_PIECES = list("0123456789" * 3 + ".,-−+/\\{}()[]$%°^_=× xXkmMKBeEπ√½²\"'*~:;!&\n\t\0|")
 RANDOM_PIECES += (
-    "\ud800|\\frac{|\\text{|\\sqrt{|}{|}|10^| cm| m|%|million|none|n/a|\\boxed{|e5|١|é|𝟙|１|\\%|\\,|"
-    " and |three| per |pi|may |am| the "
+    "\ud800|\\frac{|\\text{|\\sqrt{|}{|}|10^| cm| m|%|million|none|n/a|e5|١|é|𝟙|１|\\%|\\,|"
+    "\\boxed{| and |three| per |pi|may |am| the "
 ).split("|")
 
 
