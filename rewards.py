@@ -47,7 +47,7 @@ BLOCKS = tuple(Proposal.__dataclass_fields__)
 
 
 def parse_proposal(text):
-    """The XML blocks of a Proposer's reply; None if one is missing, empty or copied from the prompt.
+    """The XML blocks of a Proposer's reply; None if one is missing, empty or the prompt's own text.
 
     content_type may be left out.
 
@@ -86,6 +86,7 @@ def type_of(proposal):
     >>> type_of(Proposal("Data Chart", "", "", "", "", ""))
     'data_chart'
     """
+    # "Data Chart" and "data-chart" are data_chart.
     written = re.sub(r"[\s_-]+", "_", proposal.content_type.strip().lower())
     if written in CONTENT_TYPES and written != "other":
         return written
@@ -200,6 +201,7 @@ def cluster_shares(texts):
     np.fill_diagonal(distance, np.inf)
     size, cluster = np.ones(n), np.arange(n)
     for _ in range(n - 1):
+        # The two clusters that are nearest to each other, as long as they are near.
         i, j = divmod(int(distance.argmin()), n)
         if distance[i, j] >= 0.25:
             break
@@ -237,10 +239,12 @@ def penalties(proposals):
     T = 0.15 * max(0, f - 0.5) / 0.5                             f = share of its content type
     V = clip(w * n * sum_k w_k * (share_k - 1/n), -w, w)         share_k of its cluster, field k
     """
+    # T: how crowded its content type is.
     n = len(proposals)
     types = [type_of(proposal) for proposal in proposals]
     crowded = [0.15 * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
 
+    # V: by how much its texts exceed a share of 1/n in their clusters.
     excess = [0.0] * n
     for field, weight in FIELD_WEIGHTS.items():
         shares = cluster_shares([getattr(proposal, field) for proposal in proposals])

@@ -25,6 +25,7 @@ MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
 # -------------------------------------------------------------------------------- the boxed answer
 
+# What may follow a \boxed that is only mentioned; a box without braces, without its punctuation.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 MENTIONS = ("form", "format", "command", "notation")
 UNBRACED = re.compile(r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[^\s${}]*[^\s${}.,;:!?*)]")
@@ -91,9 +92,10 @@ def extract_answer(text):
 
 # ------------------------------------------------------------------------------ what is no answer
 
+# What models write when they have no answer.
 NOT_ANSWERS = {"", "?", "...", "none", "n/a", "unknown", "null", "nan"}
 FILLERS = set("your my the its a an here this final short full easy hard correct".split())
-PLACEHOLDERS = set()
+PLACEHOLDERS = set()  # made from the prompts themselves, see `refuse` and prompts.py
 
 
 def bare(text):
@@ -120,14 +122,16 @@ DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}|[ ]\d{3})++(?![\d/])|\d++)(?:\.\d*+)?+|\.\d++)
 POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "crore": 7, "trillion": 12, "tn": 12}
 POWERS |= dict.fromkeys("million mil mln mn m mm".split(), 6) | {"k": 3, "t": 12}
 POWERS |= dict.fromkeys("billion bn b".split(), 9)
-SCALE = r"(?i:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|trillion|tn)"
+# 5m are metres, $5m are millions; a small b only right behind its number.
+SCALE = r"(?i:(?:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|trillion|tn)s?)"
+SCALE += r"|[kKMBT]|(?<=\d)b|(?(currency)m{1,2}|[^\s\S])"
 NUMBER = re.compile(
     rf"""
     (?:(?P<name>[a-zA-Z∠]\w{{0,9}})=)?  (?P<sign>[+-]?)
     (?P<currency>(?:(?:US)?[$]|[€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|Rs)\b[.]?)[ ]?)?  (?P<minus>-?)
     (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
     (?: (?:×10\^|[eE])(?P<exponent>[+-]?\d{{1,3}}) )?
-    (?: [ ]?(?P<scale>{SCALE}|[kKMBT]|(?<=\d)b|(?(currency)m{{1,2}}|[^\s\S]))s?(?![a-zA-Z]) )?
+    (?: [ ]?(?P<scale>{SCALE})(?![a-zA-Z]) )?
     (?P<unit>(?![\d.,]).*)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -146,17 +150,21 @@ def quantity(text):
     surd = SURD.fullmatch(text)
     if surd and unit_of(surd[3]) is not None:
         return surd[2].removeprefix("+"), unit_of(surd[3]) or surd[1] or ""
+
     number = NUMBER.fullmatch(text)
-    if number is None or re.fullmatch(r"[12]\d{3}s", text):  # the 1990s are no number
+    # The 1990s are a decade, not 1990 seconds.
+    if number is None or re.fullmatch(r"[12]\d{3}s", text):
         return None
     unit = unit_of(number["unit"], number["currency"] or "")
     if unit is None:
         return None
+
+    # top/bottom or top mixed, times a power of ten
     value = Fraction(re.sub("[, ]", "", number["top"])) / int(number["bottom"] or 1)
     value += Fraction(number["mixed"] or 0)
     power_of_ten = int(number["exponent"] or 0)
     if number["scale"]:
-        power_of_ten += POWERS[number["scale"].lower()]
+        power_of_ten += POWERS[number["scale"].lower().removesuffix("s")]
     value *= Fraction(10) ** power_of_ten
     if "-" in (number["sign"], number["minus"]):
         value = -value
@@ -166,8 +174,11 @@ def quantity(text):
 MONTHS = """january february march april may june july august september october november
 december""".split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-ORDINALS = """first second third fourth fifth sixth seventh eighth ninth tenth eleventh
-twelfth""".split()
+ORDINALS = dict(
+    pair.split("=")
+    for pair in """first=1st second=2nd third=3rd fourth=4th fifth=5th sixth=6th seventh=7th
+    eighth=8th ninth=9th tenth=10th eleventh=11th twelfth=12th""".split()
+)
 DATE = re.compile(
     r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
     r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
@@ -186,6 +197,7 @@ def calendar(text):
     >>> calendar("jan. 5th, 2020"), calendar("2020-01-05"), calendar("09:30 am"), calendar("tues")
     (('2020-1-5', ''), ('2020-1-5', ''), ('9:30', 'am'), ('tuesday', ''))
     """
+    # January 5, 2020; 5th of January; March 2021; Monday
     date = DATE.fullmatch(text)
     if date:
         before, word, after, year = date.groups()
@@ -194,9 +206,13 @@ def calendar(text):
             return f"{year or ''}-{month}-{int(before or after or 0)}", ""
         if day and date[0].rstrip(".") == word:
             return DAYS[day - 1], ""
+
+    # 2020-01-05
     date = re.fullmatch(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})", text)
     if date:
         return "-".join(str(int(number)) for number in date.groups()), ""
+
+    # 09:30, 9:00 am
     time = re.fullmatch(r"(\d{1,2}):(\d\d)(?: ([ap]m))?", text)
     if time and time[2] == "00" and time[3]:
         return Fraction(time[1]), time[3]
@@ -210,10 +226,7 @@ def wording(text):
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
     text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))", "", text)
     first, space, rest = text.replace("grey", "gray").partition(" ")
-    if first in ORDINALS:
-        place = ORDINALS.index(first) + 1
-        first = f"{place}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(place, 'th') }"
-    return first + space + rest, ""
+    return ORDINALS.get(first, first) + space + rest, ""
 
 
 SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
@@ -237,6 +250,7 @@ def stripped(text):
         return text
     inside = text[1:-1]
     brackets = text[0] in "(["
+    # [1, 2) and the like are intervals: their brackets mean something.
     interval = text[0] == "[" and re.search(r"\d ?,", inside)
     if interval or (brackets and re.search(r"[()\[\]]", inside)):
         return text
@@ -244,12 +258,13 @@ def stripped(text):
 
 
 PREFIX = re.compile(
-    r"^(?:the )?(?:final )?answer(?: is |:|=)(?=.)|^(?:approximately |approx\.? |about |≈)(?=\d)",
-    re.I,
+    r"^(?:(?:the )?(?:final )?answer(?: is |:|=)(?=.)|(?:approximately |about |≈)(?=\d))",
+    re.IGNORECASE,
 )
 
 
 def single(text):
+    """The key of a date, a time or a number; None for words."""
     return calendar(text.casefold()) or quantity(text)
 
 

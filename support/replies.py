@@ -78,8 +78,10 @@ def tagged_blocks(text, names):
     for start, end in found:
         if start.start() >= reasoned:
             content = text[start.end() : end.start()].strip()
-            bold = content.startswith("**") and content.endswith("**") and len(content) > 4
-            blocks.setdefault(start[2].lower(), content[2:-2].strip() if bold else content)
+            # **<caption>** ... **</caption>**: the bold is that of the tags.
+            if len(content) > 4 and content.startswith("**") and content.endswith("**"):
+                content = content[2:-2].strip()
+            blocks.setdefault(start[2].lower(), content)
     return blocks
 
 
@@ -173,8 +175,17 @@ def whole_svgs(text):
     return [text[start:end] for start, end in spans]
 
 
+def svgs_in(blocks):
+    return [svg for _, code, _ in blocks for svg in whole_svgs(code)]
+
+
 def closed_codes(blocks):
     return [code for _, code, closed in blocks if closed]
+
+
+def draws(code):
+    """An SVG draws if there are elements in it, a program only if it imports something."""
+    return code.count("<") > 2 if language_of(code) == "svg" else IMPORT.search(code)
 
 
 def extract_code(text, language="svg"):
@@ -197,18 +208,14 @@ def extract_code(text, language="svg"):
     free = [block for block in fenced if label_language(block[0]) is None]
 
     if language == "svg":
-        groups = []
-        for group in (own, free, outside):
-            groups.append([svg for _, code, _ in group for svg in whole_svgs(code)])
-        # A drawing has elements in it: "<svg ...>...</svg>" alone is how one speaks of it.
-        complete = [[svg for svg in group if svg.count("<") > 2] for group in groups]
+        groups = [svgs_in(own), svgs_in(free), svgs_in(outside)]
     else:
-        unlabelled = [block for block in free if not block[0] and language_of(block[1]) == "python"]
-        groups = [closed_codes(own), closed_codes(unlabelled)]
-        # What imports nothing draws nothing: a part to be changed, or output.
-        complete = [[code for code in group if IMPORT.search(code)] for group in groups]
+        bare = [block for block in free if not block[0] and language_of(block[1]) == "python"]
+        groups = [closed_codes(own), closed_codes(bare)]
 
-    for codes in complete + groups + [closed_codes(own), closed_codes(fenced)]:
+    # What draws goes before what is a part to be changed, a form, or output.
+    drawing = [[code for code in codes if draws(code)] for codes in groups]
+    for codes in drawing + groups + [closed_codes(own), closed_codes(fenced)]:
         if codes:
             return codes[-1]
     return None
