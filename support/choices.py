@@ -39,10 +39,10 @@ FIRST = re.compile(r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?
 LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
 
 
-def plain(text):
+def bare(text):
     r"""A text without what only dresses it: LaTeX, bold, quotes, spaces, the full stop.
 
-    >>> plain(r"\textbf{(B)}"), plain("**Yes.**"), plain("$5$ cm"), plain('"blue".')
+    >>> bare(r"\textbf{(B)}"), bare("**Yes.**"), bare("$5$ cm"), bare('"blue".')
     ('(B)', 'Yes', '5 cm', 'blue')
     """
     text, before = text.translate(FULLWIDTH), None
@@ -57,14 +57,14 @@ def plain(text):
 
 def without_lead(text):
     """What an answer says: "The answer is option B." -> "B"."""
-    text = plain(text)
+    text = bare(text)
     lead = LEAD.match(text)
-    return plain(TAIL.sub("", text[lead.end() :] if lead else text))
+    return bare(TAIL.sub("", text[lead.end() :] if lead else text))
 
 
 def truth(text, goes_on=False):
     """True or False if the text is a word for yes or no, else None. It may go on: "Yes, it is"."""
-    for words in (plain(text), without_lead(text)):
+    for words in (bare(text), without_lead(text)):
         word = re.match(r"\W*(\w+)" if goes_on else r"\W*(\w+)\W*$", words)
         if word and word[1].casefold() in TRUTH:
             return TRUTH[word[1].casefold()]
@@ -76,7 +76,7 @@ def truth(text, goes_on=False):
 
 def agree(text, choice):
     """Does this text say the same as the choice?"""
-    text, choice = plain(text), plain(choice)
+    text, choice = bare(text), bare(choice)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
     return truth(choice) is not None and truth(text, goes_on=True) == truth(choice)
@@ -87,8 +87,8 @@ def number_of(letter):
 
 
 def one(text, choices, as_text):
-    """The number of the choice that a plain text means for sure, or None."""
-    texts = [plain(choice) for choice in choices]
+    """The number of the choice that a bare text means for sure, or None."""
+    texts = [bare(choice) for choice in choices]
     letter = LETTER.fullmatch(text)
     if text in texts and (as_text or not letter):
         return texts.index(text)
@@ -125,13 +125,13 @@ def meant(text, choices, as_text=False):
     [[1], [2]]
     """
     text = text[:LONGEST]
-    for whole in (plain(text), without_lead(text)):
+    for whole in (bare(text), without_lead(text)):
         number = one(whole, choices, as_text)
         if number is not None:
             return frozenset([number])
     lines = text.split("\n")
     pieces = lines if len(lines) > 1 else re.split(r"[,;/&]|\band\b", whole)
-    numbers = [one(plain(piece), choices, as_text) for piece in pieces if piece.strip()]
+    numbers = [one(bare(piece), choices, as_text) for piece in pieces if piece.strip()]
     if len(numbers) > 1 and None not in numbers:
         return frozenset(numbers)
     letters = several(whole, len(choices))
@@ -156,9 +156,9 @@ def same_letters(given, gold):
     >>> same_letters("(B) blue", "B"), same_letters("CA", "A, C"), same_letters("blue", "Blue")
     (True, True, False)
     """
-    if not re.fullmatch(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*", plain(gold)):
+    if not re.fullmatch(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*", bare(gold)):
         return False
-    wanted, letter = several(plain(gold), 26), letter_of(given)
+    wanted, letter = several(bare(gold), 26), letter_of(given)
     return several(without_lead(given), 26) == wanted or [*map(number_of, letter)] == [*wanted]
 
 
@@ -233,7 +233,7 @@ def right_choice(value, choices, labels):
         return {labels.index(label_of(text))}
     number = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(choices)
     by_text = meant(text, choices, as_text=True)
-    is_number = isinstance(value, int | float) and plain(text) not in map(plain, choices)
+    is_number = isinstance(value, int | float) and bare(text) not in map(bare, choices)
     if number < len(choices) and (is_number or not by_text):
         return {number}
     if not by_text:

@@ -27,9 +27,9 @@ from prompts import fill
 from support.answers import answers_match, canonical
 from support.choices import (
     LONGEST,
+    bare,
     listed,
     meant,
-    plain,
     read_choices,
     right_choices,
     same_letters,
@@ -291,4 +291,4 @@ def same(given, gold, q):
         if q["decimals"] is not None:
             near = Fraction(1, 2 * 10 ** q["decimals"])
         return abs(a[0] - b[0]) <= near and (a[1] == b[1] or "" in (a[1], b[1]))
-    return answers_match(given, gold) or plain(given).casefold() == plain(gold).casefold()
+    return answers_match(given, gold) or bare(given).casefold() == bare(gold).casefold()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from support.choices import listed, meant, plain, read_choices, right_choices, truth
+from support.choices import bare, listed, meant, read_choices, right_choices, truth
 
 ANIMALS = ["a dog", "a cat", "a horse"]
 COLOURS = ["red", "blue", "green", "yellow"]
@@ -100,10 +100,10 @@ def test_choices_that_could_be_mistaken(text, choices, given, right):
     assert meant(text, choices) == given and meant(text, choices, as_text=True) == right
 
 
-def test_plain_keeps_what_is_no_dress():
+def test_bare_keeps_what_is_no_dress():
     for text in ("5!", "f''", "$5", "2*3", "a_1", "x^2", "-3", ".5", r"\frac{1}{2}"):
-        assert plain(text) == text
-    assert plain("A picture") == "A picture" and meant("A picture", ["3 cm", "5 cm"]) == set()
+        assert bare(text) == text
+    assert bare("A picture") == "A picture" and meant("A picture", ["3 cm", "5 cm"]) == set()
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,8 @@ def test_what_cannot_be_used_is_named_and_left_out(models, capsys, tmp_path, mon
         "question 8: cannot read the picture {'bytes': None, 'path': None} (it asks \"q7\")",
     ):
         assert f"\n  {line}\n" in out
+    notes = json.loads((tmp_path / "out/results.json").read_text())["notes"]
+    assert len(notes) == 1 and notes[0] in out and notes[0].count("\n") == 7
     assert "good minus half" in out and (tmp_path / "out/results.md").read_text() == out
     run(*command, "--rescore")
     assert capsys.readouterr().out == out
