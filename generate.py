@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from prefill import prefill
 from sampling import sample, streams, uniforms
-from vlm import VLM, Prompt, next_position
+from vlm import VLM, Prompt
 
 try:
     from flash_attn import flash_attn_with_kvcache
@@ -215,7 +215,8 @@ class Engine:
             for _ in range(2)
         )  # [S, K, C, H] each
         # Rotations by position. In a reply the three axes of M-RoPE agree: one position a token is enough.
-        positions = torch.arange(max(map(next_position, prompts)) + most, device=device)
+        longest = max(prompt.next_position for prompt in prompts) + most
+        positions = torch.arange(longest, device=device)
         cos, sin = self.text.rotary_emb(self.keys[0], positions.expand(3, 1, -1))
         left, right = sin[0].chunk(2, dim=-1)
         self.rotation = torch.stack(
@@ -299,7 +300,7 @@ class Engine:
                     cache[at, :, start : start + one.shape[1]] = one
             self.owner[mine] = now
             rows += mine
-            begin += [(prompt.tokens[-1], len(prompt.tokens) - 1, next_position(prompt) - 1)] * len(
+            begin += [(prompt.tokens[-1], len(prompt.tokens) - 1, prompt.next_position - 1)] * len(
                 now
             )
             del waiting[: len(now)]
@@ -424,7 +425,7 @@ class Engine:
         """Decode the newest tokens of all rows, draw the next. Rows that are done go along, and stay as they are."""
         m = parts[-1][1]
         going, drawn, rows = ~self.done[:m], self.drawn[:m], self.rows[:m]
-        logits = self.decode(m, parts) @ self.vlm.head.T  # [m, V]
+        logits = self.decode(m, parts) @ self.vlm.lm_head.T  # [m, V]
         new = sample(logits, self.random[rows, drawn], *self.settings, self.never)
         for record, value in zip((self.tokens, self.logps, self.full_logps), new):
             record[rows, drawn] = value  # for a row that is done: behind its last

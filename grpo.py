@@ -32,7 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from support.parallel import deal, gather, rank, sum_gradients, whole, within, world
-from vlm import Prompt, next_position
+from vlm import Prompt
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -268,7 +268,7 @@ def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
     layout, sources = pack(
         rows, device, flash_attn_varlen_func is not None and device.type == "cuda"
     )
-    batch = vlm.collate([row[0].prompt for row in rows])  # for the pictures
+    batch = vlm.picture_inputs([row[0].prompt for row in rows])
     batch["input_ids"] = torch.tensor(
         [[t for row in rows for part in (row[0].prompt, *row) for t in part.tokens]], device=device
     )
@@ -279,7 +279,7 @@ def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
             for positions in (
                 row[0].prompt.positions,
                 *(
-                    (next_position(row[0].prompt) + torch.arange(len(r.tokens))).expand(3, -1)
+                    (row[0].prompt.next_position + torch.arange(len(r.tokens))).expand(3, -1)
                     for r in row
                 ),
             )
@@ -300,11 +300,11 @@ def token_logps(vlm, rows, temperature=1.0, objective=None, chunk=None):
             hidden = vlm.hidden(batch)[0].index_select(0, sources)  # [n, D]
             return ChunkedLoss.apply(
                 hidden,
-                vlm.head,
+                vlm.lm_head,
                 targets,
                 temperature,
                 objective,
-                chunk or tokens_at_once(len(vlm.head)),
+                chunk or tokens_at_once(len(vlm.lm_head)),
             )
 
     return within(vlm.model, work)
@@ -487,6 +487,7 @@ def train_step(
     kl_coef=0.01,
     max_grad_norm=1.0,
     token_budget=8192,
+    loss_settings=None,
 ):
     """One GRPO step: a batch of rollouts, cut into mini-batches of whole groups, one optimiser update each.
 

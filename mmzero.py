@@ -1,620 +1,470 @@
-"""MM-Zero: one base vision-language model becomes three roles that teach each other, with no data from outside.
+"""MM-Zero: one base vision-language model becomes three roles that teach each other, without data.
 
-    python mmzero.py                             the embedded tiny base, on a laptop
-    python mmzero.py --model Qwen2-VL-2B         a real one (settings of the paper; --preset for smaller machines)
-    python mmzero.py --model Qwen2-VL-2B --dry-run                 what that needs, and whether it fits here
+    python mmzero.py                                   the embedded tiny base, on a laptop
+    python mmzero.py --model Qwen2-VL-2B               a real one, with the settings of the paper
+    python mmzero.py --model Qwen2-VL-2B --dry-run     what that needs, and whether it fits here
 
-One iteration is three phases (the paper's method section); in each, one role is trained with GRPO and the other two are
-frozen:
+The Proposer imagines a picture and asks an easy and a hard question about it (a proposal). The
+Coder writes code that draws the picture. The Solver looks at the picture and answers. An iteration
+has three phases. In each of them one role is trained with GRPO, and the other two are frozen:
 
-    P   topic ──Proposer──> proposal ──Coder──> 4 codes ──render──> pictures ──Solver──> 5 + 5 answers ──> reward of P
-    C   fresh proposals, those the Coder draws 1 to 3 times of 4 ──Coder──> code ──render──> picture ──Solver──> reward of C
-    S   fresh proposals ──Coder──> pictures ──Solver──> 10 + 10 answers; the open questions are kept, the majority answer
-        is their label ──Solver──> reward of S
+    P   topic -> proposal -> N codes -> pictures -> K + K answers -> reward of the proposal
+    C   proposal -> code -> picture -> K + K answers -> reward of the code
+        (fresh proposals, of which the Coder can draw some codes and not all)
+    S   picture + hard question -> answer -> reward of the answer
+        (fresh pictures with an open question; its label is the majority of ten answers)
 
-Where the ideas are: rewards.py (what is good), grpo.py (how a reward becomes a gradient), generate.py (sampling),
-render.py (code to picture), vlm.py (the network), eval.py and report.py (did it work). This file is the loop.
+This file is the loop. rewards.py says what is good, grpo.py how a reward becomes a gradient,
+generate.py samples, render.py turns code into pictures, vlm.py is the network, eval.py measures.
+The letters and words of all files are explained at the top of grpo.py.
 
-Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their script hands it the Coder's
-weights); one program instead of services; the optimiser starts fresh in every phase, as theirs does.
+Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their
+script hands it the Coder's weights); this is one program instead of services.
 """
 
-import ctypes
-import hashlib
+# Before anything imports torch.
+from support import machine  # isort: skip
+
+import dataclasses
 import itertools
-import json
 import os
-import random
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
-# How long a waiting thread spins before it sleeps; read once, when torch is first imported. OpenMP's own choice, for ever,
-# makes a machine that does anything else ten times slower; no spinning at all costs a quarter or more on one that does not.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-# glibc hands freed memory back to the kernel, and a training step on a CPU faults it in again for every activation: a fifth of
-# its time. Blocks below 16 MB are kept instead: all that the embedded base needs, little of what a larger network does.
-if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-3, 2**24)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-
-from tqdm import tqdm
+from PIL import Image
 
 import rewards
-from eval import charts, evaluate
+from eval import charts, evaluate, table
+from generate import generate
 from grpo import Rollout, group_advantages, make_optimizer, train_step
-from prompts import TOPICS
-from roles import ROLES, Draft, Roles
-from support import parallel, resume
-from support.run_folder import Run
-from support.settings import PAPER, TINY, Settings, check, parse  # noqa: F401
-from tools.audit import audit, blind_answers
-from tools.plan import plan
-from tools.report import report, table
-from vlm import check_family, find_checkpoint
+from prompts import TOPICS, fill
+from render import Renderer
+from support import parallel
+from support.checkpoint import check_family, find_checkpoint
+from support.networks import load_networks, read_weights
+from support.run_folder import ROLES, Phase, Run, mean, subseed
+from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
+from vlm import VLM
 
 
-def subseed(*parts) -> int:
-    """A seed of its own for everything that is sampled, so that a resumed run draws what the first one would have.
+def flat(groups) -> list:
+    """[[a, b], [c]] -> [a, b, c]"""
+    return list(itertools.chain.from_iterable(groups))
 
-    >>> subseed(0, 1, "solver", 3) == subseed(0, 1, "solver", 3) != subseed(0, 1, "solver", 4)
-    True
+
+# -------------------------------------------------------------------------------- the three roles
+
+
+@dataclass(eq=False)
+class Draft:
+    """One code for one proposal, and what became of it."""
+
+    proposal: rewards.Proposal
+    language: str
+    reply: str = ""
+    tokens: int = 0  # length of the reply
+    code: str | None = None
+    image: Image.Image | None = None  # if the code drew one
+    error: str | None = None  # why it did not
+    easy_answers: list = field(default_factory=list)  # None where nothing could be read
+    hard_answers: list = field(default_factory=list)
+
+    @property
+    def judged(self) -> rewards.Judged | None:
+        """s and c of the picture; None without one."""
+        if self.image is None:
+            return None
+        s = rewards.solvability(self.easy_answers, self.proposal.easy_answer)
+        return rewards.Judged(s, consistency=rewards.vote(self.hard_answers)[1])
+
+    def row(self) -> dict:
+        """For a JSONL file."""
+        row = dataclasses.asdict(self.proposal) | {"content_type": rewards.type_of(self.proposal)}
+        for name in ("language", "code", "error", "easy_answers", "hard_answers"):
+            row[name] = getattr(self, name)
+        row["label"], row["consistency"] = rewards.vote(self.hard_answers)
+        row["easy_consistency"] = rewards.vote(self.easy_answers)[1]
+        row["solvability"] = self.judged.solvability if self.judged else None
+        return row
+
+
+class Roles:
+    """One network that samples (`actor`), one that is trained (`policy`), three sets of weights.
+
+    A role is a set of weights in host memory, which the actor takes on when the role speaks. So no
+    more than two networks are ever on the device. The policy holds float32 masters, the actor
+    weights of the compute type (bf16 on a GPU). With LoRA the two share one base, and a role is
+    its adapters. Under torchrun each rank has an actor of its own, and a shard of the policy.
     """
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
+    def __init__(self, settings: Settings, checkpoints: dict[str, str]):
+        """checkpoints: of each role, the model name or the folder to start from."""
+        self.settings = settings
+        self.actor, self.policy = load_networks(VLM.load, settings)
+        self.prompts = self.actor.prompts
+        self.weights = read_weights(VLM.load, settings, self.policy, checkpoints)
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
+        self.renderer = Renderer(workers, settings.render_seconds, settings.unsafe_python)
+        if settings.language != "svg" and self.renderer.refusal:
+            raise RuntimeError(self.renderer.refusal)
 
-# ------------------------------------------------------------------------------------------- the three phases
+    # ---- what each role is asked
 
+    def proposer_prompt(self, topic: str):
+        return self.actor.encode(fill(self.prompts["proposer"], topic=topic))
 
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
+    def coder_prompt(self, proposal: rewards.Proposal, language: str):
+        template = self.prompts["coder"][language]
+        return self.actor.encode(fill(template, **dataclasses.asdict(proposal)))
 
+    def solver_prompt(self, image, question: str):
+        return self.actor.encode(fill(self.prompts["solver"], question=question), [image])
 
-class Phase:
-    """One role in training, the other two frozen. `roles.weights[role]` is the reference, and changes at the end."""
+    # ---- a role speaks
 
-    def __init__(self, roles: Roles, run: Run, iteration: int, role: str, steps: int):
-        self.roles, self.run, self.s, self.iteration, self.role, self.steps = (
-            roles,
-            run,
-            roles.s,
-            iteration,
-            role,
-            steps,
-        )
-        self.reference = roles.weights[role]
-        roles.policy.load_state(self.reference)
-        self.optimizer = make_optimizer(
-            roles.policy, lr=self.s.lr, weight_decay=self.s.weight_decay
-        )
-        self.title = f"it {iteration} {role}"
-        self.begun, self.data = (
-            0,
-            [],
-        )  # steps made by an earlier start; rows for iterK/proposer.jsonl
-        if run.place and run.place[:2] == (iteration, role):
-            self.begun, self.data = run.place[2], json.loads(run.state["data"])
-            resume.restore(roles.policy, self.optimizer, run.state)
-            run.state = {}  # large, and used
+    def speak(self, role: str, weights: dict, prompts: list, n: int, seed: int, **sampling) -> list:
+        """n completions of each prompt, by a role with these weights: [prompts][n].
 
-    def seed(self, *parts) -> int:
-        return subseed(self.s.seed, self.iteration, self.role, *parts)
-
-    def sample(
-        self, prompts, n: int, step: int, temperature: float, top_p: float, max_new_tokens: int
-    ):
-        """Rollouts of the policy as it is now."""
-        return self.roles.speak(
-            self.roles.policy.weights(),
-            prompts,
-            n,
-            seed=self.seed(step, "rollouts"),
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-        )
-
-    def learn(
-        self,
-        prompts,
-        replies,
-        scores: list[list[float]],
-        groups_per_update: int,
-        temperature: float,
-    ) -> dict:
-        """Rewards [P, G] -> advantages -> optimiser updates. -> statistics"""
-        advantages = group_advantages(scores)
-        rollouts = [
-            Rollout(
-                prompt,
-                reply.tokens,
-                reply.full_logps,
-                float(advantages[i, j]),
-                reply.finished,
-                group=i,
-            )
-            for i, (prompt, group) in enumerate(zip(prompts, replies))
-            for j, reply in enumerate(group)
-        ]
-        self.roles.actor.load_state(self.reference, share=True)  # the actor now plays the reference
-        return train_step(
-            self.roles.policy,
-            self.roles.actor,
-            rollouts,
-            self.optimizer,
-            groups_per_update=groups_per_update,
-            temperature=temperature,
-            clip_low=self.s.clip_low,
-            clip_high=self.s.clip_high,
-            clip_dual=self.s.clip_dual,
-            kl_coef=self.s.kl,
-            max_grad_norm=self.s.grad_norm,
-            token_budget=self.s.token_budget,
-        )
-
-    def train(self, one_step):
-        """Call `one_step(step) -> (reward parts, statistics)` for every step; a line on the terminal and on disk each."""
-        bar = tqdm(
-            range(self.begun + 1, self.steps + 1),
-            desc=self.title,
-            ncols=100,
-            leave=False,
-            disable=parallel.rank() > 0,
-        )
-        for step in bar:
-            begun = time.perf_counter()
-            parts, statistics = one_step(step)
-            record = (
-                parts
-                | {k: v if v == v else None for k, v in statistics.items()}
-                | {"seconds": time.perf_counter() - begun}
-            )
-            self.run.log(
-                kind="step", iteration=self.iteration, phase=self.role, step=step, **record
-            )
-            bar.write(step_line(f"{self.title} {step}/{self.steps}", record))
-            if step % self.s.save_steps == 0:
-                self.run.save_state(
-                    self.iteration,
-                    self.role,
-                    step,
-                    resume.training_state(self.roles.policy, self.optimizer)
-                    | {"data": json.dumps(self.data)},
-                )
-        self.roles.weights[self.role] = self.roles.policy.state()
-
-    def make_data(self, count: int, make) -> list[tuple[dict, Draft]]:
-        """What `make(places, seed)` makes of `count` fresh proposals, part by part -> (row, draft) of each, as for Run.save_data
-
-        It may take hours. Each part is in the run folder once it is whole, and a run that was killed goes on with the first that
-        is not. Borders and seeds depend on nothing but the part: it comes out the same, whichever start makes it.
+        Under torchrun each rank samples its slice of the prompts, and all get all completions.
         """
-        made, size = [], self.s.part_proposals
-        for first in tqdm(
-            range(0, count, size),
-            desc=f"{self.title} data",
-            ncols=100,
-            unit=" parts",
-            leave=False,
-            disable=parallel.rank() > 0,
-        ):
-            name = f"{self.role}.part{first}"
-            if (rows := self.run.load_data(self.iteration, name)) is None:
-                rows = make(
-                    range(first, min(first + size, count)), lambda *what: self.seed(*what) + first
-                )
-                self.run.save_data(self.iteration, name, rows)
-            made += rows
-        return made
-
-    def report_data(self, counts: dict, drafts: list[Draft], begun: float):
-        """What became of the fresh proposals, on the terminal and on disk."""
-        drawn = [d for d in drafts if d.easy_answers]
-        self.run.log(
-            kind="data",
-            iteration=self.iteration,
-            phase=self.role,
-            seconds=time.perf_counter() - begun,
-            **counts,
-            hard_consistency=[rewards.vote(d.hard_answers)[1] for d in drawn],
-            easy_consistency=[rewards.vote(d.easy_answers)[1] for d in drawn],
-            agreement_with_easy_answer=mean(d.judged.solvability for d in drawn),
+        self.actor.load_state(weights)
+        completions = generate(
+            self.actor,
+            parallel.rank_slice(prompts),
+            n,
+            max_new_tokens=getattr(self.settings, LENGTHS[role]),
+            seed=seed,
+            slots=self.settings.slots or None,
+            numbers=parallel.rank_slice(range(len(prompts))),
+            progress=parallel.shows_progress(),
+            **sampling,
         )
-        print(
-            f"{self.title} data".ljust(20)
-            + " > ".join(f"{number} {name}" for name, number in counts.items())
+        return parallel.gather(completions)
+
+    def frozen(self, role: str, prompts: list, n: int, seed: int, **more) -> list:
+        """The role as the phase found it, or left it."""
+        return self.speak(role, self.weights[role], prompts, n, seed, **FROZEN[role] | more)
+
+    def rollouts(self, role: str, prompts: list, seed: int) -> list:
+        """The role in training, as the policy has it now: [P][G]."""
+        n = getattr(self.settings, f"{role}_rollouts")
+        return self.speak(role, self.policy.weights(), prompts, n, seed, **TRAINED[role])
+
+    # ---- propose -> keep the valid -> draw -> judge
+
+    def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
+        """Fresh data from the frozen roles, for these places of a list of topics that take turns.
+        -> (topic, reply, drafts) each: no drafts without a valid proposal. answers 0: no judge."""
+        topics = [TOPICS[place % len(TOPICS)] for place in places]
+        prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
+        asked = [prompts[topic] for topic in topics]
+        replies = [reply.text for reply in flat(self.frozen("proposer", asked, 1, seed))]
+        proposals = [rewards.parse_proposal(reply) for reply in replies]
+        drafts = self.draw(proposals, codes, subseed(seed, "codes"))
+        if answers:
+            self.judge(flat(drafts), answers, subseed(seed, "answers"))
+        return list(zip(topics, replies, drafts))
+
+    def draw(self, proposals: list, n: int, seed: int, **sampling) -> list[list[Draft]]:
+        """The frozen Coder's n codes for each proposal, rendered. None is drawn for None."""
+        valid = [proposal for proposal in proposals if proposal is not None]
+        asked = list(zip(valid, itertools.cycle(LANGUAGES[self.settings.language])))
+        prompts = [self.coder_prompt(proposal, language) for proposal, language in asked]
+        drawn = iter(self.render(asked, self.frozen("coder", prompts, n, seed, **sampling)))
+        return [[] if proposal is None else next(drawn) for proposal in proposals]
+
+    def render(self, asked: list, replies: list) -> list[list[Draft]]:
+        """A Coder's replies to (proposal, language) each -> drafts, some with a picture."""
+        drafts = []
+        for (proposal, language), group in zip(asked, replies):
+            drafts.append([Draft(proposal, language, r.text, len(r.tokens)) for r in group])
+        for draft in flat(drafts):
+            draft.code = rewards.extract_code(draft.reply, draft.language)
+        mine = [(draft.code, draft.language) for draft in parallel.rank_slice(flat(drafts))]
+        renderings = self.renderer.render(mine, progress=parallel.shows_progress())
+        for draft, rendering in zip(flat(drafts), parallel.gather(renderings)):
+            draft.image, draft.error = rendering.image, rendering.error
+        return drafts
+
+    def judge(self, drafts: list[Draft], n: int, seed: int):
+        """The frozen Solver answers both questions about each picture n times."""
+        drawn = [draft for draft in drafts if draft.image is not None]
+        asked = []
+        for draft in drawn:
+            asked += [(draft, draft.proposal.easy_question), (draft, draft.proposal.hard_question)]
+        # A rank cuts the pictures of its own slice. Both questions about one share the object, so
+        # that it goes through the vision tower once.
+        own = dict.fromkeys(draft for draft, _ in parallel.rank_slice(asked))
+        cut = {draft: self.actor.cut(draft.image) for draft in own}
+        prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
+        replies = self.frozen("solver", prompts, n, seed)
+        answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
+        for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
+            draft.easy_answers, draft.hard_answers = easy, hard
+
+    # ---- a role learns
+
+    def learn(self, phase: Phase, prompts: list, replies: list, terms: list) -> dict:
+        """One GRPO step on replies and the terms of their rewards, both [P][G]. -> statistics"""
+        settings, role, rollouts = self.settings, phase.role, []
+        advantages = group_advantages([[one["reward"] for one in group] for group in terms])
+        for i, (prompt, group) in enumerate(zip(prompts, replies)):
+            for reply, a in zip(group, advantages[i].tolist()):
+                logps, finished = reply.full_logps, reply.finished
+                rollouts.append(Rollout(prompt, reply.tokens, logps, a, finished, group=i))
+        # The actor has just sampled as the policy. Now it plays the reference: the role as the
+        # phase found it.
+        self.actor.load_state(self.weights[role])
+        return train_step(
+            self.policy,
+            self.actor,
+            rollouts,
+            phase.optimizer,
+            groups_per_update=getattr(settings, f"{role}_update"),
+            temperature=TRAINED[role]["temperature"],
+            token_budget=settings.token_budget,
+            max_grad_norm=settings.grad_norm,
+            loss_settings=settings,
         )
-        if not counts["kept"]:
-            print(
-                f"{self.title}: nothing passed the filter, so there is nothing to train on; the {self.role} stays as it is"
-            )
-
-    def batches(self, items: list, size: int):
-        """Batches of `size` (or all there are) for the steps to come, going through the items in a new order each time."""
-        rng, queue = random.Random(self.seed("order")), []
-        for step in range(self.steps):
-            batch = []
-            while len(batch) < min(size, len(items)):
-                queue = queue or rng.sample(items, len(items))
-                batch.append(queue.pop())
-            if step >= self.begun:
-                yield batch
 
 
-def step_line(title: str, r: dict) -> str:
-    """The figures of one step that one wants to see at once, in 100 columns; all of them are in metrics.jsonl.
-
-    >>> print(step_line("it 1 solver 3/20", dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)))
-    it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
-    """
-    shown = (
-        ("valid", "valid"),
-        ("render", "rendered"),
-        ("s", "solvability"),
-        ("d", "difficulty"),
-        ("accuracy", "accuracy"),
-        ("format", "format"),
-    )
-    parts = [f"{name} {r[key]:.2f}" for name, key in shown if key in r]
-    if r["updates"]:
-        parts += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
-    else:
-        parts += [
-            "no update: "
-            + ("gradient not finite" if r.get("skipped") else "every group's rewards are equal")
-        ]
-    return (
-        f"{title:<18}  reward {r['reward']:5.2f}  " + "  ".join(parts) + f"  {r['seconds']:.1f} s"
-    )
+# --------------------------------------------------------------------- phase P: train the Proposer
 
 
-def train_proposer(roles: Roles, run: Run, iteration: int):
-    """Phase P: proposals are good if the frozen Coder can draw them and the frozen Solver finds them neither easy nor hopeless."""
-    s = roles.s
-    phase = Phase(roles, run, iteration, "proposer", s.proposer_steps)
-    topics = itertools.islice(itertools.cycle(TOPICS), phase.begun * s.proposer_prompts, None)
+def train_proposer(roles: Roles, phase: Phase):
+    """Proposals are good if the frozen Coder can draw them, and if the frozen Solver can read the
+    easy answer and is of two minds about the hard one."""
+    settings = roles.settings
+    count, size = settings.proposer_prompts, settings.proposer_rollouts
+    for step in phase.steps(settings.proposer_steps):
+        # Sample: G proposals of the policy on each of some topics, which take turns.
+        places = range((step - 1) * count, step * count)
+        topics = [TOPICS[place % len(TOPICS)] for place in places]
+        prompts = [roles.proposer_prompt(topic) for topic in topics]
+        replies = roles.rollouts("proposer", prompts, phase.seed(step, "rollouts"))
+        proposals = [rewards.parse_proposal(reply.text) for reply in flat(replies)]
 
-    def one_step(step):
-        asked = [next(topics) for _ in range(s.proposer_prompts)]
-        prompts = [roles.proposer_prompt(topic) for topic in asked]
-        replies = phase.sample(prompts, s.proposer_rollouts, step, 1.0, 0.99, s.proposal_tokens)
-        proposals = [rewards.parse_proposal(reply.text) for group in replies for reply in group]
-        valid = [p for p in proposals if p is not None]
-        drafts = roles.draw(
-            roles.weights["coder"], valid, s.codes, phase.seed(step, "codes"), top_k=40
-        )
-        roles.judge(
-            roles.weights["solver"],
-            list(itertools.chain(*drafts)),
-            s.answers,
-            phase.seed(step, "answers"),
-        )
-        ready = iter(drafts)
-        judged = [[] if p is None else [d.judged for d in next(ready)] for p in proposals]
-        rows = rewards.proposer_rewards(proposals, judged)
-        scores = [
-            [row["reward"] for row in rows[i : i + s.proposer_rollouts]]
-            for i in range(0, len(rows), s.proposer_rollouts)
-        ]
-        statistics = phase.learn(prompts, replies, scores, s.proposer_update, temperature=1.0)
-        flat = [(topic, reply.text) for topic, group in zip(asked, replies) for reply in group]
-        phase.data += [
-            ({"step": step, "topic": topic, "reply": text} | row, None)
-            for (topic, text), row in zip(flat, rows)
-        ]
-        good = [row for row in rows if row["valid"]]
-        parts = {"reward": mean(r["reward"] for r in rows), "valid": mean(r["valid"] for r in rows)}
-        parts |= {
-            k: mean(r[k] for r in good)
-            for k in ("rendered", "solvability", "difficulty", "easy_hard", "type", "diversity")
-        }
-        return parts | {
-            "type_entropy": rewards.type_entropy([r["content_type"] for r in good])
-        }, statistics
+        # Reward: N codes for each valid proposal, K answers to each question about each picture.
+        drafts = roles.draw(proposals, settings.codes, phase.seed(step, "codes"), top_k=40)
+        roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
+        judged = [[draft.judged for draft in own] for own in drafts]
+        terms = rewards.proposer_rewards(proposals, judged)
 
-    phase.train(one_step)
-    run.save_data(iteration, "proposer", phase.data)
+        # Learn.
+        groups = [terms[i : i + size] for i in range(0, len(terms), size)]
+        statistics = roles.learn(phase, prompts, replies, groups)
+        types = [one["content_type"] for one in terms if one["valid"]]
+        phase.keep(step, topics, replies, groups)
+        phase.end_step(step, terms, statistics, type_entropy=rewards.type_entropy(types))
+    phase.save_data([(row, None) for row in phase.rows])
 
 
-def train_coder(roles: Roles, run: Run, iteration: int):
-    """Phase C: codes are good if they draw what the Solver can read. Only proposals it sometimes fails at are kept."""
-    s, begun = roles.s, time.perf_counter()
-    phase = Phase(roles, run, iteration, "coder", s.coder_steps)
-    if (made := run.load_data(iteration, "coder")) is None:
+def fresh_data(roles: Roles, phase: Phase, count: int, codes: int, answers: int) -> list[tuple]:
+    """What the frozen roles imagine. Of each valid one of `count` fresh proposals: a row about its
+    first code, and the picture. Made in parts, each of which is saved once it is whole."""
+    rows = []
+    for places, part in phase.parts(count):
+        if part is None:
+            part = []
+            seed = phase.seed("data", places.start)
+            for *_, drafts in roles.imagine(places, codes, answers, seed):
+                if drafts:
+                    rate = mean(draft.image is not None for draft in drafts)
+                    part.append(({"render_rate": rate} | drafts[0].row(), drafts[0].image))
+            phase.save_part(places, part)
+        rows += part
+    return rows
 
-        def make(places, seed):
-            fresh = roles.propose(
-                roles.weights["proposer"], places, seed("proposals"), progress=True
-            )
-            valid = [p for _, _, p in fresh if p is not None]
-            drafts = roles.draw(
-                roles.weights["coder"], valid, s.codes, seed("codes"), progress=True
-            )
-            rates = [mean(d.image is not None for d in group) for group in drafts]
-            return [
-                ({"render_rate": rate, "kept": rewards.keep_for_coder(rate)}, group[0])
-                for group, rate in zip(drafts, rates)
-            ]
 
-        made = phase.make_data(s.coder_proposals, make)
-        phase.report_data(
-            {
-                "asked": s.coder_proposals,
-                "valid": len(made),
-                "rendered": sum(row["render_rate"] > 0 for row, _ in made),
-                "kept": sum(row["kept"] for row, _ in made),
-            },
-            [],
-            begun,
-        )
-        run.save_data(iteration, "coder", made)
-    kept = [(d.proposal, d.language) for row, d in made if row["kept"]]
-    if not kept:
-        return
-    batches = phase.batches(kept, s.coder_prompts)
+# ------------------------------------------------------------------------ phase C: train the Coder
 
-    def one_step(step):
-        batch = next(batches)
+
+def train_coder(roles: Roles, phase: Phase):
+    """Codes are good if they draw what the frozen Solver can read the easy answer off, and is of
+    two minds about the hard one."""
+    settings = roles.settings
+    data = coder_data(roles, phase)
+    for step, batch in phase.batches(data, settings.coder_prompts, settings.coder_steps):
+        # Sample: G codes of the policy for each proposal.
         prompts = [roles.coder_prompt(proposal, language) for proposal, language in batch]
-        replies = phase.sample(prompts, s.coder_rollouts, step, 0.7, 0.95, s.code_tokens)
-        drafts = [
-            [Draft(p, language, reply.text) for reply in group]
-            for (p, language), group in zip(batch, replies)
-        ]
-        flat = list(itertools.chain(*drafts))
-        roles.render(flat)
-        roles.judge(roles.weights["solver"], flat, s.answers, phase.seed(step, "answers"))
-        rows = [
-            [rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group]
-            for group in drafts
-        ]
-        statistics = phase.learn(
-            prompts,
-            replies,
-            [[r["reward"] for r in group] for group in rows],
-            s.coder_update,
-            temperature=0.7,
-        )
-        rows = list(itertools.chain(*rows))
-        drawn = [r for r in rows if r["rendered"]]
-        return {
-            "reward": mean(r["reward"] for r in rows),
-            "rendered": mean(r["rendered"] for r in rows),
-            "solvability": mean(r["solvability"] for r in drawn),
-            "difficulty": mean(r["difficulty"] for r in drawn),
-        }, statistics
+        replies = roles.rollouts("coder", prompts, phase.seed(step, "rollouts"))
 
-    phase.train(one_step)
-
-
-def train_solver(roles: Roles, run: Run, iteration: int):
-    """Phase S: test-time RL. The majority of ten answers is the label of an open question; fixed before training starts."""
-    s, begun = roles.s, time.perf_counter()
-    phase = Phase(roles, run, iteration, "solver", s.solver_steps)
-    if (made := run.load_data(iteration, "solver")) is None:
-
-        def make(places, seed):
-            fresh = roles.propose(
-                roles.weights["proposer"], places, seed("proposals"), progress=True
+        # Reward: is there a picture, and what does the frozen Solver make of it?
+        drafts = roles.render(batch, replies)
+        roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
+        terms = []
+        for group in drafts:
+            terms.append(
+                [rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group]
             )
-            valid = [p for _, _, p in fresh if p is not None]
-            drafts = [
-                group[0]
-                for group in roles.draw(
-                    roles.weights["coder"], valid, 1, seed("codes"), progress=True
-                )
-            ]
-            roles.judge(roles.weights["solver"], drafts, s.labels, seed("labels"), progress=True)
-            open_ = [
-                d
-                for d in drafts
-                if rewards.keep_for_solver(
-                    rewards.vote(d.easy_answers)[1], rewards.vote(d.hard_answers)[1]
-                )
-            ]
-            roles.actor.load_state(
-                roles.weights["solver"], share=True
-            )  # how good are their labels? Also asked without the pictures
-            blind = blind_answers(
-                roles.actor,
-                [d.record() for d in open_],
-                seed=seed("blind"),
-                max_new_tokens=s.answer_tokens,
-            )
-            blind = dict(zip(open_, blind))
-            return [({"kept": d in blind, "blind": blind.get(d)}, d) for d in drafts]
 
-        every = phase.make_data(s.solver_proposals, make)
-        made = [
-            ({"label": rewards.vote(d.hard_answers)[0], "blind": row["blind"]}, d)
-            for row, d in every
-            if row["kept"]
-        ]
-        drawn = [d for _, d in every if d.image is not None]
-        phase.report_data(
-            dict(
-                asked=s.solver_proposals,
-                valid=len(every),
-                rendered=len(drawn),
-                evaluated=len(drawn),
-                kept=len(made),
-            ),
-            drawn,
-            begun,
-        )
-        if made:
-            run.log(
-                kind="audit",
-                iteration=iteration,
-                phase="solver",
-                **audit([row | d.record() for row, d in made], [row["blind"] for row, _ in made]),
-            )
-        run.save_data(iteration, "solver", made)
-    kept = [(d, row["label"]) for row, d in made]
-    if not kept:
-        return
-    batches = phase.batches(kept, s.solver_prompts)
-
-    def one_step(step):
-        batch = next(batches)
-        prompts = [roles.solver_prompt(d.image, d.proposal.hard_question) for d, _ in batch]
-        replies = phase.sample(prompts, s.solver_rollouts, step, 1.0, 0.99, s.answer_tokens)
-        rows = [
-            [rewards.solver_reward(reply.text, label) for reply in group]
-            for (_, label), group in zip(batch, replies)
-        ]
-        statistics = phase.learn(
-            prompts,
-            replies,
-            [[r["reward"] for r in group] for group in rows],
-            s.solver_update,
-            temperature=1.0,
-        )
-        rows = list(itertools.chain(*rows))
-        return {k: mean(r[k] for r in rows) for k in ("reward", "accuracy", "format")}, statistics
-
-    phase.train(one_step)
+        # Learn.
+        statistics = roles.learn(phase, prompts, replies, terms)
+        phase.end_step(step, flat(terms), statistics)
 
 
-# ------------------------------------------------------------------------------------------------ measuring
+def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]:
+    """Fresh proposals that the frozen Coder can draw sometimes, and the language for each."""
+    rows, asked = phase.load_data(), roles.settings.coder_proposals
+    if rows is None:
+        rows = fresh_data(roles, phase, asked, roles.settings.codes, answers=0)
+        for row, _ in rows:
+            row["kept"] = rewards.keep_for_coder(row["render_rate"])
+        phase.log_data(rows, asked, kept=sum(row["kept"] for row, _ in rows))
+        phase.save_data(rows)
+    kept = [row for row, _ in rows if row["kept"]]
+    proposals = [rewards.Proposal(*(row[name] for name in rewards.BLOCKS)) for row in kept]
+    return [(proposal, row["language"]) for proposal, row in zip(proposals, kept)]
 
 
-def measure(roles: Roles, run: Run, iteration: int, test: dict):
-    """The row of this iteration in the table: the Solver on held-out questions, and a probe of the three roles together."""
-    s, begun = roles.s, time.perf_counter()
-    roles.actor.load_state(roles.weights["solver"], share=True)
-    record = {}
-    if test:
-        record = evaluate(
-            roles.actor,
-            test["hard"],
-            n=8,
-            seed=s.seed,
-            max_new_tokens=s.answer_tokens,
-            progress=not parallel.rank(),
-        )
-        record |= {
-            "easy": evaluate(
-                roles.actor, test["easy"], n=2, seed=s.seed, max_new_tokens=s.answer_tokens
-            )["sampled"]
-        }
-        del record["per_question"]
-    if s.probe:
-        fresh = roles.propose(
-            roles.weights["proposer"],
-            range(s.probe),
-            subseed(s.seed, iteration, "probe", "proposals"),
-        )
-        valid = [p for _, _, p in fresh if p is not None]
-        drafts = [
-            g[0]
-            for g in roles.draw(
-                roles.weights["coder"], valid, 1, subseed(s.seed, iteration, "probe", "codes")
-            )
-        ]
-        roles.judge(
-            roles.weights["solver"],
-            drafts,
-            s.answers,
-            subseed(s.seed, iteration, "probe", "answers"),
-        )
-        ready = iter(drafts)
-        run.save_data(
-            iteration,
-            "probe",
-            [
-                ({"topic": topic, "reply": reply}, next(ready) if p else None)
-                for topic, reply, p in fresh
-            ],
-        )
-        types = [rewards.type_of(p) for p in valid]
-        drawn = [d for d in drafts if d.image is not None]
-        record |= {
-            "valid": len(valid) / len(fresh),
-            "render": len(drawn) / max(len(valid), 1),
-            "solvability": mean(d.judged.solvability for d in drawn),
-            "difficulty": mean(rewards.difficulty(d.judged.consistency) for d in drawn),
-            "type_entropy": rewards.type_entropy(types),
-            "types": {t: types.count(t) for t in sorted(set(types))},
-            "code_tokens": mean(d.tokens for d in drafts),
-            "hard_consistency": [d.judged.consistency for d in drawn],
-            "easy_hard_gap": mean(
-                rewards.vote(d.easy_answers)[1] - rewards.vote(d.hard_answers)[1] for d in drawn
-            ),
-        }
-    run.log(kind="eval", iteration=iteration, **record | {"seconds": time.perf_counter() - begun})
+# ----------------------------------------------------------------------- phase S: train the Solver
 
 
-# ------------------------------------------------------------------------------------------------- the loop
+def train_solver(roles: Roles, phase: Phase):
+    """Answers are good if they equal the label and come in the form that was asked for."""
+    settings = roles.settings
+    data = solver_data(roles, phase)
+    for step, batch in phase.batches(data, settings.solver_prompts, settings.solver_steps):
+        # Sample: G answers of the policy to each hard question.
+        prompts = [roles.solver_prompt(image, row["hard_question"]) for row, image in batch]
+        replies = roles.rollouts("solver", prompts, phase.seed(step, "rollouts"))
+
+        # Reward: compare with the label.
+        terms = []
+        for (row, _), group in zip(batch, replies):
+            terms.append([rewards.solver_reward(reply.text, row["label"]) for reply in group])
+
+        # Learn.
+        statistics = roles.learn(phase, prompts, replies, terms)
+        phase.end_step(step, flat(terms), statistics)
 
 
-def self_evolve(settings: Settings) -> Run:
-    """The whole of MM-Zero: K iterations of P, C, S. Continues where an earlier call with the same settings stopped."""
-    check(settings)
-    if not settings.out:
-        settings = replace(
-            settings,
-            out=f"runs/{Path(settings.model).name}-{settings.language}-seed{settings.seed}",
-        )
-    begun, where = time.perf_counter(), {}  # where: role -> its newest checkpoint
-    check_family(find_checkpoint(settings.model))  # before anything is written
-    run = Run(settings)
-    for role in ROLES:
-        trained = [i for i in range(1, settings.iterations + 1) if run.is_done(i, role)]
-        where[role] = str(run.folder / f"iter{trained[-1]}" / role) if trained else settings.model
-    if run.done != (0, ""):
-        print(
-            f"going on with {run.folder}, after iteration {run.done[0]}, {run.done[1]}"
-            + f", step {run.place}" * bool(run.place)
-        )
-    roles = Roles(settings, where)
-    print(
-        f"{settings.model}: {sum(p.numel() for p in roles.policy.model.parameters()) / 1e6:.1f} M parameters on "
-        f"{roles.actor.device}, language {settings.language}; run folder {run.folder}"
-    )
-    phases = dict(zip(ROLES, (train_proposer, train_coder, train_solver)))
+def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
+    """Pictures with an open hard question, and its label: the majority of the frozen Solver's
+    answers. Labels are fixed before training starts (test-time RL)."""
+    rows, asked = phase.load_data(), roles.settings.solver_proposals
+    if rows is None:
+        fresh, rows = fresh_data(roles, phase, asked, 1, roles.settings.labels), []
+        for row, image in fresh:
+            if rewards.keep_for_solver(row["easy_consistency"], row["consistency"]):
+                rows.append((row, image))
+        phase.log_data(fresh, asked, kept=len(rows))
+        phase.save_data(rows)
+    return rows
+
+
+# --------------------------------------------------------------------------------------- measuring
+
+
+def measure(roles: Roles, run: Run, iteration: int, questions: dict):
+    """This iteration's line in the table: the Solver on held-out questions, and the probe."""
+    settings, begun, figures = roles.settings, time.perf_counter(), {}
+    if questions:
+        roles.actor.load_state(roles.weights["solver"])
+        limits = dict(seed=settings.seed, max_new_tokens=settings.answer_tokens)
+        limits["progress"] = parallel.shows_progress()
+        figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
+        figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]
+        del figures["per_question"]
+    if settings.probe:
+        figures |= probe(roles, run, iteration)
+    figures["seconds"] = time.perf_counter() - begun
+    run.log(kind="eval", iteration=iteration, **figures)
+
+
+def probe(roles: Roles, run: Run, iteration: int) -> dict:
+    """The three roles make and answer some proposals together. -> figures"""
+    settings, rows, drafts = roles.settings, [], []
+    seed = subseed(settings.seed, iteration, "probe")
+    for topic, reply, own in roles.imagine(range(settings.probe), 1, settings.answers, seed):
+        row = {"topic": topic, "reply": reply}
+        rows.append((row | own[0].row(), own[0].image) if own else (row, None))
+        drafts += own
+    run.save_rows(iteration, "probe", rows)
+    drawn = [row for row, image in rows if image is not None]
+    types = [rewards.type_of(draft.proposal) for draft in drafts]
+    return {
+        "valid": len(drafts) / len(rows),
+        "render": len(drawn) / max(len(drafts), 1),
+        "solvability": mean(row["solvability"] for row in drawn),
+        "difficulty": mean(rewards.difficulty(row["consistency"]) for row in drawn),
+        "easy_hard_gap": mean(row["easy_consistency"] - row["consistency"] for row in drawn),
+        "hard_consistency": [row["consistency"] for row in drawn],
+        "code_tokens": mean(draft.tokens for draft in drafts),
+        "type_entropy": rewards.type_entropy(types),
+        "types": {name: types.count(name) for name in sorted(set(types))},
+    }
+
+
+# ---------------------------------------------------------------------------------------- the loop
+
+
+def self_evolve(run: Run):
+    """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
+
+    Yields (roles, iteration) after the base and after each iteration, for whoever wants to look at
+    what there is before it goes on.
+    """
+    settings = run.settings
+    roles = Roles(settings, {role: run.newest(role) or settings.model for role in ROLES})
+    millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
+    print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
+
+    training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
-        test = (
-            {
-                kind: charts(settings.questions, kind=kind, of=settings.split)[0]
-                for kind in ("hard", "easy")
-            }
-            if settings.questions
-            else {}
-        )
-        for iteration in range(
-            settings.iterations + 1
-        ):  # iteration 0 is the base: measured, not trained
-            for role in ROLES if iteration else ():
-                if run.is_done(iteration, role):
-                    continue
-                phases[role](roles, run, iteration)
-                roles.policy.load_state(roles.weights[role])
-                roles.policy.save(run.folder / f"iter{iteration}" / role)
-                run.finish(iteration, role)
+        questions = {}
+        for kind in ("hard", "easy"):
+            if settings.questions:
+                questions[kind], _ = charts(settings.questions, kind=kind, of=settings.split)
+        for iteration in range(settings.iterations + 1):
+            for role in ROLES:
+                # Iteration 0 is the base: it is measured, not trained.
+                if iteration > 0 and not run.is_done(iteration, role):
+                    roles.policy.load_state(roles.weights[role])
+                    optimizer = make_optimizer(
+                        roles.policy, lr=settings.lr, weight_decay=settings.weight_decay
+                    )
+                    training[role](roles, Phase(run, iteration, role, roles.policy, optimizer))
+                    roles.weights[role] = roles.policy.state()
+                    roles.policy.save(run.folder / f"iter{iteration}" / role)
+                    run.finish(iteration, role)
             if not run.is_done(iteration, "eval"):
-                measure(roles, run, iteration, test)
+                measure(roles, run, iteration, questions)
+                yield roles, iteration
                 run.finish(iteration, "eval")
-                if not parallel.rank():
-                    print(table(run.evaluations()[-1:]))
-                    report(run.folder)
-    if not parallel.rank():
-        print(
-            f"\n{table(run.evaluations())}\n\nreport: {report(run.folder)}   ({(time.perf_counter() - begun) / 60:.1f} minutes)"
-        )
-    return run
 
 
-def main(arguments=None):
+def main(arguments=None) -> Run:
+    from tools.audit import audit_iteration
+    from tools.plan import plan
+    from tools.report import report
+
+    begun = time.perf_counter()
     settings, gpus = parse(arguments)
+    machine.keep_freed_memory()
     parallel.start()
     try:
         if gpus is not None:  # --dry-run
-            sys.exit((reason := plan(settings, gpus)) and f"mmzero.py: {reason}")
-        self_evolve(settings)
+            reason = plan(settings, gpus)
+            sys.exit(f"mmzero.py: {reason}" if reason else None)
+        check(settings)
+        # Before anything is written: is there such a model, and can it be used?
+        check_family(find_checkpoint(settings.model))
+        run = Run(settings)
+        for roles, iteration in self_evolve(run):
+            if iteration > 0:
+                audit_iteration(run, roles.actor, roles.weights["solver"], iteration)
+            if parallel.rank() == 0:
+                print(table(run.evaluations()[-1:]))
+                report(run.folder)
+        if parallel.rank() == 0:
+            minutes = (time.perf_counter() - begun) / 60
+            print(f"\n{table(run.evaluations())}\n")
+            print(f"report: {report(run.folder)}   ({minutes:.1f} minutes)")
         parallel.stop()
+        return run
     except (ValueError, OSError, RuntimeError) as error:
         parallel.fail(f"mmzero.py: {error}")
     except KeyboardInterrupt:

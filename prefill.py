@@ -52,7 +52,7 @@ def prefill(vlm: VLM, prompts: list[Prompt]) -> list[list[tuple[int, list[Tensor
 
 def forward(vlm: VLM, prompts: list[Prompt], past=None, lengths=None) -> list[Tensor]:
     """The layers' keys, then their values, of these tokens: [B, K, L, H] each. past: those of the `lengths` [B] tokens before."""
-    inputs, cache = vlm.collate(prompts, side="right"), transformers.DynamicCache()
+    inputs, cache = vlm.collate(prompts), transformers.DynamicCache()
     width = inputs["input_ids"].shape[1]
     if past is None:  # padded on the right: under a causal mask no token sees the padding behind it
         del inputs["attention_mask"]

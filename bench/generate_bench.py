@@ -36,7 +36,8 @@ from eval import charts
 from generate import Engine, generate
 from prompts import TOPICS, fill
 from rewards import parse_proposal
-from vlm import TINY, VLM
+from support.checkpoint import TINY
+from vlm import VLM
 
 
 def ours(vlm, prompts, n, lengths=None, **sampling):
@@ -94,6 +95,11 @@ def theirs(
                 grids[order],
             )
         inputs.pop("position_ids")
+        # It wants the padding on the left.
+        padding = (inputs["attention_mask"] == 0).sum(dim=1).tolist()
+        for name in ("input_ids", "attention_mask"):
+            rows = [row.roll(shift) for row, shift in zip(inputs[name], padding)]
+            inputs[name] = torch.stack(rows)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == vlm.config.image_token_id).int()
         found = vlm.model.generate(
             **inputs,

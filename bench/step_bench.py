@@ -111,7 +111,7 @@ def ours(name, folder):
     reference, optimizer, steps = policy.state(), make_optimizer(policy, lr=LR), iter(range(10**9))
 
     def step():
-        actor.load_state(policy.weights(), share=True)
+        actor.load_state(policy.weights())
         replies = generate(actor, asked, n=n, max_new_tokens=tokens, seed=next(steps))
         assert all(len(r.tokens) == tokens for group in replies for r in group)
         advantages = group_advantages([[reward(r.text) for r in group] for group in replies])
@@ -120,7 +120,7 @@ def ours(name, folder):
             for i, group in enumerate(replies)
             for j, r in enumerate(group)
         ]
-        actor.load_state(reference, share=True)
+        actor.load_state(reference)
         statistics_ = train_step(
             policy,
             actor,

@@ -9,6 +9,8 @@ micro-batches of an update (grpo.py). Rank 0 alone prints and writes. The policy
 cut over the ranks (FSDP2); the actor is whole on each. What ranks send each other as objects is pickled: they trust each other.
 """
 
+import copyreg
+import io
 import itertools
 import os
 import sys
@@ -17,6 +19,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -57,12 +60,14 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(items):
+def shows_progress() -> bool:
+    """One rank does, and only to somebody who looks."""
+    return rank() == 0 and sys.stderr.isatty()
+
+
+def rank_slice(items):
     """This rank's part of a list: a block, because neighbours are often alike (two questions about one picture)."""
     return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
-
-
-rank_slice = share
 
 
 def gather(own) -> list:
@@ -72,6 +77,20 @@ def gather(own) -> list:
         parts *= world()
         dist.all_gather_object(parts, list(own))
     return list(itertools.chain(*parts))
+
+
+def as_png(image: Image.Image):
+    """Pictures travel between ranks as PNG: as pixels they would be a hundred times as large."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return from_png, (file.getvalue(),)
+
+
+def from_png(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).copy()
+
+
+copyreg.pickle(Image.Image, as_png)
 
 
 def deal(batches) -> list:
@@ -137,3 +156,6 @@ def sum_gradients(parameters):
     for p in parameters:
         if world() > 1 and p.grad is not None and not isinstance(p.grad, DTensor):
             dist.all_reduce(p.grad)
+
+
+share = rank_slice

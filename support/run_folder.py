@@ -1,157 +1,411 @@
-"""The folder of a run: what is written there, and how far an earlier start of the same command came.
+"""The folder of a run: what is written there, and how a run that was stopped goes on.
 
-    config.json                       the settings           iterK/{proposer,coder,solver}/   checkpoints
-    metrics.jsonl                     every figure           iterK/NAME.jsonl, pictures/      what the roles made
-    resume/progress.json              the last finished phase, and the newest state (resume.py) inside the next one
-    iterK/NAME.partN.jsonl            a whole part of the data that phase NAME is making, proposals N and on; gone when all is there
+    config.json                the settings          iterK/{proposer,coder,solver}/  checkpoints
+    metrics.jsonl              every figure          iterK/NAME.jsonl, pictures/     what roles made
+    report.html                drawn from them       resume/                         see below
 
-`report.py` draws `report.html` from it. The whole folder can be copied anywhere.
+`resume/progress.json` says what counts: the last stage that is done, and the newest state inside
+the next one. It is written after what it names, so a process may be killed at any moment. What came
+later is made again, from the same seeds. Nothing else is needed, because everything that is sampled
+has a seed of its own (`subseed`): the place in a phase is the state of every random stream.
+
+    resume/I-ROLE-STEP.RofW.pt     weights and AdamW's moments, of rank R of W its shards alone
+    iterK/ROLE.partN.jsonl         a whole part of the data that the phase is making, from place N
+                                   on; gone when all of it is there
+
+The folder can be copied anywhere. Under torchrun all ranks read it, and rank 0 writes.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+import random
+import time
 from pathlib import Path
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from roles import ROLES, Draft
-from support import parallel, resume
+from support import parallel
+
+ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
+
+# A run may go on with other values of these.
+FREE = ("out", "iterations", "workers", "slots", "save_steps")
+
+# What the line of a step shows of each role's rewards: means over all replies, and means over those
+# of which this is true.
+FIGURES = {
+    "proposer": "reward valid | valid | rendered solvability difficulty easy_hard type diversity",
+    "coder": "reward rendered | rendered | solvability difficulty",
+    "solver": "reward accuracy format | reward |",
+}
+
+
+def subseed(*words) -> int:
+    """A seed of its own for everything that is sampled: a resumed run draws what the first one had.
+
+    >>> subseed(0, 1, "solver", 3) == subseed(0, 1, "solver", 3) != subseed(0, 1, "solver", 4)
+    True
+    """
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def mean(values) -> float:
+    """0 for none.
+
+    >>> mean([1, 2]), mean([])
+    (1.5, 0.0)
+    """
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def bar(items, title: str, unit: str):
+    """The items, with a bar on the terminal while one goes through them."""
+    return tqdm(items, title, ncols=100, unit=unit, leave=False, disable=parallel.rank() > 0)
+
+
+# ------------------------------------------------------------------------------------- the folder
 
 
 class Run:
-    """One run folder. ValueError: it cannot be written, or holds a run of another configuration.
-
-    `resume/progress.json` says what counts. It is written after what it names, so a process may be killed at any moment;
-    what came later is made again, from the same seeds."""
+    """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
     def __init__(self, settings):
-        self.folder = Path(settings.out)
-        config = dataclasses.asdict(settings)
+        self.settings = settings
+        name = f"{Path(settings.model).name}-{settings.language}-seed{settings.seed}"
+        self.folder = Path(settings.out or f"runs/{name}")
+        config = dataclasses.asdict(settings) | {"out": str(self.folder)}
         try:
             (self.folder / "resume").mkdir(parents=True, exist_ok=True)
             if (self.folder / "config.json").exists():
-                self._same(
-                    json.loads((self.folder / "config.json").read_text())["settings"], config
-                )
-            self.write(
-                "config.json",
-                json.dumps(
-                    {"model": settings.model, "settings": config, "torch": torch.__version__},
-                    indent=2,
-                ),
-            )
+                old = json.loads((self.folder / "config.json").read_text())["settings"]
+                self._refuse_another(old, config)
+            facts = {"model": settings.model, "settings": config, "torch": torch.__version__}
+            self.write("config.json", json.dumps(facts, indent=2))
         except OSError as error:
-            raise ValueError(
-                f"--out {self.folder} cannot be written ({error.strerror}): give a folder of yours"
-            ) from error
-        self.done = (0, "")  # nothing yet; (0, "eval") once the base is measured
-        self.place, self.state = (
-            None,
-            {},
-        )  # (iteration, role, step) of the state inside the next phase
-        if (file := self.folder / "resume/progress.json").exists():
+            reason = f"--out {self.folder} cannot be written ({error.strerror})"
+            raise ValueError(f"{reason}: give a folder of yours") from error
+
+        # (iteration, stage) that is done: (0, "") nothing yet, (0, "eval") the base is measured.
+        self.done = (0, "")
+        # (iteration, role, step) of the state inside the next stage, and the state.
+        self.place, self.state = None, {}
+        file = self.folder / "resume/progress.json"
+        if file.exists():
             progress = json.loads(file.read_text())
             self.done = tuple(progress["done"])
-            if progress["place"] and (state := resume.read(self._state_file(*progress["place"]))):
-                self.place, self.state = tuple(progress["place"]), state
-        kept = [line for line in self._lines() if self._counts(line)]
-        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        parallel.gather([None])  # all have read how far the run is, before one goes on
+            if progress["place"]:
+                self.state = read_state(self._state_file(*progress["place"])) or {}
+                self.place = tuple(progress["place"]) if self.state else None
+            print(f"going on with {self.folder}, after {self.done}, {self.place or ''}")
+        lines = [json.dumps(line) + "\n" for line in self._lines() if self._counts(line)]
+        self.write("metrics.jsonl", "".join(lines))
+        # All have read how far the run is, before one goes on.
+        parallel.gather([None])
 
-    def _same(self, old: dict, new: dict):
-        changed = [
-            name
-            for name in new
-            if name not in ("out", "iterations", "workers", "slots", "save_steps")
-            and old.get(name) != new[name]
-        ]
+    def _refuse_another(self, old: dict, new: dict):
+        changed = [name for name in new if name not in FREE and old.get(name) != new[name]]
         if changed:
             what = ", ".join(f"{n} {old.get(n)!r} there, {new[n]!r} now" for n in changed[:4])
-            raise ValueError(
-                f"{self.folder} holds a run of another configuration ({what}): give its flags, or another --out"
-            )
+            what = f"{self.folder} holds a run of another configuration ({what})"
+            raise ValueError(f"{what}: give its flags, or another --out")
+
+    # ---- what is done
+
+    def is_done(self, iteration: int, stage: str) -> bool:
+        order = ("", *ROLES, "eval")
+        done, stage_done = self.done
+        return (iteration, order.index(stage)) <= (done, order.index(stage_done))
+
+    def finish(self, iteration: int, stage: str, place=None):
+        """This stage is done, and the next one up to `place`, if there is a state of it."""
+        self.done = iteration, stage
+        self.write("resume/progress.json", json.dumps({"done": self.done, "place": place}))
+        # Of several ranks none deletes a state before the new one counts.
+        parallel.gather([None])
+        for old in (self.folder / "resume").glob(f"*.{parallel.rank()}of*"):
+            if not place or old != self._state_file(*place):
+                old.unlink()
+        if parallel.rank() == 0:
+            # Wherever one gets here, the phase has all of its data.
+            for part in self.folder.glob("iter*/**/*.part*"):
+                part.unlink()
+
+    def newest(self, role: str) -> str | None:
+        """The folder of the role's newest checkpoint; None: it has not been trained yet."""
+        folder = None
+        for iteration in range(1, self.done[0] + 1):
+            if self.is_done(iteration, role):
+                folder = str(self.folder / f"iter{iteration}" / role)
+        return folder
+
+    def _state_file(self, iteration, role, step) -> Path:
+        ranks = f"{parallel.rank()}of{parallel.world()}"
+        return self.folder / f"resume/{iteration}-{role}-{step}.{ranks}.pt"
+
+    def save_state(self, iteration: int, role: str, step: int, state: dict):
+        write_state(self._state_file(iteration, role, step), state)
+        self.finish(*self.done, (iteration, role, step))  # only now it counts
+
+    # ---- files
+
+    def write(self, name: str, text: str):
+        """To a temporary name first: whoever reads sees the old file or the new one, all of it."""
+        if parallel.rank() == 0:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(path.name + ".new")
+            new.write_text(text, encoding="utf-8")
+            os.replace(new, path)
+
+    def log(self, **record):
+        if parallel.rank() == 0:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def _lines(self):
         path = self.folder / "metrics.jsonl"
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 yield json.loads(line)
-            except ValueError:  # the last line of a run that was killed while it wrote
+            except ValueError:
+                # The last line of a run that was killed while it wrote.
                 return
 
-    def is_done(self, iteration: int, stage: str) -> bool:
-        order = ("", *ROLES, "eval")
-        return (iteration, order.index(stage)) <= (self.done[0], order.index(self.done[1]))
-
     def _counts(self, line: dict) -> bool:
-        """Is this line of metrics.jsonl about what is done, or will it be written again?"""
-        iteration, phase = line["iteration"], line.get("phase", "eval")
-        if line["kind"] in ("data", "audit"):
-            return (self.folder / f"iter{iteration}/{phase}.jsonl").exists()
-        if line["kind"] == "step" and self.place and self.place[:2] == (iteration, phase):
+        """Is this line of metrics.jsonl about what is done? Else it will be written again."""
+        iteration, stage = line["iteration"], line.get("phase", "eval")
+        if line["kind"] == "data":
+            return (self.folder / f"iter{iteration}/{stage}.jsonl").exists()
+        if line["kind"] == "step" and self.place and self.place[:2] == (iteration, stage):
             return line["step"] <= self.place[2]
-        return self.is_done(iteration, phase)
-
-    def _state_file(self, iteration, role, step):
-        return (
-            self.folder
-            / f"resume/{iteration}-{role}-{step}.{parallel.rank()}of{parallel.world()}.pt"
-        )
-
-    def save_state(self, iteration: int, role: str, step: int, state: dict):
-        resume.write(self._state_file(iteration, role, step), state)
-        self.finish(*self.done, (iteration, role, step))  # only now it counts
-
-    def finish(self, iteration: int, stage: str, place=None):
-        """This stage is done, and the next one up to `place` if there is a state."""
-        self.done = iteration, stage
-        self.write("resume/progress.json", json.dumps({"done": self.done, "place": place}))
-        parallel.gather([None])  # on several ranks: no state goes before the new one counts
-        for old in (self.folder / "resume").glob(f"*.{parallel.rank()}of*"):
-            if not place or old != self._state_file(*place):
-                old.unlink()
-        for part in self.folder.glob("iter*/**/*.part*") if not parallel.rank() else ():
-            part.unlink()  # wherever one gets here, the phase has all of its data
-
-    def write(self, name: str, text: str):
-        """To a temporary name first: whoever reads sees the old file or the new one, never half of one. Rank 0 writes."""
-        if parallel.rank():
-            return
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(path.name + ".new").write_text(text, encoding="utf-8")
-        os.replace(path.with_name(path.name + ".new"), path)
-
-    def log(self, **record):
-        if not parallel.rank():
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        return self.is_done(iteration, "eval" if line["kind"] == "audit" else stage)
 
     def evaluations(self) -> list[dict]:
         return [line for line in self._lines() if line["kind"] == "eval"]
 
-    def save_data(self, iteration: int, name: str, rows: list[tuple[dict, Draft | None]]):
+    def save_rows(self, iteration: int, name: str, rows: list[tuple[dict, Image.Image | None]]):
         """iterK/NAME.jsonl, and the pictures of its rows."""
-        if parallel.rank():
-            return
-        folder, lines = f"iter{iteration}/pictures", []
-        (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        for number, (row, draft) in enumerate(rows, 1):
-            row = row | (draft.record() if draft else {})
-            if draft and draft.image:
-                row["picture"] = f"{folder}/{name}_{number:04}.png"
-                draft.image.save(self.folder / row["picture"])
-            lines.append(json.dumps(row) + "\n")
-        self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
+        if parallel.rank() == 0:
+            pictures, lines = f"iter{iteration}/pictures", []
+            (self.folder / pictures).mkdir(parents=True, exist_ok=True)
+            for number, (row, image) in enumerate(rows, 1):
+                file = None
+                if image is not None:
+                    file = f"{pictures}/{name}_{number:04}.png"
+                    image.save(self.folder / file)
+                lines.append(json.dumps(row | {"picture": file}) + "\n")
+            self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
 
-    def load_data(self, iteration: int, name: str) -> list[tuple[dict, Draft]] | None:
-        """What save_data wrote, if an earlier start of the command came so far: all ranks have it, or none."""
+    def load_rows(self, iteration: int, name: str) -> list[tuple[dict, Image.Image | None]] | None:
+        """What save_rows wrote, if an earlier start came so far: all ranks have it, or none."""
         path = self.folder / f"iter{iteration}/{name}.jsonl"
         if not all(parallel.gather([path.exists()])):
             return None
-        return [
-            (row, Draft.of(row, row["picture"] and Image.open(self.folder / row["picture"]).copy()))
-            for row in map(json.loads, path.read_text().splitlines())
-        ]
+        rows = []
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            image = Image.open(self.folder / row["picture"]).copy() if row["picture"] else None
+            rows.append((row, image))
+        return rows
+
+
+# -------------------------------------------------------------------------------------- a phase
+
+
+class Phase:
+    """One role's training in one iteration: its optimiser, its seeds, its files, its lines."""
+
+    def __init__(self, run: Run, iteration: int, role: str, policy, optimizer):
+        self.run, self.iteration, self.role = run, iteration, role
+        self.policy, self.optimizer = policy, optimizer
+        self.title = f"it {iteration} {role}"
+        self.started = time.perf_counter()
+        # Steps that an earlier start made, and rows that are saved when the phase is over.
+        self.steps_made, self.rows = 0, []
+        if run.place and run.place[:2] == (iteration, role):
+            self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
+            restore(policy, optimizer, run.state)
+            run.state = {}  # large, and used
+
+    def seed(self, *words) -> int:
+        return subseed(self.run.settings.seed, self.iteration, self.role, *words)
+
+    def log(self, kind: str, **record):
+        self.run.log(kind=kind, iteration=self.iteration, phase=self.role, **record)
+
+    # ---- data of the phase
+
+    def parts(self, count: int):
+        """Places 0 .. count-1 in parts: (places, rows that an earlier start saved, or None) each.
+
+        Borders depend on nothing but the settings: a part comes out the same whoever makes it.
+        """
+        size = self.run.settings.part_proposals
+        for first in bar(range(0, count, size), f"{self.title} data", " parts"):
+            places = range(first, min(first + size, count))
+            yield places, self.run.load_rows(self.iteration, f"{self.role}.part{first}")
+
+    def save_part(self, places: range, rows):
+        self.run.save_rows(self.iteration, f"{self.role}.part{places.start}", rows)
+
+    def load_data(self):
+        return self.run.load_rows(self.iteration, self.role)
+
+    def save_data(self, rows):
+        self.run.save_rows(self.iteration, self.role, rows)
+
+    def log_data(self, rows, asked: int, kept: int):
+        """What became of the fresh proposals: a line on the terminal, and one on disk."""
+        judged = [row for row, _ in rows if row["hard_answers"]]
+        rendered = sum(row["render_rate"] > 0 for row, _ in rows)
+        funnel = {"asked": asked, "valid": len(rows), "rendered": rendered}
+        if self.role == "solver":
+            funnel["evaluated"] = len(judged)
+        funnel["kept"] = kept
+        self.log(
+            "data",
+            seconds=time.perf_counter() - self.started,
+            **funnel,
+            hard_consistency=[row["consistency"] for row in judged],
+            easy_consistency=[row["easy_consistency"] for row in judged],
+            agreement_with_easy_answer=mean(row["solvability"] for row in judged),
+        )
+        counts = " > ".join(f"{number} {name}" for name, number in funnel.items())
+        print(f"{self.title} data".ljust(20) + counts)
+        if not kept:
+            print(f"{self.title}: nothing passed the filter; the {self.role} stays as it is")
+
+    # ---- steps
+
+    def steps(self, count: int):
+        """Numbers of the steps that are still to be made; 1 is the first."""
+        self.bar = bar(range(self.steps_made + 1, count + 1), self.title, " steps")
+        for step in self.bar:
+            self.started = time.perf_counter()
+            yield step
+
+    def batches(self, items: list, size: int, steps: int):
+        """(step, batch of `size` items, or of all there are), going through the items again and
+        again, each time in a new order. Without items there is no step."""
+        if not items:
+            return
+        generator, queue, batches = random.Random(self.seed("order")), [], []
+        for _ in range(steps):
+            batch = []
+            while len(batch) < min(size, len(items)):
+                if not queue:
+                    queue = generator.sample(items, len(items))
+                batch.append(queue.pop())
+            batches.append(batch)
+        for step in self.steps(steps):
+            yield step, batches[step - 1]
+
+    def keep(self, step: int, topics, replies, terms):
+        """Rows about the replies [P][G] of a step, for the file that save_data writes."""
+        for topic, group, group_terms in zip(topics, replies, terms):
+            for reply, one in zip(group, group_terms):
+                self.rows.append({"step": step, "topic": topic, "reply": reply.text} | one)
+
+    def end_step(self, step: int, terms: list[dict], statistics: dict, **more):
+        """A line on the terminal and on disk; and the state, every --save-steps steps.
+
+        terms: of the reward of each reply; statistics: what train_step returned.
+        """
+        of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
+        some = [one for one in terms if one[condition[0]]]
+        record = {name: mean(one[name] for one in terms) for name in of_all}
+        record |= {name: mean(one[name] for one in some) for name in of_some}
+        # nan is no JSON.
+        finite = {name: None if value != value else value for name, value in statistics.items()}
+        record |= more | finite | {"seconds": time.perf_counter() - self.started}
+        self.log("step", step=step, **record)
+        self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
+        if step % self.run.settings.save_steps == 0:
+            state = training_state(self.policy, self.optimizer) | {"rows": json.dumps(self.rows)}
+            self.run.save_state(self.iteration, self.role, step, state)
+
+
+def step_line(title: str, r: dict) -> str:
+    """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
+
+    >>> r = dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
+    >>> print(step_line("it 1 solver 3/20", r))
+    it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    """
+    names = {"valid": "valid", "render": "rendered", "s": "solvability", "d": "difficulty"}
+    names |= {"accuracy": "accuracy", "format": "format"}
+    words = [f"{short} {r[name]:.2f}" for short, name in names.items() if name in r]
+    if r["updates"]:
+        words += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
+    elif r.get("skipped"):
+        words += ["no update: gradient not finite"]
+    else:
+        words += ["no update: every group's rewards are equal"]
+    return (
+        f"{title:<18}  reward {r['reward']:5.2f}  " + "  ".join(words) + f"  {r['seconds']:.1f} s"
+    )
+
+
+# ------------------------------------------------------------------------- the state of a training
+
+
+def training_state(policy, optimizer) -> dict:
+    """Weights and moments by name, as plain tensors in host memory; of sharded ones the shards."""
+
+    def keep(tensor):
+        return parallel.local(tensor.detach()).cpu()
+
+    weights, moments = policy.weights(), {}
+    for name, weight in weights.items():
+        if weight in optimizer.state:
+            moments[name] = {key: keep(value) for key, value in optimizer.state[weight].items()}
+    return {"weights": {name: keep(w) for name, w in weights.items()}, "moments": moments}
+
+
+@torch.no_grad()
+def restore(policy, optimizer, state: dict):
+    """What `training_state` gave goes back to its place."""
+    for name, weight in policy.weights().items():
+        parallel.local(weight).copy_(state["weights"][name])
+        for key, value in state["moments"].get(name, {}).items():
+            # The step count is a number, the moments have the weight's shape.
+            like = torch.zeros_like(weight)
+            moment = like if value.dim() else torch.zeros((), device=weight.device)
+            parallel.local(moment).copy_(value)
+            optimizer.state[weight][key] = moment
+
+
+def write_state(path: Path, state: dict):
+    """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
+    new = path.with_suffix(".new")
+    try:
+        torch.save(state, new)
+        os.replace(new, path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer has no better class for a full disk.
+        new.unlink(missing_ok=True)
+        what = f"{path} could not be written ({str(error).splitlines()[0]})"
+        advice = "make room there, and the same command goes on from the state before"
+        raise RuntimeError(f"{what}: {advice}") from error
+    parallel.gather([None])
+
+
+def read_state(path: Path) -> dict | None:
+    """None, and a line that says why, if one of the ranks cannot read its file."""
+    state, problem = None, None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        # A damaged file may raise anything.
+        problem = str(error).strip().split("\n")[0] or type(error).__name__
+    problems = [found for found in parallel.gather([problem]) if found]
+    if problems:
+        print(f"{path} cannot be used ({problems[0]}): the phase begins again")
+        return None
+    return state

@@ -1,7 +1,8 @@
-"""Every number of a run, as one frozen dataclass; presets for machines; the command line, which is derived from both.
+"""Every number of a run, presets for machines, and the command line, which is derived from both.
 
-The defaults are the paper's (implementation details: hyper-parameters). Rewards, filters, the numbers of codes, answers and
-rollouts, and the loss are the same in every preset: presets change how much is made and how much memory that takes.
+The defaults are the paper's (implementation details: hyper-parameters). Rewards, filters, the
+numbers of codes, answers and rollouts, and the loss are the same in every preset: presets change
+how much is made, and how much memory that takes.
 """
 
 import argparse
@@ -72,59 +73,38 @@ class Settings:
 
 
 PAPER = Settings()
-# The embedded base has 1.4 M parameters where the paper's have 2 to 8 billion: a larger step size, smaller batches
-# and short texts, so that three iterations take a few minutes on two cores.
+# The embedded base has 1.4 M parameters where the paper's have 2 to 8 billion: a larger step size,
+# smaller batches and short texts, so that three iterations take a few minutes on two cores.
 TINY = replace(
     PAPER,
-    proposer_steps=6,
-    coder_steps=6,
-    coder_proposals=192,
-    coder_prompts=48,
-    coder_update=48,
-    solver_steps=12,
-    solver_proposals=2048,
-    solver_prompts=96,
-    solver_update=96,
-    lr=1.5e-4,
-    checkpointing=False,
-    proposal_tokens=96,
-    code_tokens=160,
-    answer_tokens=64,
-    min_pixels=0,
-    max_pixels=0,
-    token_budget=4096,
-    save_steps=4,
-    part_proposals=2048,
+    **dict(proposer_steps=6, coder_steps=6, solver_steps=12),
+    **dict(coder_proposals=192, coder_prompts=48, coder_update=48),
+    **dict(solver_proposals=2048, solver_prompts=96, solver_update=96, part_proposals=2048),
+    **dict(lr=1.5e-4, token_budget=4096, checkpointing=False, save_steps=4),
+    **dict(proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0),
 )
 
-# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (the 1,024 fill 128 slots on each of eight), ten
-# steps (the paper's text has ten), replies of at most 2,048 tokens, pictures of at most 1024 x 768. What fits, and with how much
-# room: python tools/plan.py
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (1,024 fill 128
+# slots on each of eight), ten steps (the paper's text has ten), replies of at most 2,048 tokens, and
+# pictures of at most 1024 x 768. What fits, and with how much room: python tools/plan.py
 ONE_GPU = dict(
-    proposer_steps=10,
-    coder_steps=10,
-    solver_steps=10,
-    coder_proposals=824,
-    solver_proposals=1248,
-    coder_prompts=64,
-    solver_prompts=128,
-    solver_update=64,
-    part_proposals=256,
-    proposal_tokens=2048,
-    code_tokens=2048,
-    answer_tokens=2048,
-    max_pixels=786432,
+    **dict(proposer_steps=10, coder_steps=10, solver_steps=10, part_proposals=256),
+    **dict(coder_proposals=824, coder_prompts=64),
+    **dict(solver_proposals=1248, solver_prompts=128, solver_update=64),
+    **dict(proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432),
 )
+# Adapters take a step size ten times that of all weights, as is usual; not tuned here.
+LORA = dict(lora=32, lr=1e-5, token_budget=4096, slots=32)
+# 18 bytes a parameter leave 7 GB of a card of 48 GB for a pass through 2B: short replies, so that
+# 4,096 tokens hold any of them.
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
 PRESETS = {  # name: (settings, what it is for)
     "tiny": (TINY, "the embedded base, on two CPU cores"),
     "paper": (PAPER, "batches, lengths and pictures of the paper, all weights"),
-    # A step size for adapters: ten times that of all weights, as is usual; not tuned here.
     "1x24gb": (
-        replace(PAPER, **ONE_GPU, lora=32, lr=1e-5, token_budget=4096, slots=32),
+        replace(PAPER, **ONE_GPU | LORA),
         "up to 4B, adapters of rank 32, a quarter of the data",
     ),
-    # 18 bytes a parameter leave 7 GB of such a card for a pass through 2B: short replies, so that 4,096 tokens hold any of them.
     "1x48gb": (
         replace(PAPER, **ONE_GPU | SHORT, token_budget=4096, slots=64),
         "2B, all weights, a quarter of the data, replies of 1,536 tokens",
@@ -139,104 +119,102 @@ PRESETS = {  # name: (settings, what it is for)
     ),
 }
 
+# What the Coder writes, taking turns.
+LANGUAGES = {"svg": ("svg",), "python": ("python",), "mixed": ("svg", "python")}
+# How a role is sampled while it is frozen, and while it is trained.
+FROZEN = {
+    "proposer": dict(temperature=1.0, top_p=0.95),
+    "coder": dict(temperature=0.7, top_p=0.95),
+    "solver": dict(temperature=1.0, top_k=40),
+}
+TRAINED = {
+    "proposer": dict(temperature=1.0, top_p=0.99),
+    "coder": dict(temperature=0.7, top_p=0.95),
+    "solver": dict(temperature=1.0, top_p=0.99),
+}
+# Which setting limits its replies.
+LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
 
-def check(s: Settings) -> None:
+# Numbers that may be 0, and numbers that may be anything.
+MAY_BE_ZERO = "iterations min_pixels max_pixels slots workers questions probe lora".split()
+FREE = ("seed",)
+
+
+def check(settings: Settings) -> None:
     """ValueError with one line that says what would be right."""
 
     def need(name, good, rule):
         if not good:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(s, name)!r}: it should be {rule}"
-            )
+            flag, value = "--" + name.replace("_", "-"), getattr(settings, name)
+            raise ValueError(f"{flag} is {value!r}: it should be {rule}")
 
-    need("language", s.language in ("svg", "python", "mixed"), "svg, python or mixed")
-    need("split", s.split in ("test", "validation"), "test or validation")
-    for f in dataclasses.fields(s):
-        if f.type in (int, "int") and f.name not in (
-            "seed",
-            "iterations",
-            "min_pixels",
-            "max_pixels",
-            "slots",
-            "workers",
-            "questions",
-            "probe",
-            "lora",
-        ):
-            need(f.name, getattr(s, f.name) >= 1, "a whole number, 1 or more")
-        elif f.type in (int, float, "int", "float"):
-            need(f.name, getattr(s, f.name) >= 0, "0 or more")
-    for name in ("proposer_rollouts", "coder_rollouts", "solver_rollouts"):
-        need(name, getattr(s, name) >= 2, "2 or more: a group's advantage compares its rollouts")
-    need("lora_alpha", s.lora_alpha > 0, "above 0")
-    need("lr", 0 < s.lr < 1, "between 0 and 1")
-    need("clip_low", s.clip_low < 1, "below 1")
-    need("clip_dual", s.clip_dual > 1, "above 1")
-    need("grad_norm", s.grad_norm > 0, "above 0")
-    need("render_seconds", s.render_seconds > 0, "above 0")
-    need(
-        "max_pixels",
-        not s.max_pixels or s.max_pixels >= s.min_pixels,
-        "0, or at least --min-pixels",
-    )
+    need("language", settings.language in LANGUAGES, "svg, python or mixed")
+    need("split", settings.split in ("test", "validation"), "test or validation")
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.type is int and f.name not in MAY_BE_ZERO and f.name not in FREE:
+            need(f.name, value >= 1, "a whole number, 1 or more")
+        elif f.type in (int, float) and f.name not in FREE:
+            need(f.name, value >= 0, "0 or more")
+    for role in LENGTHS:
+        name = f"{role}_rollouts"
+        rule = "2 or more: a group's advantage compares its rollouts"
+        need(name, getattr(settings, name) >= 2, rule)
+    need("lora_alpha", settings.lora_alpha > 0, "above 0")
+    need("lr", 0 < settings.lr < 1, "between 0 and 1")
+    need("clip_low", settings.clip_low < 1, "below 1")
+    need("clip_dual", settings.clip_dual > 1, "above 1")
+    need("grad_norm", settings.grad_norm > 0, "above 0")
+    need("render_seconds", settings.render_seconds > 0, "above 0")
+    enough = settings.max_pixels == 0 or settings.max_pixels >= settings.min_pixels
+    need("max_pixels", enough, "0, or at least --min-pixels")
 
 
 def parse(arguments=None) -> tuple[Settings, int | None]:
-    """The command line is the settings' fields; what is not given is the preset's. -> (settings, None)
+    """The command line has a flag for each setting; the preset says what is not given.
 
-    With --dry-run: (settings, number of GPUs), 0 where neither the flag nor the preset names a number.
+    -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset names a number.
 
-    >>> settings, gpus = parse(["--model", "Qwen2-VL-7B", "--preset", "8x80gb", "--dry-run", "--lora", "16"])
+    >>> flags = "--model Qwen2-VL-7B --preset 8x80gb --dry-run --lora 16"
+    >>> settings, gpus = parse(flags.split())
     >>> gpus, settings.lora, settings.token_budget           # what is given wins over the preset
     (8, 16, 8192)
     """
     parser = argparse.ArgumentParser(
         description="MM-Zero: three roles of one vision-language model evolve without data.",
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     # The comment behind each field is also its help text.
-    says = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE))
-    for f in dataclasses.fields(Settings):
-        kind = {"int": int, "float": float, "str": str, "bool": bool}[
-            getattr(f.type, "__name__", f.type)
-        ]
-        options = (
-            dict(action=argparse.BooleanOptionalAction)
-            if kind is bool
-            else dict(type=kind, metavar=kind.__name__.upper())
-        )
-        default = [getattr(preset, f.name) for preset in (PAPER, TINY)]
-        options["help"] = f"{says[f.name].replace('%', '%%')} [{default[0]}" + (
-            f"; tiny: {default[1]}]" if default[0] != default[1] else "]"
-        )
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **options)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="INT",
-        default=argparse.SUPPRESS,
-        help="GRPO steps per iteration of all three roles at once",
+    comments = re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE)
+    for name, comment in comments:
+        paper, tiny = getattr(PAPER, name), getattr(TINY, name)
+        default = f"[{paper}]" if paper == tiny else f"[{paper}; tiny: {tiny}]"
+        options = {"help": f"{comment} {default}".replace("%", "%%")}
+        if isinstance(paper, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": type(paper), "metavar": type(paper).__name__.upper()}
+        parser.add_argument("--" + name.replace("_", "-"), **options)
+    steps = "GRPO steps per iteration of all three roles at once"
+    parser.add_argument("--steps", type=int, metavar="INT", help=steps)
+    about = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
+    about = f"where the other settings come from [tiny for --model tiny, else paper]: {about}"
+    parser.add_argument("--preset", choices=PRESETS, help=about)
+    about = (
+        "only say what the run would need, and whether it fits this machine: no weights are loaded "
+        "[GPUs: those in the preset's name, else of this machine]"
     )
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default=argparse.SUPPRESS,
-        help="where the other settings come from [tiny for --model tiny, else paper]: "
-        + "; ".join(f"{n}: {p[1]}" for n, p in PRESETS.items()),
-    )
-    parser.add_argument(
-        "--dry-run",
-        type=int,
-        metavar="GPUS",
-        nargs="?",
-        const=0,
-        help="only say what the run would need, and whether it fits this "
-        "machine: no weights are loaded [GPUs: those in the preset's name, else of this machine]",
-    )
+    parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
+
     given = vars(parser.parse_args(arguments))
     if "steps" in given:
-        steps = given.pop("steps")
-        given = {f"{role}_steps": steps for role in ("proposer", "coder", "solver")} | given
-    preset = given.pop("preset", "tiny" if given.get("model", "tiny") == "tiny" else "paper")
-    gpus, named = given.pop("dry_run"), re.match(r"(\d+)x", preset)
-    return replace(PRESETS[preset][0], **given), int(named[1]) if gpus == 0 and named else gpus
+        count = given.pop("steps")
+        given = {f"{role}_steps": count for role in LENGTHS} | given
+    tiny = given.get("model", "tiny") == "tiny"
+    preset = given.pop("preset", "tiny" if tiny else "paper")
+    gpus = given.pop("dry_run", None)
+    number_in_name = re.match(r"(\d+)x", preset)
+    if gpus == 0 and number_in_name:
+        gpus = int(number_in_name[1])
+    return replace(PRESETS[preset][0], **given), gpus

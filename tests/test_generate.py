@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_models import for_the_library, make_checkpoint
+from helpers_models import for_the_library, make_checkpoint, padded
 from PIL import Image
 
 import generate as engine
@@ -15,7 +15,8 @@ import prefill
 import sampling
 from generate import generate
 from sampling import least_kept, least_kept_fixed, sample, streams, uniforms
-from vlm import FAMILIES, VLM
+from support.checkpoint import FAMILIES
+from vlm import VLM
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def never(model):
 def reference_logps(model, prompt, tokens, temperature, top_p=1.0, top_k=0):
     """Per token of a reply: its log-prob as sampled and the full one, from one forward without a cache."""
     with torch.no_grad():
-        hidden = model.hidden(model.collate([prompt], [tokens]))[0, len(prompt.tokens) - 1 : -1]
-        full = (hidden @ model.head.T / temperature).log_softmax(-1)
+        hidden = model.hidden(padded(model, [prompt], [tokens]))[0, len(prompt.tokens) - 1 : -1]
+        full = (hidden @ model.lm_head.T / temperature).log_softmax(-1)
     probs = full.exp()
     probs[:, never(model)] = 0
     kept = torch.stack([torch.tensor(exact(row.tolist(), top_p, top_k)).log() for row in probs])
@@ -110,7 +111,7 @@ def chi_square(counts, shares):
 def test_greedy_equals_the_library(models, family):
     model = models[family]
     prompts = ragged(model)
-    batch = for_the_library(model.collate(prompts))  # padded on the left
+    batch = for_the_library(padded(model, prompts))
     batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
     batch.pop("position_ids")  # theirs to find out
     before, model.eos_ids = model.eos_ids, (*range(100, 110), *model.eos_ids)
@@ -412,7 +413,7 @@ def test_image_tokens_are_never_drawn(model):
         favourite = never(model)[0]
         for temperature in (0, 1):
             keys = streams(0, 1, 50)[0]
-            logits = torch.zeros(50, len(model.head))
+            logits = torch.zeros(50, len(model.lm_head))
             logits[:, favourite] = 9
             u = uniforms(keys, torch.zeros_like(keys))
             tokens, logps, full = sample(logits, u, temperature, 1.0, 0, torch.tensor(never(model)))
@@ -421,7 +422,9 @@ def test_image_tokens_are_never_drawn(model):
                 full, logits.log_softmax(-1)[:, 0]
             )  # as a trainer would score it
             if temperature:
-                torch.testing.assert_close(logps, torch.full((50,), -math.log(len(model.head) - 2)))
+                torch.testing.assert_close(
+                    logps, torch.full((50,), -math.log(len(model.lm_head) - 2))
+                )
     model.eos_ids = (2,)
     for reply in sum(generate(model, ragged(model), n=5, max_new_tokens=30, temperature=5.0), []):
         assert not set(reply.tokens) & set(never(model))
@@ -483,7 +486,7 @@ def test_sampler_against_the_exact_distribution(temperature, top_p, top_k):
 def test_whole_engine_against_the_exact_distribution(model):
     prompt = model.encode("what?", [picture(32, 32)])
     with torch.no_grad():
-        probs = (model.hidden(model.collate([prompt]))[0, -1] @ model.head.T / 1.5).softmax(-1)
+        probs = (model.hidden(model.collate([prompt]))[0, -1] @ model.lm_head.T / 1.5).softmax(-1)
     probs[never(model)] = 0
     shares = exact(probs.tolist(), top_k=10)
     replies = generate(model, [prompt], n=4000, max_new_tokens=1, temperature=1.5, top_k=10)[0]
@@ -605,7 +608,7 @@ def test_diverged_weights(model):
     state = model.state()
     try:
         with torch.no_grad():
-            model.head.fill_(math.nan)
+            model.lm_head.fill_(math.nan)
         with pytest.raises(RuntimeError, match="diverged"):
             generate(model, [model.encode("hi")])
     finally:

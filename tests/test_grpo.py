@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from helpers_models import for_the_library, make_checkpoint
+from helpers_models import for_the_library, make_checkpoint, padded
 from PIL import Image
 
 import grpo
@@ -62,7 +62,7 @@ def make_rollouts(vlm, groups=3, size=3, seed=0, longest=9):
 
 def slow_logps(vlm, r, temperature=1.0):
     """One sequence, no padding, full logits, transformers' own head."""
-    batch = vlm.collate([r.prompt], [r.tokens], side="right")
+    batch = padded(vlm, [r.prompt], [r.tokens])
     logits = (
         vlm.model(**batch, use_cache=False).logits[0, len(r.prompt.tokens) - 1 : -1] / temperature
     )
@@ -397,7 +397,7 @@ def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypat
 
 def test_untied_head(tmp_path):
     vlm = VLM.load(make_checkpoint(tmp_path / "m", tie=False, std=0.15), device="cpu")
-    assert vlm.head is not vlm.model.get_input_embeddings().weight
+    assert vlm.lm_head is not vlm.model.get_input_embeddings().weight
     r = make_rollouts(vlm, groups=1, size=1)[0]
     token_logps(vlm, [[r]], objective=lambda logp, at: logp.sum())[2].backward()
     fast = gradients(vlm)
@@ -438,7 +438,7 @@ def test_ordinary_batches_are_what_they_were_after_a_packed_one(models, family):
     vlm = copy.deepcopy(models[family])
     vlm.model.set_attn_implementation("eager")
     prompts = [r.prompt for r in make_rollouts(copy.deepcopy(vlm), groups=3, size=1)]
-    batches = [for_the_library(vlm.collate(prompts, side=side)) for side in ("left", "right")]
+    batches = [for_the_library(padded(vlm, prompts, side=side)) for side in ("left", "right")]
     before = [vlm.model(**batch).logits[batch["attention_mask"].bool()] for batch in batches]
     score(vlm, make_rollouts(vlm))
     assert vlm.model.model.language_model.config._attn_implementation == "packed"

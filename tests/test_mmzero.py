@@ -1,4 +1,4 @@
-"""The loop itself on the embedded base: two steps per phase, resume, refusals, and what happens when nothing is learnt."""
+"""The loop on the embedded base: two steps per phase, going on, refusals, nothing to learn from."""
 
 import dataclasses
 import json
@@ -15,8 +15,11 @@ import transformers
 
 import mmzero
 import rewards
-from mmzero import TINY, Run, self_evolve
-from vlm import TINY as TINY_MODEL
+from render import Rendering
+from support import run_folder
+from support.checkpoint import TINY as TINY_MODEL
+from support.run_folder import Run
+from support.settings import TINY
 from vlm import VLM
 
 ROOT = Path(mmzero.__file__).parent
@@ -51,6 +54,22 @@ LITTLE = replace(
 )
 
 
+def flags(settings):
+    """The command line of these settings."""
+    words = []
+    for name, value in dataclasses.asdict(settings).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def evolve(settings):
+    return mmzero.main(flags(settings))
+
+
 def metrics(folder, *without):
     """metrics.jsonl without the clock."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -59,7 +78,7 @@ def metrics(folder, *without):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return self_evolve(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run")))
+    return evolve(replace(SMALL, out=str(tmp_path_factory.mktemp("runs") / "run")))
 
 
 def test_two_steps_of_every_phase(run):
@@ -125,43 +144,44 @@ def test_the_data_of_every_role_is_on_disk(run):
     assert (run.folder / "report.html").stat().st_size > 5000
 
 
+save_rows = Run.save_rows
+
+
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkeypatch):
     settings = replace(SMALL, out=str(tmp_path / "run"))
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    def stop_at_solver(self, iteration, name, rows):
+        if name == "solver":
+            raise KeyboardInterrupt
+        save_rows(self, iteration, name, rows)
 
     with monkeypatch.context() as patch:  # stopped in phase S, after two steps were logged
-        patch.setattr(
-            mmzero.Run,
-            "save_data",
-            lambda self, i, name, rows: stop() if name == "solver" else save(self, i, name, rows),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            self_evolve(settings)
-    again = self_evolve(settings)
+        patch.setattr(Run, "save_rows", stop_at_solver)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            evolve(settings)
+    again = evolve(settings)
     assert metrics(again.folder) == metrics(run.folder)
     for role in mmzero.ROLES:
         a, b = (r.folder / "iter1" / role / "model.safetensors" for r in (run, again))
         assert a.read_bytes() == b.read_bytes(), role
 
 
-save = Run.save_data
-
-# A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the first that a pattern names: a
-# line of metrics, a file that is written but not yet there (torch.save and os.replace: inside a save), a picture, a checkpoint,
-# what a role has said.
+# A process that kills itself with SIGKILL at the n-th place where a run can be hurt, or at the
+# first that a pattern names: a line of metrics, a file that is written but not yet there
+# (torch.save and os.replace: inside a save), a picture, a checkpoint, what a role has said.
 KILLER = """
 import itertools, os, re, signal, sys
 from pathlib import Path
-import torch, mmzero, roles, vlm
-from support import run_folder as run
+import torch, mmzero, vlm
+from support import run_folder
 from PIL import Image
 at, count = sys.argv[1], itertools.count(1)
+is_pattern = not at.lstrip("-").isdigit()
 def pass_by(*place):
     place = " ".join(str(word) for word in place if isinstance(word, (str, range, Path)))
     print(place, flush=True)
-    if str(next(count)) == at or not at.lstrip("-").isdigit() and re.search(at, place): os.kill(os.getpid(), signal.SIGKILL)
+    if str(next(count)) == at or is_pattern and re.search(at, place):
+        os.kill(os.getpid(), signal.SIGKILL)
 def deadly(function):
     def wrapped(*a, **k):
         pass_by("before", function.__name__, *a)
@@ -170,21 +190,27 @@ def deadly(function):
         return result
     return wrapped
 saves, save = itertools.count(1), torch.save
-def halfway(state, path):                                       # at -2: in the middle of the second state that is saved
+def halfway(state, path):
+    # at -2: in the middle of the second state that is saved
     if next(saves) == -int(at if at == "-2" else 0):
         path.write_bytes(b"half of a state")
         os.kill(os.getpid(), signal.SIGKILL)
     save(state, path)
 torch.save, os.replace, Image.Image.save = map(deadly, (halfway, os.replace, Image.Image.save))
-for kind, names in ((run.Run, ("log", "save_data")), (vlm.VLM, ("save",)), (roles.Roles, ("propose", "draw", "judge"))):
-    for name in names: setattr(kind, name, deadly(getattr(kind, name)))
-mmzero.self_evolve(mmzero.Settings(**eval(sys.argv[2])))
+for kind, names in (
+    (run_folder.Run, ("log", "save_rows")),
+    (vlm.VLM, ("save",)),
+    (mmzero.Roles, ("imagine", "draw", "judge")),
+):
+    for name in names:
+        setattr(kind, name, deadly(getattr(kind, name)))
+mmzero.main(eval(sys.argv[2]))
 """
 
 
 def start(settings, at):
     return subprocess.run(
-        [sys.executable, "-c", KILLER, str(at), repr(dataclasses.asdict(settings))],
+        [sys.executable, "-c", KILLER, str(at), repr(flags(settings))],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -192,7 +218,8 @@ def start(settings, at):
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
-    """kill -9, again and again in one run: in a step, in a state, while data is made and inside a part of it, at random places."""
+    """kill -9, again and again in one run: in a step, in a state, while data is made and inside a
+    part of it, at random places."""
     settings = replace(
         LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8
     )
@@ -201,14 +228,14 @@ def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
     settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
     kills = [
         -2,
-        r"after propose range\(8, 16\)",
+        r"after imagine range\(8, 16\)",
         r"after save .*solver.part8_",
         r"before replace .*solver.part16.jsonl",
         rng.randrange(2, 12),
     ]
     for at in [*kills, 10**9]:
         finished = start(settings, at)
-        made += re.findall(r"after save_data (\w+.part\d+)", finished.stdout)
+        made += re.findall(r"after save_rows (\w+.part\d+)", finished.stdout)
         assert finished.returncode == (0 if at == 10**9 else -9), (
             at,
             finished.stdout[-500:],
@@ -243,9 +270,9 @@ def stop_after(monkeypatch, settings, step):
         if number == step:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Run, "save_state", once)
-        self_evolve(settings)
+        evolve(settings)
 
 
 def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypatch, capsys):
@@ -265,7 +292,6 @@ def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypat
 
 
 def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypatch):
-    from support import resume
 
     settings = replace(LITTLE, save_steps=1, probe=0, out=str(tmp_path / "run"))
     stop_after(monkeypatch, settings, 1)
@@ -275,30 +301,24 @@ def test_a_full_disk_is_one_line_and_the_state_before_is_kept(tmp_path, monkeypa
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume.torch, "save", full)
+    monkeypatch.setattr(run_folder.torch, "save", full)
     with pytest.raises(SystemExit) as stop:
-        mmzero.main(
-            [
-                f"--{k.replace('_', '-')}={v}"
-                for k, v in dataclasses.asdict(settings).items()
-                if not isinstance(v, bool)
-            ]
-        )
+        evolve(settings)
     assert "No space left" in str(stop.value) and "\n" not in str(stop.value)
     assert {p: p.read_bytes() for p in (tmp_path / "run/resume").iterdir()} == before
 
 
 def test_a_finished_run_is_only_shown_again(run, capsys):
     before = (run.folder / "metrics.jsonl").read_text()
-    self_evolve(replace(SMALL, out=str(run.folder)))
+    evolve(replace(SMALL, out=str(run.folder)))
     assert (run.folder / "metrics.jsonl").read_text() == before
     assert "it 1" in capsys.readouterr().out
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(run):
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match="another configuration.*lr"):
-        self_evolve(replace(SMALL, out=str(run.folder), lr=2e-4))
+    with pytest.raises(SystemExit, match="another configuration.*lr"):
+        evolve(replace(SMALL, out=str(run.folder), lr=2e-4))
     assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
 
 
@@ -323,7 +343,7 @@ def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys
         probe=8,
         proposal_tokens=16,
     )
-    run = self_evolve(settings)
+    run = evolve(settings)
     out = capsys.readouterr().out
     assert (
         out.count("no update: every group's rewards are equal") == 2
@@ -342,21 +362,13 @@ def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys
 def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(
     tmp_path, monkeypatch, capsys
 ):
-    def no_picture(self, drafts, progress=False):
-        for draft in drafts:
-            draft.error = "not today"
+    class Blind(mmzero.Renderer):
+        def render(self, items, progress=False):
+            return [Rendering(None, "not today", 0.0) for _ in items]
 
-    monkeypatch.setattr(mmzero.Roles, "render", no_picture)
-    run = self_evolve(
-        replace(
-            SMALL,
-            out=str(tmp_path / "run"),
-            questions=0,
-            coder_proposals=8,
-            solver_proposals=8,
-            probe=8,
-        )
-    )
+    monkeypatch.setattr(mmzero, "Renderer", Blind)
+    few = dict(coder_proposals=8, solver_proposals=8, probe=8)
+    run = evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, **few))
     lines = metrics(run.folder)
     steps = [line for line in lines if line["kind"] == "step"]
     assert {line["phase"] for line in steps} == {"proposer"} and all(
@@ -368,56 +380,39 @@ def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_othe
 
 
 def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
-    """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and Coder i make its data."""
+    """P: Coder and Solver i-1. C: proposals of Proposer i, judged by Solver i-1. S: Proposer i and
+    Coder i make its data."""
     seen = []
     speak = mmzero.Roles.speak
 
-    def spy(self, weights, prompts, n, progress=False, **sampling):
-        name = next((role for role, w in self.weights.items() if w is weights), "policy")
-        changed = {
-            role
-            for role in mmzero.ROLES
-            if any(
-                not torch.equal(a, b) for a, b in zip(self.weights[role].values(), base.values())
-            )
-        }
-        seen.append((name, frozenset(changed)))
-        return speak(self, weights, prompts, n, progress, **sampling)
+    def spy(self, role, weights, *rest, **sampling):
+        speaker = role if self.weights[role] is weights else "policy"
+        changed = set()
+        for name, state in self.weights.items():
+            if any(not torch.equal(a, b) for a, b in zip(state.values(), base.values())):
+                changed.add(name)
+        seen.append((speaker, role, frozenset(changed)))
+        return speak(self, role, weights, *rest, **sampling)
 
     base = VLM.load("tiny", device="cpu", dtype="float32").state()
     monkeypatch.setattr(mmzero.Roles, "speak", spy)
     load = mmzero.Roles.__init__
 
-    def separate(self, *arguments):  # three copies, so that roles can be told apart from the start
+    def separate(self, *arguments):
+        # Three copies, so that roles can be told apart from the start.
         load(self, *arguments)
-        self.weights = {role: dict(w) for role, w in self.weights.items()}
+        self.weights = {role: dict(state) for role, state in self.weights.items()}
 
     monkeypatch.setattr(mmzero.Roles, "__init__", separate)
-    self_evolve(
-        replace(
-            SMALL,
-            out=str(tmp_path / "run"),
-            questions=0,
-            probe=0,
-            proposer_steps=1,
-            coder_steps=1,
-            solver_steps=1,
-        )
-    )
-    P, C = frozenset({"proposer"}), frozenset({"proposer", "coder"})
-    assert seen == [
-        ("policy", frozenset()),
-        ("coder", frozenset()),
-        ("solver", frozenset()),  # phase P, one step
-        ("proposer", P),
-        ("coder", P),
-        ("policy", P),
-        ("solver", P),  # phase C
-        ("proposer", C),
-        ("coder", C),
-        ("solver", C),
-        ("policy", C),
-    ]  # phase S
+    one = dict(proposer_steps=1, coder_steps=1, solver_steps=1)
+    evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0, **one))
+    none, p, c = frozenset(), frozenset({"proposer"}), frozenset({"proposer", "coder"})
+    phase_p = [("policy", "proposer", none), ("coder", "coder", none), ("solver", "solver", none)]
+    phase_c = [("proposer", "proposer", p), ("coder", "coder", p)]
+    phase_c += [("policy", "coder", p), ("solver", "solver", p)]
+    phase_s = [("proposer", "proposer", c), ("coder", "coder", c), ("solver", "solver", c)]
+    phase_s += [("policy", "solver", c)]
+    assert seen == phase_p + phase_c + phase_s
 
 
 @pytest.mark.parametrize(
@@ -442,20 +437,17 @@ def test_bad_input_is_one_line_and_an_exit_code(flags, message, tmp_path, monkey
 
 
 def test_python_that_cannot_be_confined_is_refused_at_the_start(tmp_path, monkeypatch):
-    import roles
-
-    class Weak(roles.Renderer):
+    class Weak(mmzero.Renderer):
         def __init__(self, *args):
             super().__init__(*args)
             self.refusal = "Python programs could read files on this machine"
 
-    monkeypatch.setattr(roles, "Renderer", Weak)
-    with pytest.raises(RuntimeError, match="could read files"):
-        self_evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
-    monkeypatch.setattr(mmzero.Roles, "propose", lambda *args, **kwargs: [("topic", "", None)])
-    self_evolve(
-        replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg"))
-    )  # SVG needs no such lock
+    monkeypatch.setattr(mmzero, "Renderer", Weak)
+    with pytest.raises(SystemExit, match="could read files"):
+        evolve(replace(SMALL, language="mixed", out=str(tmp_path / "run")))
+    # SVG needs no such lock.
+    monkeypatch.setattr(mmzero.Roles, "imagine", lambda *_, **__: [("topic", "", [])])
+    evolve(replace(SMALL, iterations=0, questions=0, out=str(tmp_path / "svg")))
 
 
 def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_path):

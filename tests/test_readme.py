@@ -1,5 +1,7 @@
-"""The README's commands, flags, files and names exist."""
+"""README.md and docs/: their commands, flags, files, names and links exist; figures are told."""
 
+import functools
+import json
 import re
 import subprocess
 import sys
@@ -7,62 +9,244 @@ from pathlib import Path
 
 import pytest
 
+import mmzero
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = PAGES["README.md"]
+EVERYTHING = "\n".join(PAGES.values())
+
+# Lines of the bash blocks, and pieces of inline code: `python mmzero.py --seed 0`.
+BASH = {
+    page: [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    for page, text in PAGES.items()
+}
+INLINE = {
+    page: re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for page, text in PAGES.items()
+}
+MADE_BY_A_RUN = {
+    "config.json",
+    "metrics.jsonl",
+    "report.html",
+    "runs/eval/MODEL/SET.jsonl",
+}
+# Flags with a few known words as their value: these must stand in the program's help, too.
+WORDS_OF_FLAGS = {"--preset", "--language", "--split", "--only"}
+
+
+def commands(line):
+    """(script, its arguments) in a line that runs one of our programs, else None.
+
+    >>> commands("torchrun --nproc-per-node 8 mmzero.py --lora 32   # eight GPUs")
+    ('mmzero.py', '--lora 32')
+    >>> commands("python -m pytest tests/test_vlm.py -s"), commands("tests/test_vlm.py")
+    (None, None)
+    """
+    line = re.sub(r"(^|\s)#.*$", "", line).strip()
+    found = re.search(r"(?:^|[\s/])((?:bench/|tools/|tiny/)?\w+\.py)(?=\s|$)(.*)$", line)
+    if found is None or "pytest" in line:
+        return None
+    script, arguments = found[1], found[2].strip()
+    runs = re.search(r"\b(python|torchrun)\b", line[: found.start(1)])
+    return (script, arguments) if runs or arguments else None
+
+
+COMMANDS = sorted(
+    {
+        (page, *found)
+        for page in PAGES
+        for line in BASH[page] + INLINE[page]
+        if (found := commands(line))
+    }
+)
+
+
+# All of them in one process: importing torch takes longer than everything else here.
+PRINT_HELP = """
+import contextlib, io, json, runpy, sys
+found = {}
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (script, end.code)
+    found[script] = printed.getvalue()
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def every_help():
+    """{script: what `python SCRIPT --help` prints}, of all whose flags are named."""
+    scripts = sorted({script for _, script, arguments in COMMANDS if arguments})
+    printed = subprocess.run(
+        [sys.executable, "-c", PRINT_HELP, *scripts],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def words(text):
+    return len(text.split())
+
+
+# ---------------------------------------- commands
 
 
 def test_the_first_two_commands_are_single_lines_with_their_own_set_up():
-    for command in COMMANDS[:2]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    first, second = blocks[0].splitlines(), blocks[1].splitlines()
+    assert len(first) == len(second) == 1
+    for command in first + second:
         assert "libcairo2" in command and "venv" in command and "requirements.txt" in command
-    assert COMMANDS[0].endswith("python mmzero.py") and COMMANDS[1].endswith("python -m pytest")
+    assert first[0].endswith("python mmzero.py") and second[0].endswith("python -m pytest")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"python (\w|/)+\.py", c)])
-def test_every_flag_of_a_command_is_known(command):
-    script, rest = re.search(r"python ([\w/]+\.py)(.*?)(?:#.*)?$", command).groups()
-    flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", rest)
-    known = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
-    ).stdout
+def test_ci_finds_the_test_command_below_its_marker():
+    before, after = README.split("<!-- tests -->\n")
+    assert after.startswith("```bash\n" + BASH["README.md"][1] + "\n```\n")
+    assert before.count("```bash") == 1
+
+
+def test_commands_are_found():
+    assert {script for _, script, _ in COMMANDS} >= {"mmzero.py", "eval.py", "generate.py"}
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize(("page", "script", "arguments"), COMMANDS)
+def test_every_flag_of_a_command_is_known(page, script, arguments):
+    assert (ROOT / script).exists()
+    known = every_help()[script] if arguments else ""
+    flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments)
     assert all(re.search(rf"(?<![\w-]){flag}(?![\w-])", known) for flag in flags), (flags, script)
+    for flag, values in re.findall(r"(--[a-z][\w-]*)((?: \w[\w-]*)*)", arguments):
+        if flag in WORDS_OF_FLAGS:
+            unknown = [word for word in values.split() if word not in re.findall(r"[\w-]+", known)]
+            assert not unknown, (flag, unknown, script)
+
+
+def test_every_flag_named_alone_belongs_to_a_program():
+    alone = {flag for page in PAGES for flag in INLINE[page] if re.fullmatch(r"--[\w-]+", flag)}
+    known = "".join(every_help().values())
+    assert alone
+    assert not [flag for flag in alone if not re.search(rf"(?<![\w-]){flag}(?![\w-])", known)]
+
+
+def test_every_pytest_command_selects_something():
+    lines = [line for page in PAGES for line in BASH[page] + INLINE[page] if "-m pytest " in line]
+    assert lines
+    for line in lines:
+        file, chosen = re.search(r"pytest (\S+\.py).* -k (\w+)", line).groups()
+        assert re.search(rf"^def test_\w*{chosen}", (ROOT / file).read_text(), re.MULTILINE), line
+
+
+# ---------------------------------------- files and names
 
 
 def test_every_file_it_names_is_there():
-    made_by_a_run = {
-        "config.json",
-        "metrics.jsonl",
-        "report.html",
-        "picture.svg",
-        "picture.png",
-        "runs/eval/MODEL/SET.jsonl",
+    names = {
+        name
+        for page in PAGES
+        for code in INLINE[page]
+        for name in re.findall(r"^[\w./-]+\.(?:py|md|txt|json|jsonl|html|png)$", code)
     }
-    names = (
-        set(re.findall(r"`([\w./-]+\.(?:py|md|txt|json|jsonl|html|png))`", README)) - made_by_a_run
-    )
+    names -= MADE_BY_A_RUN
     names |= set(re.findall(r"!\[.*?\]\((.*?)\)", README))
     assert names and not [name for name in names if not (ROOT / name).exists()]
 
 
-def test_every_name_in_the_paper_table_exists():
-    for file, names in re.findall(r"`([\w/]+)\.py`: ((?:`\w+`(?:, )?)+)", README):
+def test_every_folder_it_names_is_there():
+    names = {
+        name
+        for page in PAGES
+        for name in INLINE[page]
+        if re.fullmatch(r"(?!iter|resume)[a-z/]+/", name)
+    }
+    assert names and not [name for name in names if not (ROOT / name).is_dir()]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/paper.md"])
+def test_every_name_in_the_paper_table_exists(page):
+    entries = re.findall(r"`([\w/]+)\.py`: ((?:`\w+`(?:, )?)+)", PAGES[page])
+    assert len(entries) >= 9
+    for file, names in entries:
         source = (ROOT / f"{file}.py").read_text()
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (file, name)
 
 
-def test_every_logged_figure_is_explained(tmp_path):
-    """What a step logs (grpo's statistics, the rewards' parts) stands in the README."""
-    import inspect
+def test_the_reading_order_is_the_method():
+    section = README.split("## Reading order")[1].split("\n## ")[0]
+    order = re.findall(r"^\d\. `(\w+)\.py`", section, re.MULTILINE)
+    assert order == ["mmzero", "rewards", "grpo", "generate", "vlm", "render", "eval"]
+    assert "`grpo.py`" in section.split("1. ")[0]  # where the glossary stands
 
-    import grpo
 
-    logged = set(re.findall(r'"(\w+)"', inspect.getsource(grpo.train_step).split("names = (")[1]))
-    logged |= {
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), (page, target)
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [slug(heading) for heading in headings], (page, target)
+
+
+def test_every_page_is_linked_from_the_readme_and_says_first_what_it_holds():
+    for page, text in PAGES.items():
+        if page == "README.md":
+            continue
+        assert f"]({page}" in README, page
+        title, first = re.match(r"# (.+)\n\n(.+)\n", text).groups()
+        assert first.startswith("This page "), (page, title)
+
+
+# ---------------------------------------- figures
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """metrics.jsonl of the smallest run that trains all three roles."""
+    folder = tmp_path_factory.mktemp("readme") / "run"
+    little = (
+        "--iterations 1 --steps 1 --proposer-prompts 2 --coder-proposals 12 --coder-prompts 2 "
+        "--solver-proposals 24 --solver-prompts 4 --questions 4 --probe 4 --workers 1 "
+        "--render-seconds 60"
+    )
+    mmzero.main([*little.split(), "--out", str(folder)])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_logged_figure_is_explained(records):
+    """Each key that a run writes stands in the first column of a table of docs/metrics.md."""
+    kinds = {(record["kind"], record.get("phase")) for record in records}
+    steps = {("step", "proposer"), ("step", "coder"), ("step", "solver")}
+    assert kinds >= steps | {("eval", None), ("data", "coder"), ("data", "solver")}
+    assert ("audit", "solver") in kinds
+
+    logged = {key for record in records for key in record}
+    assert logged >= {
         "reward",
         "valid",
         "rendered",
@@ -73,11 +257,71 @@ def test_every_logged_figure_is_explained(tmp_path):
         "diversity",
         "accuracy",
         "format",
+        "loss",
+        "kl",
+        "approx_kl",
+        "entropy",
+        "clip_high",
+        "clip_low",
+        "clip_dual",
+        "logp_gap_mean",
+        "logp_gap",
+        "grad_norm",
+        "zero_variance",
+        "truncated",
+        "tokens",
+        "updates",
+        "skipped",
+        "no_signal",
     }
-    aliases = {"grad_norm": "norm", "solvability": "solvable", "loss": "reward"}
-    missing = [name for name in logged if not re.search(rf"\b{aliases.get(name, name)}\b", README)]
-    assert not missing
+    first_cells = re.findall(r"^\| ([^|]+) \|", PAGES["docs/metrics.md"], re.MULTILINE)
+    explained = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert not logged - explained
+    assert not explained - logged, "docs/metrics.md explains what no run writes"
+
+
+def test_the_table_of_a_run_has_the_columns_that_are_explained():
+    header = re.search(r"^\| +\| +held-out.*$", PAGES["docs/results.md"], re.MULTILINE)[0]
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    section = PAGES["docs/metrics.md"].split("## The row of an iteration")[1].split("\n## ")[0]
+    shown = re.findall(r"\| ([^|`]+) \|$", section, re.MULTILINE)
+    for column in columns[1:]:
+        assert column.replace(" (95 %)", "") in shown, column
+
+
+# ---------------------------------------- form
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_well_formed(page):
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = table.splitlines()
+        cells = [len(re.split(r"(?<!\\)\|", row.rstrip()[1:-1])) for row in rows]
+        assert len(rows) >= 3 and all(row.rstrip().endswith("|") for row in rows), rows[0]
+        assert len(set(cells)) == 1, rows[0]
+        assert re.fullmatch(r"\|(:?-+:?\|)+", rows[1]), rows[0]
+
+
+def test_the_readme_is_short_and_comes_to_the_point():
+    assert words(README) <= 1250
+    assert len(README.splitlines()) <= 170
+    assert words(README.split("## The idea")[0]) < 400
+    assert "No licence has been chosen yet" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_can_be_read_at_one_sitting(page):
+    assert words(PAGES[page]) <= 1800
+    wide = [line for line in PAGES[page].splitlines() if len(line) > 130]
+    assert not [line for line in wide if not line.startswith(("|", "$", "!", "torchrun"))]
 
 
 def test_no_placeholder_is_left():
-    assert not re.findall(r"@[A-Z]+@", README)
+    assert not re.findall(r"@[A-Z]+@", EVERYTHING)
+    assert not re.findall(r"@[A-Z]\w*|<[A-Z]\d?>|\bT[O]DO\b|\bX[X]X\b|\bF[I]XME\b", EVERYTHING)
+
+
+def test_nothing_points_outside_the_project():
+    assert "shared/" not in EVERYTHING
+    assert not re.findall(r"(?<![\w.])/(?:work|tmp|home|root)/", EVERYTHING)

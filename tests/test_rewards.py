@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from test_answers import seconds
+from helpers_time import seconds
 
 import rewards
 from rewards import (
@@ -31,7 +31,7 @@ from rewards import (
 approx = pytest.approx
 
 
-# ------------------------------------------------------------------------------------------------ proposals
+# ---------------------------------------------------------------------------------------- proposals
 
 BLOCKS = {
     "content_type": "map",
@@ -102,7 +102,7 @@ def test_type_of(content_type, caption, expected):
     assert type_of(Proposal(content_type, caption, "q", "a", "q", "a")) == expected
 
 
-# ----------------------------------------------------------------------------------------------------- code
+# --------------------------------------------------------------------------------------------- code
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_unknown_language_is_refused():
             call()
 
 
-# -------------------------------------------------------------------------------------- s, c, d and filters
+# ------------------------------------------------------------------------------ s, c, d and filters
 
 
 def test_solvability_and_difficulty():
@@ -179,12 +179,9 @@ def test_what_is_no_share_is_refused(bad):
     ):
         with pytest.raises(ValueError, match="from 0 to 1"):
             call()
-    if not math.isfinite(bad):
-        with pytest.raises(ValueError, match="finite"):
-            proposer_rewards([], [], ["a"], bad)
 
 
-# -------------------------------------------------------------------------------------- BLEU and clustering
+# ------------------------------------------------------------------------------ BLEU and clustering
 
 
 def slow_bleu(hypothesis, reference):
@@ -203,7 +200,7 @@ def slow_bleu(hypothesis, reference):
 
 
 def slow_shares(texts):
-    """Average linkage as the definition reads: merge the two clusters of least mean distance below 0.25."""
+    """Average linkage as defined: merge the two clusters of least mean distance below 0.25."""
     clusters = [[i] for i in range(len(texts))]
 
     def distance(a, b):
@@ -220,7 +217,7 @@ def slow_shares(texts):
 
 
 def random_texts(rng, n, words, length=24):
-    """Few originals, each copied with up to two words changed: clusters of every size, and near misses."""
+    """Few originals, each copied with up to two words changed: clusters of all sizes."""
     originals = [
         [
             f"w{rng.randrange(words)}"
@@ -302,7 +299,7 @@ def test_cluster_edges():
     assert cluster_shares(["", ""]) == [0.5, 0.5]
     assert cluster_shares(["a b", "a b"]) == [0.5, 0.5]  # two words: equal, but BLEU is 0.32
     assert cluster_shares(["a b c d"] * 3) == [1.0] * 3
-    # BLEU is one-sided: the short text as hypothesis gets e^(1 - 5/4) = 0.78, the long one 0.2^(1/4) = 0.67.
+    # BLEU is one-sided: the short text as hypothesis gets e^(1 - 5/4) = 0.78, the long one 0.67.
     assert cluster_shares(["a b c d", "a b c d e"]) == [1.0, 1.0]
     assert cluster_shares(["a b c d e", "a b c d"]) == [0.5, 0.5]
 
@@ -323,7 +320,7 @@ def test_type_entropy():
     assert type_entropy(rewards.CONTENT_TYPES * 2) == approx(1)
 
 
-# ------------------------------------------------------------------------------------------------- Proposer
+# ----------------------------------------------------------------------------------------- Proposer
 
 
 def make(k, content_type="map", caption=None, easy=None, hard=None):
@@ -351,7 +348,6 @@ def test_proposer_gain_is_capped_and_divided_by_the_codes_asked_for():
         easy_hard=0.0,
         type=approx(0.15),
         diversity=0.0,
-        memory=0.0,
         content_type="map",
     )
 
@@ -440,19 +436,6 @@ def test_invalid_proposals_get_minus_one_and_count_nowhere():
     assert proposer_rewards([], []) == []
 
 
-def test_memory_term_is_off_by_default_and_takes_the_highest_bleu():
-    batch, judged = [make(0, "map"), make(1, "table")], [[Judged(0.5, 0.5)]] * 2
-    memory = [batch[0].caption, "c1 d1 e1 other words here"]
-    plain = proposer_rewards(batch, judged, memory)
-    assert plain == proposer_rewards(batch, judged) and plain[0]["memory"] == 0
-    rows = proposer_rewards(batch, judged, memory, 0.2)
-    assert [row["memory"] for row in rows] == approx(
-        [0.2, 0.2 * slow_bleu(batch[1].caption, memory[1])]
-    )
-    assert [row["reward"] for row in rows] == approx([1 - row["memory"] for row in rows])
-    assert proposer_rewards([None], [[None]], memory, 0.2)[0]["reward"] == -1
-
-
 def test_whole_batch_against_a_plain_transcription():
     rng = random.Random(6)
     for _ in range(30):
@@ -498,7 +481,7 @@ def test_proposer_rewards_refuse_what_does_not_fit():
         proposer_rewards([make(0)], [[]])
 
 
-# ---------------------------------------------------------------------------------------- Coder and Solver
+# --------------------------------------------------------------------------------- Coder and Solver
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 import rewards
 from prompts import TOPICS
 from render import Renderer
+from support.checkpoint import TINY
 from tiny import build, world
-from vlm import TINY, VLM
+from vlm import VLM
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from grpo import Rollout, micro_batches, token_logps
 from mmzero import TINY, self_evolve
 from prompts import TOPICS, fill
+from support.checkpoint import TINY as TINY_FOLDER
 from tiny import world
-from vlm import TINY as TINY_FOLDER
 from vlm import VLM
 
 PROMPTS = {

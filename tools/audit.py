@@ -114,3 +114,11 @@ def audit(rows, blind=None):
         if blind
         else None,
     }
+
+
+def audit_iteration(run, actor, weights, iteration):
+    rows = [row for row, _ in run.load_rows(iteration, "solver") or []]
+    if rows:
+        actor.load_state(weights)
+        blind = blind_answers(actor, rows, seed=run.settings.seed, max_new_tokens=run.settings.answer_tokens)
+        run.log(kind="audit", iteration=iteration, phase="solver", **audit(rows, blind))

@@ -23,9 +23,10 @@ from eval import bootstrap, charts, interval, markdown, mcnemar, score
 from generate import generate
 from prompts import fill
 from support.answers import extract_answer
+from support.checkpoint import find_checkpoint
 from tools import benchmarks
 from tools.report import read_jsonl
-from vlm import VLM, find_checkpoint
+from vlm import VLM
 
 CHUNK = 128  # questions between two writes
 ON_CHARTS = {"n": 8, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 512}  # as in training

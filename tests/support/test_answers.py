@@ -1,28 +1,18 @@
 """Reading, comparing and counting answers: pairs that are the same, pairs that are not, and hostile text."""
 
 import random
-import time
 from collections import Counter
 from fractions import Fraction
 
 import pytest
+from helpers_time import seconds
 
 from support.answers import MAX_ANSWER, answers_match, canonical, extract_answer, tally, vote
 
 approx = pytest.approx
 
 
-def seconds(function, *arguments):
-    """Processor time, best of three, so that a busy machine does not fail the test."""
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        function(*arguments)
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-# ----------------------------------------------------------------------------------------- reading, comparing
+# ------------------------------------------------------------------------------- reading, comparing
 
 
 @pytest.mark.parametrize(
@@ -355,7 +345,7 @@ def test_random_numbers_match_exactly_when_equal():
         assert answers_match(rng.choice(styles[:3])(a), rng.choice(styles)(b)) is (a == b)
 
 
-# ----------------------------------------------------------------------------------------------------- vote
+# --------------------------------------------------------------------------------------------- vote
 
 
 @pytest.mark.parametrize(

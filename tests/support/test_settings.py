@@ -12,13 +12,13 @@ import pytest
 from helpers_models import REAL_CHAT_TEMPLATE
 
 import mmzero
-import roles
 from prompts import PROMPTS
-from support.settings import PAPER, PRESETS, TINY, Settings, check, parse
-from vlm import TINY as TINY_MODEL
+from support.checkpoint import TINY as TINY_MODEL
+from support.run_folder import ROLES
+from support.settings import LANGUAGES, PAPER, PRESETS, TINY, Settings, check, parse
 from vlm import VLM
 
-ROOT = Path(roles.__file__).parent
+ROOT = Path(mmzero.__file__).parent
 
 
 def test_every_field_says_in_a_line_what_it_is(capsys):
@@ -33,25 +33,11 @@ def test_every_field_says_in_a_line_what_it_is(capsys):
 
 
 def test_presets_change_scale_only():
-    """Nothing of section 3, of a group or of the loss differs: a preset is the paper's method on another machine."""
-    scale = {
-        f"{role}_{what}"
-        for role in roles.ROLES
-        for what in ("steps", "proposals", "prompts", "update")
-    } | {
-        "token_budget",
-        "lora",
-        "lr",
-        "save_steps",
-        "part_proposals",
-        "checkpointing",
-        "slots",
-        "min_pixels",
-        "max_pixels",
-        "proposal_tokens",
-        "code_tokens",
-        "answer_tokens",
-    }
+    """Nothing of rewards, groups or loss differs: a preset is the method on another machine."""
+    scale = set("token_budget lora lr save_steps part_proposals checkpointing slots".split())
+    scale |= set("min_pixels max_pixels proposal_tokens code_tokens answer_tokens".split())
+    for role in ROLES:
+        scale |= {f"{role}_{what}" for what in ("steps", "proposals", "prompts", "update")}
     assert PRESETS["paper"][0] == PAPER == Settings() and PRESETS["tiny"][0] == TINY
     for name, (settings, _) in PRESETS.items():
         check(settings)
@@ -120,11 +106,9 @@ def test_unknown_flags_and_words_for_numbers_are_refused(flags, capsys):
 
 
 def test_languages_are_those_of_the_roles():
-    for language in roles.LANGUAGES:
+    for language in LANGUAGES:
         check(dataclasses.replace(PAPER, language=language))
-    with pytest.raises(
-        ValueError, match=", ".join([*roles.LANGUAGES][:-1]) + f" or {[*roles.LANGUAGES][-1]}"
-    ):
+    with pytest.raises(ValueError, match=", ".join([*LANGUAGES][:-1]) + f" or {[*LANGUAGES][-1]}"):
         check(dataclasses.replace(PAPER, language="latex"))
 
 
@@ -133,7 +117,8 @@ def test_help_needs_no_network_and_no_weights():
         [
             sys.executable,
             "-c",
-            "import sys\nfrom support import settings\ntry: settings.parse(['--help'])\nfinally: assert 'torch' not in sys.modules",
+            "import sys\nfrom support import settings\n"
+            "try: settings.parse(['--help'])\nfinally: assert 'torch' not in sys.modules",
         ],
         cwd=ROOT,
         capture_output=True,
@@ -143,7 +128,8 @@ def test_help_needs_no_network_and_no_weights():
 
 
 def test_the_command_runs_from_a_folder(tmp_path, capsys):
-    """A checkpoint as the hub has them: the chat template of a real one, apart from the tokenizer, and no prompts of its own."""
+    """A checkpoint as the hub has them: the chat template of a real one, in a file of its own, and
+    no prompts."""
     shutil.copytree(
         TINY_MODEL,
         tmp_path / "model",
