@@ -322,7 +322,6 @@ def scores(options):
         comparisons.append({"set": bench, "model": options.model, "other": other} | gains)
     shown = with_parts(results, found, options, accepted)
     text = "\n\n".join([overview(shown), *notes, *map(difference, comparisons)])
-
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     rows = [{"set": bench, "model": model} | figures for (bench, model), figures in shown.items()]
     rows = [{key: row[key] for key in row if key != "per_question"} for row in rows]

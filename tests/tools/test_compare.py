@@ -190,10 +190,9 @@ def independent_scores(path):
     return np.mean(sampled), np.mean(greedy)
 
 
-def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys, monkeypatch):
+def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys):
     """The real tiny base on its charts; the same figures as `evaluate`, with which a run
     measures itself."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run("--questions", "14", "-n", "2", "--max-new-tokens", "64", "--out", tmp_path)
     result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
     sampled, greedy = independent_scores(tmp_path / "tiny/charts.jsonl")
@@ -339,8 +338,7 @@ def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_p
     assert re.search(r"\| +half \| +50.0 ", capsys.readouterr().out)
 
 
-def test_the_judge_is_any_model_of_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_the_judge_is_any_model_of_ours(tmp_path):
     path = tmp_path / "judge.jsonl"
     rows = [row_of([r"\boxed{2}", "?"], r"\boxed{1}")]
     accepted, read = compare.judge("tiny", rows, path)
