@@ -202,7 +202,9 @@ def read_choices(value):
     """
     value = unpacked(value)
     if isinstance(value, str) and value.strip():
-        texts = listed(value) or [line.strip() for line in value.splitlines() if line.strip()]
+        lines = value.splitlines() if "\n" in value.strip() else re.split("[;|]", value)
+        lines = [line.strip() for line in lines if line.strip()]
+        texts = listed("\n".join(lines)) or lines
         if len(texts) < 2:
             raise ValueError(f"cannot read the choices {value!r}")
         return texts, []

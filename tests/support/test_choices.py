@@ -145,6 +145,8 @@ TEXTS, LABELS = ["red", "blue", "green"], ["A", "B", "C"]
         ("A) red\nB) blue\nC) green", []),
         ("A: red\nB: blue\nC: green\n", []),
         ("red\nblue\ngreen", []),
+        ("A. red; B. blue; C. green", []),
+        ("red | blue | green", []),
         (["A. red", "B. blue", "C. green"], []),
         (["(A) red", "(B) blue", "(C) green"], []),
         ({"A": "red", "B": "blue", "C": "green"}, LABELS),
