@@ -50,6 +50,31 @@ def make_scratch():
     return folder.rename(folder.with_name(folder.name.replace("-", "-render-", 1))), lock
 
 
+def pin_fonts(scratch):
+    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
+    spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
+    if spec is None:
+        raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
+    folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
+    # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
+    (scratch / "fonts").mkdir()
+    for font in folder.glob("DejaVu*.ttf"):
+        (scratch / "fonts" / font.name).symlink_to(font)
+    rules = ""
+    for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
+        test = f'<test name="family"><string>{family}</string></test>' if family else ""
+        edit = f'<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit>'
+        rules += f"<match>{test}{edit}</match>"
+    folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
+    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
+    return {
+        "FONTCONFIG_FILE": f"{scratch}/fonts.conf",
+        "XDG_DATA_DIRS": f"{scratch}",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": f"{scratch}/mpl",
+    }
+
+
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
     specs = filter(None, map(importlib.util.find_spec, PACKAGES))
