@@ -48,8 +48,10 @@ def mend():
         canvas.context.restore()
 
     def draw_markers_of(canvas, node):
-        canvas.marked = {"fill": node.get("fill", "black"), "stroke": node.get("stroke", "none")}
+        before, own = canvas.marked, {"fill": node.get("fill"), "stroke": node.get("stroke")}
+        canvas.marked = {"fill": "black", "stroke": "none"} | {k: v for k, v in own.items() if v}
         draw_markers(canvas, node)
+        canvas.marked = before
 
     surface.Surface.marked = {}
     surface.Surface.draw, surface.draw_markers = draw_fresh, draw_markers_of
