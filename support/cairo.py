@@ -11,7 +11,7 @@ import io
 import math
 import re
 import urllib.parse
-from xml.etree.ElementTree import SubElement, tostring
+from xml.etree.ElementTree import SubElement
 
 import cssselect2
 import tinycss2
@@ -50,9 +50,18 @@ def read(source, max_side):
     root.set("viewBox", viewbox)
     paper = normalise(root)
     root.attrib.update(width=str(size[0]), height=str(size[1]), viewBox=viewbox)
-    tree = Tree(bytestring=tostring(root), url_fetcher=fetch)
+    tree = Tree(bytestring=Parsed(root), url_fetcher=fetch)
     scale = min(1, max_side / max(size))
     return tree, [max(1, math.ceil(side * scale - 1e-6)) for side in size], paper
+
+
+class Parsed(bytes):
+    """What CairoSVG takes for the bytes of a document (see `cairo_draw.mend`)."""
+
+    def __new__(cls, root):
+        self = super().__new__(cls, b"parsed")
+        self.root = root
+        return self
 
 
 def svg_size(width, height, viewbox):
@@ -152,8 +161,9 @@ def rewrite(wrapper, inherited, rules, names):
 
 def style_sheet(root):
     """-> a matcher of the rules in all <style> elements. What is no CSS is skipped."""
-    rules = cssselect2.Matcher()
+    rules = None
     for element in root.iter(SVG + "style"):
+        rules = rules or cssselect2.Matcher()
         for rule in tinycss2.parse_stylesheet("".join(element.itertext()), True, True):
             if rule.type != "qualified-rule":
                 continue
@@ -195,7 +205,8 @@ def properties(wrapper, rules, inherited):
     """-> {property: value}: attributes, then style sheets, then `style`; and which are from CSS."""
     own, css = dict(wrapper.etree_element.attrib), set()
     own.pop("font", None)  # no attribute, and our word for the size of the font in pixels
-    found = [match[-1] for match in rules.match(wrapper)] + [declarations(own.pop("style", ""))]
+    found = [match[-1] for match in rules.match(wrapper)] if rules else []
+    found.append(declarations(own.pop("style", "")))
     for weight in (False, True):
         for name, value, important in (entry for entries in found for entry in entries):
             if important == weight:
@@ -203,7 +214,7 @@ def properties(wrapper, rules, inherited):
                 css.add(name)
     scope = inherited | own
     for name, value in list(own.items()):
-        for _ in range(3):  # a variable may name another one
+        for _ in range(3 if "var(" in value else 0):  # a variable may name another one
             value = VARIABLE.sub(lambda m: scope.get(m[1], m[2] or ""), value)[:10_000]
         own[name] = value = value.strip() if name != "d" else value
         if value in ("", "inherit", "unset", "revert"):

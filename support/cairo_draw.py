@@ -8,14 +8,16 @@ import math
 import os
 from collections import deque
 from dataclasses import dataclass
+from types import SimpleNamespace
 
-from cairosvg import defs, surface
+from cairosvg import defs, parser, surface
 from cairosvg.bounding_box import calculate_bounding_box
 from cairosvg.helpers import normalize, paint, size, transform
 from cairosvg.surface import cairo
 from PIL import Image, ImageFont
 
 ENDS = "marker-start", "marker-mid", "marker-end"
+STROKES = {"stroke-dasharray", "stroke-linecap", "stroke-linejoin"}
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
 
 
@@ -33,9 +35,10 @@ def mend():
     def draw_fresh(canvas, node):
         # A child starts with lines as they are by default, whatever its parent drew.
         canvas.context.save()
-        canvas.context.set_dash([])
-        canvas.context.set_line_cap(cairo.LINE_CAP_BUTT)
-        canvas.context.set_line_join(cairo.LINE_JOIN_MITER)
+        if not STROKES.isdisjoint(node):
+            canvas.context.set_dash([])
+            canvas.context.set_line_cap(cairo.LINE_CAP_BUTT)
+            canvas.context.set_line_join(cairo.LINE_JOIN_MITER)
         clip = canvas.paths.get(node.get("clip-path", "")[len("url(#") : -1])
         if clip and any(child.get("clip-rule") == "evenodd" for child in clip.children):
             canvas.context.set_fill_rule(cairo.FILL_RULE_EVEN_ODD)
@@ -53,6 +56,12 @@ def mend():
         draw_markers(canvas, node)
         canvas.marked = before
 
+    # A document comes parsed, and its style sheets are in its attributes (see `normalise`).
+    parser.ElementTree = SimpleNamespace(fromstring=lambda parsed, **_: parsed.root)
+    no_rules = SimpleNamespace(match=lambda element: ())
+    parser.css.parse_stylesheets = lambda tree, url: (no_rules, no_rules)
+    # CairoSVG's way to lay out text took a copy of its cursor at each node.
+    surface.copy = SimpleNamespace(deepcopy=lambda value: value)
     surface.Surface.marked = {}
     surface.Surface.draw, surface.draw_markers = draw_fresh, draw_markers_of
 
@@ -115,17 +124,22 @@ def draw_text(canvas, node, draw_as_text=False):
     if not letters:
         return
     place(canvas, node, letters)
-    left, top = min(a.x for a in letters), min(a.y for a in letters)
-    right, bottom = max(a.x + a.width for a in letters), max(a.y for a in letters)
-    ascent, descent, _ = choose_font(canvas, node)
-    box = left, top - ascent, right - left, bottom - top + ascent + descent
     run = []
     for letter in [*letters, None]:
         if run and not (letter and follows(run[-1], letter)):
-            run[0].node["text_bounding_box"] = box  # for gradients
+            if "url(" in run[0].node.get("fill", "") + run[0].node.get("stroke", ""):
+                run[0].node["text_bounding_box"] = bounding_box(canvas, node, letters)
             paint_run(canvas, run)
             run = []
         run.append(letter)
+
+
+def bounding_box(canvas, text, letters):
+    """-> (x, y, width, height) of a laid out text, for its gradients."""
+    ascent, descent, _ = choose_font(canvas, text)
+    left, top = min(a.x for a in letters), min(a.y for a in letters) - ascent
+    right, bottom = max(a.x + a.width for a in letters), max(a.y for a in letters) + descent
+    return left, top, right - left, bottom - top
 
 
 def gather(canvas, node, opacity, shift, path):
@@ -157,18 +171,29 @@ def gather(canvas, node, opacity, shift, path):
 
 def choose_font(canvas, node):
     """Set the font of a node -> its ascent, its descent, the name of its file."""
-    families = [name.strip("\"' ") for name in node.get("font-family", "").split(",")]
-    families = [name for name in families if name in ("serif", "monospace") or "DejaVu" in name]
-    family = families[0] if families else "sans-serif"
-    slanted = node.get("font-style") in ("italic", "oblique")
-    weight, height = node.get("font-weight", ""), float(node.get("font-size", 16))
-    bold = weight in ("bold", "bolder") or weight.isdigit() and int(weight) >= 600
+    height = float(node.get("font-size", 16))
+    family, bold, file = font_face(node.get("font-family", ""), node.get("font-weight", ""))
     # True is cairo's number for italic, and for bold.
+    slanted = node.get("font-style") in ("italic", "oblique")
     canvas.context.select_font_face(family, slanted, bold)
     canvas.context.set_font_size(height)
-    file = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
     # Ascent and descent of all DejaVu fonts, in whole pixels, as browsers have them.
-    return round(0.928 * height), round(0.236 * height), f"{file}{'-Bold' if bold else ''}.ttf"
+    return round(0.928 * height), round(0.236 * height), file
+
+
+@functools.lru_cache(1000)
+def font_face(families, weight):
+    """-> the family that is there, is it bold?, the name of its file.
+
+    >>> font_face("'Courier New', monospace", "600")
+    ('monospace', True, 'DejaVuSansMono-Bold.ttf')
+    """
+    names = [name.strip("\"' ") for name in families.split(",")]
+    names = [name for name in names if name in ("serif", "monospace") or "DejaVu" in name]
+    family = names[0] if names else "sans-serif"
+    bold = weight in ("bold", "bolder") or weight.isdigit() and int(weight) >= 600
+    file = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
+    return family, bold, f"{file}{'-Bold' if bold else ''}.ttf"
 
 
 @functools.lru_cache(4000)

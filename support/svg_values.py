@@ -13,7 +13,8 @@ import re
 import tinycss2.color4
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-UNITS = {"": 1, "px": 1, "pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96}
+LENGTH = re.compile(rf"({NUMBER})([a-zA-Z]*|%)")
+UNITS = {"px": 1, "pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96}
 SIZES = {"xx-small": 9, "x-small": 10, "small": 13, "medium": 16, "large": 18, "x-large": 24}
 SIZES |= {"xx-large": 32, "xxx-large": 48}  # pixels, of a font
 ANGLES = {"": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360, "grad": 0.9}  # degrees
@@ -120,11 +121,14 @@ def plain_length(text, style):
     '15 4 20%'
     """
     lengths = []
-    for length in re.split(r"[\s,]+", text.strip()):
-        match = re.fullmatch(rf"({NUMBER})([a-zA-Z]*|%)", length)
+    for length in text.replace(",", " ").split():
+        match = LENGTH.fullmatch(length)
         if not match:
             return None
         number, unit, font = float(match[1]), match[2].lower(), style["font"]
+        if not unit or unit == "%":
+            lengths.append(length)
+            continue
         if unit in UNITS:
             scale = UNITS[unit]
         elif unit in ("em", "ex", "ch"):  # the font's height, the height of x, the width of 0
@@ -132,13 +136,10 @@ def plain_length(text, style):
         elif unit in ("rem", "vw", "vh"):
             width, height = style["box"]
             scale = {"rem": style["root"], "vw": width / 100, "vh": height / 100}[unit]
-        elif unit == "%":
-            lengths.append(length)
-            continue
         else:
             return None
         lengths.append(f"{number * scale:.7g}")
-    return " ".join(lengths)
+    return " ".join(lengths) or None
 
 
 def font_size(text, style):
