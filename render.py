@@ -190,22 +190,16 @@ def worker(scratch, timeout, pixels):
 # -------------------------------------------------------------------------------- in a child
 def draw_svg(source):
     """-> PIL RGB."""
-    from cairosvg.surface import PNGSurface
+    from support import cairo  # (not at the top: the trainer does without)
 
-    from support import cairo
-
-    tree, size, paper = cairo.read(source, MAX_SIDE["svg"])
-    # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
-    shape = {"output_width": size[0], "output_height": size[1], "background_color": paper}
-    canvas = PNGSurface(tree, None, 96, **shape).cairo
-    canvas.flush()
+    canvas, size = cairo.draw(source, MAX_SIDE["svg"])
     # ARGB32 lies in memory as B, G, R, A; on white A is always 255, so nothing is premultiplied.
     return Image.frombuffer("RGB", size, canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1)
 
 
 def draw_python(source):
     """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
-    saved = programs.watch()
+    saved = programs.set_up()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
     try:
