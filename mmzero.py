@@ -38,9 +38,10 @@ import rewards
 from eval import charts, evaluate, table
 from generate import generate
 from grpo import Rollout, group_advantages, make_optimizer, train_step
-from prompts import TOPICS, fill
+from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
+from support.answers import refuse
 from support.checkpoint import check_family, find_checkpoint
 from support.networks import load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
@@ -69,6 +70,9 @@ class Draft:
     error: str | None = None  # why it did not
     easy_answers: list = field(default_factory=list)  # None where nothing could be read
     hard_answers: list = field(default_factory=list)
+    unread: list = field(
+        default_factory=list
+    )  # the Solver's replies where they could not be, or None
 
     @property
     def judged(self) -> rewards.Judged | None:
@@ -102,7 +106,8 @@ class Roles:
         """checkpoints: of each role, the model name or the folder to start from."""
         self.settings = settings
         self.actor, self.policy = load_networks(VLM.load, settings)
-        self.prompts = self.actor.prompts
+        self.prompts, self.topics = self.actor.prompts, topics_of(self.actor.prompts)
+        refuse(placeholders(self.prompts))
         self.weights = read_weights(VLM.load, settings, self.policy, checkpoints)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
@@ -148,8 +153,8 @@ class Roles:
     def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
         """Fresh data from the frozen roles, for these places of a list of topics that take turns.
         -> (topic, reply, drafts) each: no drafts without a valid proposal. answers 0: no judge."""
-        topics = [TOPICS[place % len(TOPICS)] for place in places]
-        prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
+        topics = [self.topics[place % len(self.topics)] for place in places]
+        prompts = {topic: self.proposer_prompt(topic) for topic in self.topics}
         asked = [prompts[topic] for topic in topics]
         replies = [reply.text for reply in flat(self.speak("proposer", asked, 1, seed))]
         proposals = [rewards.parse_proposal(reply) for reply in replies]
@@ -192,8 +197,10 @@ class Roles:
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
         replies = self.speak("solver", prompts, n, seed)
         answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
-        for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
-            draft.easy_answers, draft.hard_answers = easy, hard
+        for i, draft in enumerate(drawn):
+            draft.easy_answers, draft.hard_answers = answers[2 * i : 2 * i + 2]
+            pairs = zip(flat(replies[2 * i : 2 * i + 2]), draft.easy_answers + draft.hard_answers)
+            draft.unread = [reply.text if answer is None else None for reply, answer in pairs]
 
     # ---- a role learns
 
@@ -232,7 +239,7 @@ def train_proposer(roles: Roles, phase: Phase):
     for step in phase.steps(settings.proposer_steps):
         # Sample: G proposals of the policy on each of some topics, which take turns.
         places = range((step - 1) * count, step * count)
-        topics = [TOPICS[place % len(TOPICS)] for place in places]
+        topics = [roles.topics[place % len(roles.topics)] for place in places]
         prompts = [roles.proposer_prompt(topic) for topic in topics]
         replies = roles.speak("proposer", prompts, size, phase.seed(step), trained=True)
         proposals = [rewards.parse_proposal(reply.text) for reply in flat(replies)]
@@ -248,7 +255,10 @@ def train_proposer(roles: Roles, phase: Phase):
         statistics = roles.learn(phase, prompts, replies, groups)
         types = [one["content_type"] for one in terms if one["valid"]]
         phase.keep(step, topics, replies, groups)
-        phase.end_step(step, terms, statistics, type_entropy=rewards.type_entropy(types))
+        texts = [reply.text for reply in flat(replies)]
+        unread = [None if proposal else text for proposal, text in zip(proposals, texts)]
+        entropy = rewards.type_entropy(types)
+        phase.end_step(step, unread, terms, statistics, type_entropy=entropy)
     phase.save_data([(row, None) for row in phase.rows])
 
 
@@ -294,7 +304,8 @@ def train_coder(roles: Roles, phase: Phase):
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        phase.end_step(step, flat(terms), statistics)
+        unread = [None if draft.code else draft.reply for draft in flat(drafts)]
+        phase.end_step(step, unread, flat(terms), statistics)
 
 
 def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]:
@@ -331,7 +342,9 @@ def train_solver(roles: Roles, phase: Phase):
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        phase.end_step(step, flat(terms), statistics)
+        texts = [reply.text for reply in flat(replies)]
+        unread = [None if rewards.extract_answer(text) else text for text in texts]
+        phase.end_step(step, unread, flat(terms), statistics)
 
 
 def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
@@ -371,11 +384,17 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
     """The three roles make and answer some proposals together. -> figures"""
     settings, rows, drafts = roles.settings, [], []
     seed = subseed(settings.seed, iteration, "probe")
-    for topic, reply, own in roles.imagine(range(settings.probe), 1, settings.answers, seed):
+    imagined = roles.imagine(range(settings.probe), 1, settings.answers, seed)
+    for topic, reply, own in imagined:
         row = {"topic": topic, "reply": reply}
         rows.append((row | own[0].row(), own[0].image) if own else (row, None))
         drafts += own
     run.save_rows(iteration, "probe", rows)
+    unread = {
+        "proposer": [None if own else reply for _, reply, own in imagined],
+        "coder": [None if draft.code else draft.reply for draft in drafts],
+        "solver": flat(draft.unread for draft in drafts),
+    }
     drawn = [row for row, image in rows if image is not None]
     types = [rewards.type_of(draft.proposal) for draft in drafts]
     return {
@@ -388,6 +407,7 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
         "code_tokens": mean(draft.tokens for draft in drafts),
         "type_entropy": rewards.type_entropy(types),
         "types": {name: types.count(name) for name in sorted(set(types))},
+        "unread_by_role": {role: run.unread(iteration, role, unread[role]) for role in ROLES},
     }
 
 

@@ -32,6 +32,9 @@ from support import parallel
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
 
+# Share of replies from which on it is worth a warning that nothing could be read in them.
+MANY_UNREAD = 0.3
+
 # A run may go on with other values of these.
 FREE = ("out", "iterations", "workers", "slots", "save_steps")
 
@@ -42,6 +45,12 @@ FIGURES = {
     "coder": "reward rendered | rendered | solvability difficulty",
     "solver": "reward accuracy format | reward |",
 }
+
+
+NO_FORM = (
+    "no reply of the Solver has the form that its prompt asks for, <think>..</think> and then one "
+    "box: an instruct model without think tags? Its format reward stays 0, its answers are paid"
+)
 
 
 def subseed(*words) -> int:
@@ -76,7 +85,7 @@ class Run:
     """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
     def __init__(self, settings):
-        self.settings = settings
+        self.settings, self.warned = settings, set()
         name = f"{Path(settings.model).name}-{settings.language}-seed{settings.seed}"
         self.folder = Path(settings.out or f"runs/{name}")
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
@@ -151,6 +160,23 @@ class Run:
     def save_state(self, iteration: int, role: str, step: int, state: dict):
         write_state(self._state_file(iteration, role, step), state)
         self.finish(*self.done, (iteration, role, step))  # only now it counts
+
+    # ---- replies that cannot be read
+
+    def unread(self, iteration: int, role: str, replies: list[str | None]) -> float:
+        """Their share. replies: None for each that could be read. Of too many a warning is given,
+        once for each role, and an example is kept."""
+        unread = [reply for reply in replies if reply is not None]
+        share = len(unread) / max(len(replies), 1)
+        if share > MANY_UNREAD and role not in self.warned:
+            self.warned.add(role)
+            name = f"iter{iteration}/unread-{role}.txt"
+            self.write(name, unread[0])
+            what = (
+                f"{100 * share:.0f} % of the {role}'s replies cannot be read: phase S will starve"
+            )
+            print(f"{what}. One of them: {self.folder / name}")
+        return share
 
     # ---- files
 
@@ -312,10 +338,11 @@ class Phase:
             for reply, one in zip(group, group_terms):
                 self.rows.append({"step": step, "topic": topic, "reply": reply.text} | one)
 
-    def end_step(self, step: int, terms: list[dict], statistics: dict, **more):
+    def end_step(self, step: int, unread: list, terms: list[dict], statistics: dict, **more):
         """A line on the terminal and on disk; and the state, every --save-steps steps.
 
-        terms: of the reward of each reply; statistics: what train_step returned.
+        unread: of each reply None, or its text if nothing could be read in it. terms: of the reward
+        of each reply; statistics: what train_step returned.
         """
         of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
         some = [one for one in terms if one[condition[0]]]
@@ -323,6 +350,9 @@ class Phase:
         record |= {name: mean(one[name] for one in some) for name in of_some}
         # nan is no JSON.
         finite = {name: None if value != value else value for name, value in statistics.items()}
+        record["unread"] = self.run.unread(self.iteration, self.role, unread)
+        if self.role == "solver" and self.steps_made == 0 and step == 1 and not record["format"]:
+            print(NO_FORM)
         record |= more | finite | {"seconds": time.perf_counter() - self.started}
         self.log("step", step=step, **record)
         self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
@@ -334,11 +364,11 @@ class Phase:
 def step_line(title: str, r: dict) -> str:
     """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
 
-    >>> r = dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
+    >>> r = dict(reward=0.5, accuracy=0.45, unread=0, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
     >>> print(step_line("it 1 solver 3/20", r))
-    it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
     """
-    names = {"valid": "valid", "render": "rendered", "s": "solvability", "d": "difficulty"}
+    names = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
     names |= {"accuracy": "accuracy", "format": "format"}
     words = [f"{short} {r[name]:.2f}" for short, name in names.items() if name in r]
     if r["updates"]:
