@@ -27,7 +27,6 @@ Choices that could have been made otherwise:
 - Under torchrun, ranks share an update's micro-batches and make the step that one would make.
 """
 
-import itertools
 import math
 import sys
 from collections import Counter
@@ -211,9 +210,10 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
 
 def policy_pass(policy, reference, bundles, old_logp, temperature, settings):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
-    replies, ref_logp = [rollout for bundle in bundles for rollout in bundle], None
+    replies = [rollout for bundle in bundles for rollout in bundle]
     advantages = torch.tensor([r.advantage for r in replies for _ in r.tokens]).to(policy.device)
     sampled = torch.tensor([x for r in replies for x in r.sampler_logps]).to(policy.device)  # [n]
+    ref_logp = None
     if settings.kl:
         with torch.no_grad():
             ref_logp = token_logps(reference, bundles, temperature)[0]  # [n]
@@ -257,7 +257,7 @@ def train_step(
     # Log-probs before the step. Those of the first update come along with its forward pass.
     old_logps = {}
     with torch.no_grad():
-        for bundles, _ in itertools.chain(*dealt[1:]):
+        for bundles, _ in sum(dealt[1:], []):
             old_logps[id(bundles)] = token_logps(policy, bundles, temperature)[0]
 
     totals, norms, gaps = Counter(), [], []
@@ -286,10 +286,9 @@ def train_step(
 
 
 def summary(rollouts, totals, norms, gaps):
-    """Statistics of a step. Means over the tokens of its updates: loss, kl (to the reference),
-    approx_kl (to the policy before the step), entropy, logp_gap_mean, and clip_*: shares of tokens
-    whose ratio is cut. logp_gap: largest |sampler - trainer|. grad_norm: before clipping.
-    zero_variance: share of groups. truncated: share of rollouts. nan: there was no update."""
+    """Statistics of a step. First, means over the tokens of its updates: kl is to the reference,
+    approx_kl to the policy before the step, clip_* are shares of tokens whose ratio is cut.
+    logp_gap: largest |sampler - trainer|. zero_variance: share of groups. nan: no update made."""
     names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual")
     made = [norm for norm in norms if math.isfinite(norm)]
     if len(made) < len(norms) and parallel.rank() == 0:

@@ -1,17 +1,20 @@
-"""Log-probs of the reply tokens, forward and backward: ChunkedLoss against full logits, in turns in one process.
+"""Log-probs of reply tokens, forward and backward: the fused loss against full logits, in turns.
 
-    python bench/loss_bench.py                                     2048 tokens x 151936 words, the shape of Qwen2-VL-2B
-    python bench/loss_bench.py --tokens 512 --rounds 3             quicker
+    python bench/loss_bench.py                            2048 tokens x 151936 words: Qwen2-VL-2B
+    python bench/loss_bench.py --tokens 512 --rounds 3    quicker
 
 Three ways that give the same numbers (checked before anything is timed):
 
-    full       log_softmax of all logits, then gather                        [tokens, vocabulary] several times over
-    selective  gather - logsumexp row by row, as TRL's `selective_log_softmax` does: the logits are there, the
-               log-softmax is not. (TRL itself where it is installed, otherwise its three lines written out.)
-    chunked    ours (grpo.py): logits a chunk of tokens at a time, their gradient taken at once; with the entropy
+    full       log_softmax of all logits, then gather: [tokens, vocabulary] several times over
+    selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
+               logits are there, the log-softmax is not. (TRL itself where it is installed,
+               otherwise its three lines written out.)
+    fused      ours (support/fused_loss.py): logits of a chunk of tokens at a time, their gradient
+               taken at once; with the entropy
 
-Memory: the highest peak while one way runs, less what is there before it, less the two gradients that each of them has
-to hand over. On CPU it is the process's resident memory, on CUDA the allocator's figure.
+Memory: the highest peak while one way runs, less what is there before it, less the two gradients
+that each of them has to hand over. On a CPU it is the process's resident memory, on CUDA the
+allocator's figure.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from grpo import ChunkedLoss, tokens_at_once  # noqa: E402
+from support.fused_loss import logps_and_loss
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -36,26 +39,23 @@ except ImportError:
 
     def selective_log_softmax(logits, index):  # of float32 logits
         picked = logits.gather(-1, index[:, None])[:, 0]
-        return picked - torch.stack(
-            [row.logsumexp(-1) for row in logits]
-        )  # row by row: no second [tokens, vocabulary]
+        # Token by token, so that there is no second [tokens, vocabulary].
+        return picked - torch.stack([each.logsumexp(-1) for each in logits])
 
 
-def full(hidden, weight, targets, temperature, objective):
-    logits = (hidden @ weight.T).float() / temperature
+def full(hidden, lm_head, targets, temperature, objective):
+    logits = (hidden @ lm_head.T).float() / temperature
     logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return logp.detach(), objective(logp, slice(None))
 
 
-def selective(hidden, weight, targets, temperature, objective):
-    logp = selective_log_softmax((hidden @ weight.T).float() / temperature, targets)
+def selective(hidden, lm_head, targets, temperature, objective):
+    logp = selective_log_softmax((hidden @ lm_head.T).float() / temperature, targets)
     return logp.detach(), objective(logp, slice(None))
 
 
-def chunked(hidden, weight, targets, temperature, objective):
-    logp, _, loss = ChunkedLoss.apply(
-        hidden, weight, targets, temperature, objective, tokens_at_once(len(weight))
-    )
+def fused(hidden, lm_head, targets, temperature, objective):
+    logp, _, loss = logps_and_loss(hidden, lm_head, targets, temperature, objective)
     return logp, loss
 
 
@@ -66,11 +66,8 @@ class Peak:
         self.cuda = device == "cuda"
 
     def _status(self, field):
-        line = next(
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith(field)
-        )
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith(field))
         return int(line.split()[1]) * 1024
 
     def __enter__(self):
@@ -80,20 +77,22 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what the way before freed goes back
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the old peak
+            # What the way before freed goes back, and the kernel forgets the old peak.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
             self.before = self._status("VmRSS")
         return self
 
     def __exit__(self, *_):
         if self.cuda:
             torch.cuda.synchronize()
-        self.bytes = (
-            torch.cuda.max_memory_allocated() if self.cuda else self._status("VmHWM")
-        ) - self.before
+            highest = torch.cuda.max_memory_allocated()
+        else:
+            highest = self._status("VmHWM")
+        self.bytes = highest - self.before
 
 
-def main():
+def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default, says in (
         ("tokens", 2048, "reply tokens"),
@@ -102,67 +101,66 @@ def main():
         ("rounds", 5, "how often each way is run; medians are shown"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{says} [{default}]")
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return parser.parse_args()
+
+
+def compare(args, device, dtype):
+    """-> seconds, extra bytes, and largest relative difference to `full`, of each way"""
     torch.manual_seed(0)
     hidden = torch.randn(args.tokens, args.hidden, device=device, dtype=dtype, requires_grad=True)
-    weight = (
-        (torch.randn(args.vocabulary, args.hidden, device=device) / args.hidden**0.5)
-        .to(dtype)
-        .requires_grad_()
-    )
-    targets, upstream = (
-        torch.randint(args.vocabulary, (args.tokens,), device=device),
-        torch.randn(args.tokens, device=device),
-    )
-    gradients = sum(t.numel() * t.element_size() for t in (hidden, weight))
-    ways, seconds, peaks, found = (
-        {"full": full, SELECTIVE: selective, "chunked": chunked},
-        {},
-        {},
-        {},
-    )
-    for number in range(args.rounds + 1):  # the first round warms up, and is compared
+    lm_head = torch.randn(args.vocabulary, args.hidden, device=device) / args.hidden**0.5
+    lm_head = lm_head.to(dtype).requires_grad_()
+    targets = torch.randint(args.vocabulary, (args.tokens,), device=device)
+    upstream = torch.randn(args.tokens, device=device)
+    objective = lambda logp, at: (logp * upstream[at]).sum()
+    gradients = sum(t.numel() * t.element_size() for t in (hidden, lm_head))
+
+    ways = {"full": full, SELECTIVE: selective, "fused": fused}
+    seconds, peaks, found = {name: [] for name in ways}, {name: [] for name in ways}, {}
+    # The first round warms up, and is compared.
+    for number in range(args.rounds + 1):
         for name, way in ways.items():
-            hidden.grad = weight.grad = None
+            hidden.grad = lm_head.grad = None
             with Peak(device) as peak:
                 begun = time.perf_counter()
-                logp, loss = way(
-                    hidden, weight, targets, 0.9, lambda logp, at: (logp * upstream[at]).sum()
-                )
+                logp, loss = way(hidden, lm_head, targets, 0.9, objective)
                 loss.backward()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 taken = time.perf_counter() - begun
             if number:
-                seconds.setdefault(name, []).append(taken)
-                peaks.setdefault(name, []).append(peak.bytes - gradients)
-            else:  # of the large gradient some rows: keeping it thrice is no bench
-                found[name] = [
-                    t.detach().float().clone() for t in (logp, hidden.grad, weight.grad[:2000])
-                ]
+                seconds[name].append(taken)
+                peaks[name].append(peak.bytes - gradients)
+            else:
+                # Of the large gradient 2,000 words: keeping it thrice is no bench.
+                results = logp, hidden.grad, lm_head.grad[:2000]
+                found[name] = [t.detach().float().clone() for t in results]
             del logp, loss
-    largest = {
-        name: max(
-            ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found[name], found["full"])
-        )
-        for name in ways
-    }
+    apart = {}
+    for name in ways:
+        pairs = zip(found[name], found["full"])
+        apart[name] = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return seconds, peaks, apart
+
+
+def main():
+    args = read_arguments()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    seconds, peaks, apart = compare(args, device, dtype)
     print(
-        f"{args.tokens} tokens x {args.vocabulary} words, hidden size {args.hidden}, {dtype} on {device}, "
-        f"{torch.get_num_threads()} threads, {args.rounds} rounds\n"
+        f"{args.tokens} tokens x {args.vocabulary} words, hidden size {args.hidden}, {dtype} "
+        f"on {device}, {torch.get_num_threads()} threads, {args.rounds} rounds\n"
     )
     print("| way             | seconds | x full | extra MB | of full | largest difference |")
     print("|:----------------|--------:|-------:|---------:|--------:|-------------------:|")
-    time_, memory = (
-        {name: statistics.median(values) for name, values in kind.items()}
-        for kind in (seconds, peaks)
-    )
-    for name in ways:
+    time_ = {name: statistics.median(values) for name, values in seconds.items()}
+    memory = {name: statistics.median(values) for name, values in peaks.items()}
+    for name in seconds:
         print(
-            f"| {name:15} | {time_[name]:7.3f} | {time_[name] / time_['full']:6.2f} | {memory[name] / 1e6:8.0f} | "
-            f"{memory[name] / memory['full']:7.1%} | {largest[name]:18.1e} |"
+            f"| {name:15} | {time_[name]:7.3f} | {time_[name] / time_['full']:6.2f} "
+            f"| {memory[name] / 1e6:8.0f} | {memory[name] / memory['full']:7.1%} "
+            f"| {apart[name]:18.1e} |"
         )
 
 

@@ -1,9 +1,10 @@
-"""LoRA (arXiv 2106.09685): a frozen linear layer W, and beside it a trained product of two thin matrices.
+"""LoRA (arXiv 2106.09685): a frozen linear layer W, and beside it a trained product of two thin
+matrices.
 
     y = x W^T + alpha / r * (x A^T) B^T        x [..., in], W [out, in], A [r, in], B [out, r]
 
-B begins at 0, so the network begins as its base. Policy and actor share the tensors of the base; a role is its adapters
-alone, some MB, and the reference is the adapters that the phase began with.
+B begins at 0, so the network begins as its base. Policy and actor share the tensors of the base. A
+role is its adapters alone, some MB, and the reference is the adapters that the phase began with.
 """
 
 import copy
@@ -18,20 +19,18 @@ from torch import nn
 
 
 class LoRALinear(nn.Linear):
-    """Takes the place of a linear layer; its weight keeps its name, so a merged state is a plain checkpoint's."""
+    """Takes the place of a linear layer. Its weight keeps its name, so that a merged state is a
+    plain checkpoint's."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator):
-        super().__init__(
-            linear.in_features, linear.out_features, linear.bias is not None, device="meta"
-        )
+        bias = linear.bias is not None
+        super().__init__(linear.in_features, linear.out_features, bias, device="meta")
         self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
-        a = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
-            linear.in_features
-        )
-        self.lora_A = nn.Parameter(a.to(linear.weight.device))  # float32, whatever the base is
-        self.lora_B = nn.Parameter(
-            torch.zeros(linear.out_features, rank, device=linear.weight.device)
-        )
+        device = linear.weight.device
+        # Adapters are float32, whatever the base is.
+        a = torch.empty(rank, linear.in_features).uniform_(-1, 1, generator=generator)
+        self.lora_A = nn.Parameter((a / math.sqrt(linear.in_features)).to(device))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
 
     def forward(self, x):
         low = F.linear(x, self.lora_A.to(x.dtype))
@@ -43,9 +42,11 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(vlm, rank: int, alpha: float):
-    """Freeze the network, and put adapters on all linear layers of the language model (not vision tower, not head)."""
+    """Freeze the network, and put adapters on all linear layers of the language model: not on the
+    vision tower, not on lm_head."""
     vlm.model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)  # the same on all ranks, and when a run goes on
+    # The same on all ranks, and when a run goes on.
+    generator = torch.Generator().manual_seed(0)
     for layer in vlm.model.model.language_model.layers:
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):
@@ -55,7 +56,8 @@ def add_lora(vlm, rank: int, alpha: float):
 
 
 def twin(vlm):
-    """Another network on the very same weights: what is put into one's layers is not in the other's."""
+    """Another network on the very same weights: what is put into one's layers is not in the
+    other's."""
     other = copy.copy(vlm)
     other.model = copy.deepcopy(vlm.model, {id(p): p for p in vlm.model.parameters()})
     return other
@@ -63,7 +65,8 @@ def twin(vlm):
 
 @torch.no_grad()
 def merged_state(model) -> dict:
-    """The weights of a plain checkpoint in host memory: adapters added to what they stand beside."""
+    """The weights of a plain checkpoint in host memory: adapters are added to what they stand
+    beside."""
     state = {name: p.detach().cpu() for name, p in model.named_parameters() if ".lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -73,8 +76,6 @@ def merged_state(model) -> dict:
 
 def save_adapters(vlm, folder):
     """adapter.safetensors, and its rank and alpha in adapter.json."""
-    save_file(
-        {name: p.contiguous() for name, p in vlm.state().items()},
-        Path(folder) / "adapter.safetensors",
-    )
+    state = {name: weight.contiguous() for name, weight in vlm.state().items()}
+    save_file(state, Path(folder) / "adapter.safetensors")
     (Path(folder) / "adapter.json").write_text(json.dumps(vlm.lora) + "\n")

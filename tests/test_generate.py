@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers_models import for_the_library, make_checkpoint
+from helpers_models import for_the_library, make_checkpoint, padded
 from PIL import Image
 
 import generate as engine
@@ -139,7 +139,7 @@ def test_greedy_equals_the_library(models, family):
     model = models[family]
     prompts = ragged(model)
     # Padded on the left; positions are theirs to find out.
-    batch = for_the_library(model.collate(prompts))
+    batch = for_the_library(padded(model, prompts))
     batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
     batch.pop("position_ids")
     before, model.eos_ids = model.eos_ids, (*range(100, 110), *model.eos_ids)

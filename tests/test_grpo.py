@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from helpers_models import for_the_library, make_checkpoint
+from helpers_models import for_the_library, make_checkpoint, padded
 from oracle import policy_loss, score, slow_logps, train_step
 from PIL import Image
 
@@ -308,7 +308,7 @@ def test_ordinary_batches_are_what_they_were_after_a_step(models, family):
     actor, policy = copy.deepcopy(models[family]), copy.deepcopy(models[family])
     actor.model.set_attn_implementation("eager")
     rollouts = make_rollouts(policy)
-    batch = for_the_library(actor.collate([r.prompt for r in rollouts[::3]], side="left"))
+    batch = for_the_library(padded(actor, [r.prompt for r in rollouts[::3]]))
     before = actor.model(**batch).logits[batch["attention_mask"].bool()]
     stats = train_step(policy, actor, rollouts, Recorder(policy), groups_per_update=1)
     assert stats["updates"] == 3

@@ -13,8 +13,8 @@ from helpers_models import make_checkpoint
 import generate as engine
 from generate import Engine, generate
 from support import flash
-from support.flash import Cache, CapturedSteps, bucket
 from support.checkpoint import FAMILIES
+from support.flash import Cache, CapturedSteps, bucket
 from vlm import VLM
 
 

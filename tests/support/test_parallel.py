@@ -1,4 +1,5 @@
-"""Two gloo ranks on the CPU against one process: the same samples, the same gradient, the same kind of run.
+"""Two gloo ranks on the CPU against one process: the same samples, the same gradient, the same kind
+of run.
 
 Started by torchrun this file is the worker: `torchrun tests/test_parallel.py OUT.pt CHECKPOINT`.
 """
@@ -26,56 +27,31 @@ ROOT = Path(parallel.__file__).parent.parent
 
 
 def torchrun(*command, ranks=2, **environment):
-    environment = (
-        os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        | environment
-    )
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-            *map(str, command),
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=900,
-    )
+    paths = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += ["--nproc-per-node", str(ranks), *map(str, command)]
+    environment = os.environ | paths | environment
+    return subprocess.run(run, capture_output=True, text=True, env=environment, timeout=900)
 
 
-# ---- the worker: the same function in one process and in each of two ------------------------------------------
+# ---- the worker: the same function in one process and in each of two -----------------------------
 
 
 def make_rollouts(vlm, pictures):
-    """Three groups of 3, 2 and 1: an odd number of micro-batches, so that one rank gets a repeat of weight 0."""
+    """Three groups of 3, 2 and 1: an odd number of micro-batches, so that one rank gets a repeat of
+    weight 0."""
     rng, rollouts = random.Random(1), []
     for group, size in enumerate((3, 2, 1)):
-        noise = (
-            [
-                Image.frombytes(
-                    "RGB", (32, 32), bytes(rng.randrange(256) for _ in range(3 * 32 * 32))
-                )
-            ]
-            if pictures
-            else []
-        )
-        prompt = vlm.encode("how many bars are red? " * (group + 1), noise)
+        images = []
+        if pictures:
+            noise = bytes(rng.randrange(256) for _ in range(3 * 32 * 32))
+            images = [Image.frombytes("RGB", (32, 32), noise)]
+        prompt = vlm.encode("how many bars are red? " * (group + 1), images)
         for _ in range(size):
             tokens = rng.choices(range(7, 290), k=rng.randint(2, 9))
-            rollouts.append(
-                grpo.Rollout(
-                    prompt,
-                    tokens,
-                    [-1.0] * len(tokens),
-                    rng.choice([-1.5, -0.5, 0.7, 1.2]),
-                    group=group,
-                )
-            )
+            advantage = rng.choice([-1.5, -0.5, 0.7, 1.2])
+            logps = [-1.0] * len(tokens)
+            rollouts.append(grpo.Rollout(prompt, tokens, logps, advantage, group=group))
     return rollouts
 
 
@@ -87,10 +63,10 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
         policy.model.train()
     if lora:
         add_lora(policy, lora, 8.0)
-        for name, weight in policy.weights().items():  # B = 0 would give A no gradient
-            weight.data += 0.1 * torch.randn(
-                weight.shape, generator=torch.Generator().manual_seed(len(name))
-            )
+        # B = 0 would give A no gradient.
+        for name, weight in policy.weights().items():
+            generator = torch.Generator().manual_seed(len(name))
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     if sharded and parallel.world() > 1:
         parallel.shard(policy.model)
     rollouts, seen = make_rollouts(policy, pictures), []
@@ -98,13 +74,8 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
     step = optimizer.step
 
     def watch():
-        seen.append(
-            {
-                n: parallel.whole(w.grad).clone()
-                for n, w in policy.weights().items()
-                if w.grad is not None
-            }
-        )
+        learnt = {n: w.grad for n, w in policy.weights().items() if w.grad is not None}
+        seen.append({n: parallel.whole(grad).clone() for n, grad in learnt.items()})
         step()
 
     optimizer.step = watch
@@ -131,31 +102,23 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
 def everything(checkpoint, out):
     vlm = VLM.load(checkpoint, device="cpu")
     prompts = [vlm.encode(f"how many bars are red? {i}") for i in range(5)]
-    replies = parallel.gather(
-        generate(
-            vlm,
-            parallel.rank_slice(prompts),
-            n=2,
-            max_new_tokens=6,
-            seed=3,
-            numbers=parallel.rank_slice(range(5)),
-        )
-    )
+    mine, numbers = parallel.rank_slice(prompts), parallel.rank_slice(range(5))
+    replies = generate(vlm, mine, n=2, max_new_tokens=6, seed=3, numbers=numbers)
+    replies = parallel.gather(replies)
     result = {"replies": [[r.tokens for r in group] for group in replies]}
     questions, asked = eval.charts(7)[0], []
+
+    def watched(vlm, prompts, **options):
+        asked.append(len(prompts))
+        return generate(vlm, prompts, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            eval,
-            "generate",
-            lambda vlm, prompts, **k: (asked.append(len(prompts)), generate(vlm, prompts, **k))[1],
-        )
-        result["evaluation"] = eval.evaluate(
-            VLM.load("tiny", device="cpu"), questions, n=3, max_new_tokens=48
-        ) | {"asked": asked}
+        patch.setattr(eval, "generate", watched)
+        found = eval.evaluate(VLM.load("tiny", device="cpu"), questions, n=3, max_new_tokens=48)
+    result["evaluation"] = found | {"asked": asked}
     for pictures in (False, True):
-        result[f"sharded, pictures {pictures}"] = one_step(
-            checkpoint, pictures, True, checkpointing=pictures
-        )
+        found = one_step(checkpoint, pictures, True, checkpointing=pictures)
+        result[f"sharded, pictures {pictures}"] = found
     result["copies"] = one_step(checkpoint, True, False)
     result["lora"] = one_step(checkpoint, True, False, lora=2, checkpointing=True)
     # weights out of the policy and into actor and policy, and a checkpoint of it
@@ -169,9 +132,8 @@ def everything(checkpoint, out):
     result["actor from the policy"] = actor.state()
     actor.load_state(state)
     result["actor from a role"] = actor.state()
-    policy.load_state(
-        VLM.load(checkpoint, device="cpu").state()
-    )  # from whole weights, as when a run goes on
+    # From whole weights, as when a run goes on.
+    policy.load_state(VLM.load(checkpoint, device="cpu").state())
     actor.load_state(policy.state())
     result["policy from whole weights"] = actor.state()
     policy.load_state(state)
@@ -186,7 +148,7 @@ if __name__ == "__main__":
     parallel.stop()
 
 
-# ---- the tests ---------------------------------------------------------------------------------------------------
+# ---- the tests -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
@@ -211,12 +173,12 @@ def results(request, tmp_path_factory):
 def test_two_ranks_make_the_step_of_one(results, case):
     _, one, two = results
     a, b = one[case], two[case]
-    assert a["batches"][0] % 2 == 1  # so that there was a micro-batch to fill up with
-    assert (
-        len(a["gradients"]) == len(b["gradients"]) == 2
-    )  # the second update needs the old log-probs of both ranks
-    # From the same weights to 1e-6. The second update starts from weights that AdamW has moved: where a gradient is rounding
-    # noise, it moves them by all of lr in the noise's direction.
+    # So that there was a micro-batch to fill up with.
+    assert a["batches"][0] % 2 == 1
+    # The second update needs log-probs from before the step.
+    assert len(a["gradients"]) == len(b["gradients"]) == 2
+    # From the same weights to 1e-6. The second update starts from weights that AdamW has moved:
+    # where a gradient is rounding noise, it moves them by all of lr in the noise's direction.
     for one_rank, two_ranks, tolerance in zip(a["gradients"], b["gradients"], (1e-6, 1e-5)):
         assert one_rank.keys() == two_ranks.keys()
         assert max(g.abs().max() for g in one_rank.values()) > 0.1
@@ -230,9 +192,8 @@ def test_two_ranks_make_the_step_of_one(results, case):
 
 def test_recomputed_activations_give_the_same_gradient(results):
     _, one, _ = results
-    without, recomputed = (
-        one[case]["gradients"][0] for case in ("copies", "sharded, pictures True")
-    )
+    cases = ("copies", "sharded, pictures True")
+    without, recomputed = (one[case]["gradients"][0] for case in cases)
     assert without.keys() == recomputed.keys()
     for name in without:
         torch.testing.assert_close(without[name], recomputed[name], atol=1e-6, rtol=1e-5)
@@ -240,17 +201,14 @@ def test_recomputed_activations_give_the_same_gradient(results):
 
 def test_samples_do_not_depend_on_the_number_of_ranks(results):
     _, one, two = results
-    assert (
-        one["replies"] == two["replies"] and len({tuple(t) for g in one["replies"] for t in g}) > 5
-    )
+    assert one["replies"] == two["replies"]
+    assert len({tuple(tokens) for group in one["replies"] for tokens in group}) > 5
 
 
 def test_an_evaluation_is_shared_out_and_the_same(results):
     one, two = (dict(result["evaluation"]) for result in results[1:])
-    assert (one.pop("asked"), two.pop("asked")) == (
-        [7, 7],
-        [3, 3],
-    )  # rank 0 of two asks 3 of 7 questions
+    # Rank 0 of two asks 3 of 7 questions.
+    assert (one.pop("asked"), two.pop("asked")) == ([7, 7], [3, 3])
     assert one.pop("seconds") and two.pop("seconds") and one == two and 0 < one["sampled"] < 1
 
 
@@ -263,66 +221,52 @@ def test_weights_travel_between_shards_and_whole_networks(results):
         ("policy from whole weights", 0),
     ):
         for name, weight in base.items():
-            assert torch.equal(two[case][name], weight + shift) and torch.equal(
-                one[case][name], weight + shift
-            )
-    files = [
-        {p.name: p.read_bytes() for p in (folder / name / "saved").iterdir()}
-        for name in ("one", "two")
-    ]
+            assert torch.equal(two[case][name], weight + shift)
+            assert torch.equal(one[case][name], weight + shift)
+    files = []
+    for name in ("one", "two"):
+        saved = (folder / name / "saved").iterdir()
+        files.append({path.name: path.read_bytes() for path in saved})
     assert files[0] == files[1] and "model.safetensors" in files[0]
 
 
 def test_lists_are_shared_out_whole_and_in_order(monkeypatch):
     for world in (1, 2, 3, 5):
-        monkeypatch.setattr(parallel, "world", lambda: world)
+        monkeypatch.setattr(parallel, "world", lambda world=world: world)
         for size in (0, 1, 4, 7):
-            shares, dealt = [], []
+            slices, dealt, items = [], [], list(range(size))
             for rank in range(world):
-                monkeypatch.setattr(parallel, "rank", lambda: rank)
-                shares += parallel.rank_slice(list(range(size)))
-                dealt.append(parallel.deal(list(range(size))) if size else [])
-            assert shares == list(range(size))
-            assert len(set(map(len, dealt))) == 1  # the same number of passes everywhere
-            assert sorted(b for part in dealt for b, weight in part if weight) == list(range(size))
+                monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+                slices += parallel.rank_slice(items)
+                if size:
+                    dealt.append(parallel.deal(items))
+                else:
+                    dealt.append([])
+            assert slices == items
+            # The same number of passes everywhere.
+            assert len(set(map(len, dealt))) == 1
+            assert sorted(b for each in dealt for b, weight in each if weight) == items
 
 
-SMALL = [
-    "--iterations",
-    "1",
-    "--steps",
-    "1",
-    "--proposer-prompts",
-    "4",
-    "--coder-proposals",
-    "6",
-    "--coder-prompts",
-    "4",
-    "--solver-proposals",
-    "12",
-    "--solver-prompts",
-    "4",
-    "--questions",
-    "7",
-    "--probe",
-    "8",
-    "--workers",
-    "1",
-    "--render-seconds",
-    "60",
-]
+SMALL = (
+    "--iterations 1 --steps 1 --proposer-prompts 4 --coder-proposals 6 --coder-prompts 4 "
+    "--solver-proposals 12 --solver-prompts 4 --questions 7 --probe 8 --workers 1 "
+    "--render-seconds 60"
+).split()
 
 
 def test_the_whole_loop_on_two_ranks(tmp_path):
-    """Killed once, while phase S makes the second part of its data: both ranks find the first, and go on together."""
+    """Killed once, while phase S makes the second part of its data: both ranks find the first, and
+    go on together."""
     killer = tmp_path / "killed.py"
     killer.write_text(
         "import mmzero, os, signal, sys\nfrom support import parallel\n"
-        "propose = mmzero.Roles.propose\n"
-        "def deadly(self, weights, places, *more, **options):\n"
-        "    if places == range(6, 12) and parallel.rank() == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return propose(self, weights, places, *more, **options)\n"
-        "mmzero.Roles.propose = deadly\n"
+        "imagine = mmzero.Roles.imagine\n"
+        "def deadly(self, places, *more, **options):\n"
+        "    if places == range(6, 12) and parallel.rank() == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return imagine(self, places, *more, **options)\n"
+        "mmzero.Roles.imagine = deadly\n"
         "mmzero.main(sys.argv[1:])\n"
     )
     command = (*SMALL, "--part-proposals", "6", "--out", tmp_path / "run")
@@ -330,22 +274,18 @@ def test_the_whole_loop_on_two_ranks(tmp_path):
     assert (tmp_path / "run/iter1/solver.part0.jsonl").is_file()
     finished = torchrun(ROOT / "mmzero.py", *command)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    assert (
-        finished.stdout.count("| it 1 |") == 2
-    )  # the row and the table at the end, from one rank only
+    # The line of the iteration and the table at the end, from one rank only.
+    assert finished.stdout.count("| it 1 |") == 2
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
-    assert [line["asked"] for line in lines if line["kind"] == "data"] == [6, 12] and not list(
-        (tmp_path / "run").rglob("*.part*")
-    )
+    assert [line["asked"] for line in lines if line["kind"] == "data"] == [6, 12]
+    assert not list((tmp_path / "run").rglob("*.part*"))
     steps = [line for line in lines if line["kind"] == "step"]
     assert steps and any(line["updates"] for line in steps)
     assert all(line["logp_gap"] < 1e-3 for line in steps if line["updates"])
     for role in ("proposer", "coder", "solver"):
-        assert all(
-            w.isfinite().all()
-            for w in VLM.load(tmp_path / f"run/iter1/{role}", device="cpu").state().values()
-        )
+        state = VLM.load(tmp_path / f"run/iter1/{role}", device="cpu").state()
+        assert all(weight.isfinite().all() for weight in state.values())
     assert (tmp_path / "run/report.html").is_file()
 
 
