@@ -54,7 +54,9 @@ def tagged_blocks(text, names):
     {'a': '1', 'b': '2'}
     """
     pattern = rf"<\s*+(/?)\s*+({'|'.join(names)}|think)\s*+>"
-    found, opened, reasoned, pending = [], None, 0, 0
+    found, opened = [], None
+    # Where the reasoning ended, and where it may have ended: the next tag will tell.
+    reasoned, pending = 0, 0
     for tag in re.finditer(pattern, text, re.IGNORECASE | re.ASCII):
         name, closes = tag[2].lower(), bool(tag[1])
         if name == "think":
@@ -137,6 +139,7 @@ def fenced_blocks(text):
 
     for line in text.replace("\r\n", "\n").split("\n"):
         fence = FENCE.match(line)
+        # In a block: its end, or the label of another block.
         if fence and mark and fence[1].startswith(mark):
             alone = fence[3] and not fence[4].strip()
             labelled = alone and (not fence[2] or label_language(fence[3]))

@@ -89,6 +89,7 @@ SMALL = """zero one two three four five six seven eight nine ten eleven twelve t
 fifteen sixteen seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NAMES = GREEK | {word: str(number) for number, word in enumerate(SMALL)}
+NAMES["infinity"] = "∞"
 PARTS = "half third fourth fifth sixth seventh eighth ninth tenth".split()
 
 

@@ -135,7 +135,7 @@ def pairs(name):
 
 
 @pytest.mark.parametrize(
-    "name, same, different", [("answers.tsv", 27, 14), ("pairs.tsv", 395, 170)]
+    "name, same, different", [("answers.tsv", 27, 14), ("pairs.tsv", 540, 230)]
 )
 def test_pairs_are_judged_as_a_person_would(name, same, different):
     rows = pairs(name)
