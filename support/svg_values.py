@@ -29,7 +29,7 @@ LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width
     stroke-dashoffset letter-spacing word-spacing textLength startOffset baseline-shift markerWidth
     markerHeight refX refY offset""".split()
 NO_LENGTHS = {"none", "sub", "super", "baseline"}
-POSITIVE = {"width", "height", "r", "rx", "ry", "stroke-width", "stroke-dasharray"}
+POSITIVE = set("width height r rx ry stroke-width stroke-dasharray textLength".split())
 REFERENCES = {"marker-start": "marker", "marker-mid": "marker", "marker-end": "marker"}
 REFERENCES |= {"clip-path": "clipPath", "mask": "mask"}
 ANCHORS = {"start", "middle", "end"}
@@ -68,6 +68,8 @@ def plain_values(own, style, names, css):
         plain["transform"] = plain_transform(own["transform"], style, "transform" in css)
     if "transform-origin" in own or "transform-box" in own:
         plain["transform-origin"] = plain_origin(own, style)
+    if "text-transform" in own and "text-transform" not in css:
+        plain["text-transform"] = None
     own.update(plain)
     own.pop("filter", None)  # CairoSVG would shift or flood what it cannot blur
     for name in [name for name in plain if plain[name] is None]:
