@@ -21,6 +21,7 @@ ANGLES = {"": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360, "grad": 0.9}  # de
 PATH = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
 STEPS = {"translate": (1, 2), "scale": (1, 2), "rotate": (1, 3), "matrix": (6,), "skewX": (1,)}
 STEPS |= {"skewY": (1,)}  # how many numbers a part of a transform has
+BARE = {"scale", "scaleX", "scaleY", "matrix"}  # whose numbers have no unit in CSS
 KEYWORDS = """text-anchor display visibility font-style font-weight stroke-linecap stroke-linejoin
     dominant-baseline alignment-baseline fill-rule clip-rule paint-order text-decoration""".split()
 COLOURS = "fill stroke stop-color color".split()
@@ -196,8 +197,10 @@ def plain_transform(text, style, css):
             if unit == "%":
                 side = style["box"][1 if axis or name[-1] in "yY" else 0]
                 numbers.append(float(number) / 100 * side)
-            elif unit in ANGLES:
+            elif unit in ANGLES and (unit or not css or not float(number) or name in BARE):
                 numbers.append(float(number) * ANGLES[unit])
+            elif not unit:
+                return ""
             else:
                 numbers.append(float(plain_length(number + unit, style) or "nan"))
         if css:
