@@ -18,7 +18,9 @@ from PIL import Image
 from support.svg_text import draw_text, zoom
 
 ENDS = "marker-start", "marker-mid", "marker-end"
+LINES = "path", "line", "polyline", "polygon"
 SIDES = "x", "y", "width", "height"
+MARKED = {"fill": "black", "stroke": "none"}  # what is not said of a shape
 STROKES = {"stroke-dasharray", "stroke-linecap", "stroke-linejoin"}
 
 
@@ -29,45 +31,62 @@ def mend():
     surface.TAGS["text"] = surface.text = draw_text
     for tag in ("path", "line", "polyline", "polygon", "circle", "ellipse", "rect"):
         surface.TAGS[tag] = functools.partial(draw_shape, surface.TAGS[tag])
-    surface.paint_mask, defs.draw_pattern = paint_mask, draw_pattern
+    surface.paint_mask = paint_mask
+    defs.draw_pattern = draw_pattern
     surface.transform = functools.partial(transform_in_box, surface.transform)
-    draw, draw_markers = surface.Surface.draw, surface.draw_markers
-
-    def draw_fresh(canvas, node):
-        # A child starts with lines as they are by default, whatever its parent drew.
-        canvas.context.save()
-        if not STROKES.isdisjoint(node):
-            canvas.context.set_dash([])
-            canvas.context.set_line_cap(cairo.LINE_CAP_BUTT)
-            canvas.context.set_line_join(cairo.LINE_JOIN_MITER)
-        clip = canvas.paths.get(node.get("clip-path", "")[len("url(#") : -1])
-        if clip and any(child.get("clip-rule") == "evenodd" for child in clip.children):
-            canvas.context.set_fill_rule(cairo.FILL_RULE_EVEN_ODD)
-        # In a marker, context-stroke is the stroke of the shape that it marks.
-        own = {name: node[name] for name in ("fill", "stroke") if "context-" in node.get(name, "")}
-        for name, value in own.items():
-            node[name] = canvas.marked.get(value.removeprefix("context-"), "none")
-        if node.get("vector-effect") == "non-scaling-stroke":
-            own["stroke-width"] = node.get("stroke-width", "1")
-            node["stroke-width"] = str(size(canvas, own["stroke-width"]) / zoom(canvas.context))
-        draw(canvas, node)
-        node.update(own)
-        canvas.context.restore()
-
-    def draw_markers_of(canvas, node):
-        before, own = canvas.marked, {"fill": node.get("fill"), "stroke": node.get("stroke")}
-        canvas.marked = {"fill": "black", "stroke": "none"} | {k: v for k, v in own.items() if v}
-        draw_markers(canvas, node)
-        canvas.marked = before
-
+    surface.draw_markers = functools.partial(draw_markers, surface.draw_markers)
+    surface.Surface.draw = functools.partialmethod(draw_node, surface.Surface.draw)
+    surface.Surface.marked = MARKED
     # A document comes parsed, and its style sheets are in its attributes (see `normalise`).
     parser.ElementTree = SimpleNamespace(fromstring=lambda parsed, **_: parsed.root)
     no_rules = SimpleNamespace(match=lambda element: ())
     parser.css.parse_stylesheets = lambda tree, url: (no_rules, no_rules)
     # CairoSVG's way to lay out text took a copy of its cursor at each node.
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)
-    surface.Surface.marked = {}
-    surface.Surface.draw, surface.draw_markers = draw_fresh, draw_markers_of
+
+
+def draw_node(canvas, draw, node):
+    """Draw a node with all that is in it, as `draw` does, but for what it gets wrong."""
+    context, own = canvas.context, {}
+    context.save()
+    # It starts with lines as they are by default, whatever its parent drew.
+    if not STROKES.isdisjoint(node):
+        context.set_dash([])
+        context.set_line_cap(cairo.LINE_CAP_BUTT)
+        context.set_line_join(cairo.LINE_JOIN_MITER)
+    clip = canvas.paths.get(node.get("clip-path", "")[len("url(#") : -1])
+    if clip:
+        prepare_clip(canvas, node, clip)
+    # In a marker, context-stroke is the stroke of the shape that it marks.
+    for name in MARKED:
+        if node.get(name, "").startswith("context-"):
+            own[name] = node[name]
+            node[name] = canvas.marked[own[name].removeprefix("context-")]
+    if node.get("vector-effect") == "non-scaling-stroke":
+        own["stroke-width"] = node.get("stroke-width", "1")
+        width = size(canvas, own["stroke-width"])
+        node["stroke-width"] = str(width / zoom(context))
+    draw(canvas, node)
+    node.update(own)
+    context.restore()
+
+
+def prepare_clip(canvas, node, clip):
+    """What CairoSVG does not do for a clip path: its rule, the box of all but a <rect>."""
+    if any(child.get("clip-rule") == "evenodd" for child in clip.children):
+        canvas.context.set_fill_rule(cairo.FILL_RULE_EVEN_ODD)
+    if clip.get("clipPathUnits") in ("objectBoundingBox", "box"):
+        x, y, width, height = calculate_bounding_box(canvas, node) or (0, 0, 1, 1)
+        clip["transform"] = f"translate({x} {y}) scale({width} {height})"
+        clip["clipPathUnits"] = "box"  # so CairoSVG lets it be
+
+
+def draw_markers(draw, canvas, node):
+    """Draw the markers of a shape, which may ask for its fill and stroke."""
+    before = canvas.marked
+    canvas.marked = {name: node.get(name, MARKED[name]) for name in MARKED}
+    draw(canvas, node)
+    canvas.marked = before
 
 
 def transform_in_box(draw, canvas, text, gradient=None, transform_origin=None):
@@ -89,23 +108,33 @@ def draw_shape(draw, canvas, node):
         scale = sum(map(math.dist, points, points[1:])) / length
         dashes, offset = canvas.context.get_dash()
         canvas.context.set_dash([dash * scale for dash in dashes], offset * scale)
-    node.vertices, start = deque(), (0, 0)
-    marked = node.tag[0] in "pl" and any("url" in node.get(end, "") for end in ENDS)
-    if not canvas.stroke_and_fill or not marked:
-        return
-    for kind, numbers in canvas.context.copy_path():
-        points = list(zip(numbers[::2], numbers[1::2])) or [start]  # (none: back to the start)
+    node.vertices = deque()
+    marked = any("url" in node.get(end, "") for end in ENDS)
+    if canvas.stroke_and_fill and marked and node.tag in LINES:
+        node.vertices = corners(canvas.context.copy_path())
+
+
+def corners(path):
+    """A path -> what CairoSVG's `draw_markers` takes: points, and between two of them the direction
+    (turned round) in which the line leaves the one, and that in which it comes to the other."""
+    found, start = deque(), (0, 0)
+    for kind, numbers in path:
+        points = list(zip(numbers[::2], numbers[1::2]))
         if kind == cairo.PATH_MOVE_TO:
             start = points[0]
-            if node.vertices:
-                node.vertices.append((0, 0))
-            node.vertices.append(start)
+            if found:
+                found.append((0, 0))
+            found.append(start)
             continue
-        points.insert(0, node.vertices[-1])
-        steps = [(a, b) for a, b in zip(points, points[1:]) if math.dist(a, b) > 1e-9]
+        points = [found[-1], *(points or [start])]  # no points: back to the start
+        steps = [step for step in zip(points, points[1:]) if math.dist(*step) > 1e-9]
         if steps:
-            first, last = (math.atan2(b[1] - a[1], b[0] - a[0]) for a, b in (steps[0], steps[-1]))
-            node.vertices += [(math.pi - first, last), points[-1]]
+            angles = []
+            for (ax, ay), (bx, by) in (steps[0], steps[-1]):
+                angles.append(math.atan2(by - ay, bx - ax))
+            found.append((math.pi - angles[0], angles[1]))
+            found.append(points[-1])
+    return found
 
 
 # ------------------------------------------------------------------------------- patterns and masks
@@ -124,17 +153,21 @@ def draw_elsewhere(canvas, width, height, matrix, nodes, opacity=1.0):
     return picture
 
 
+def sides(canvas, node):
+    """-> the x, y, width and height that a node gives in units of the drawing."""
+    return [size(canvas, node.get(side), axis) for side, axis in zip(SIDES, "xyxy")]
+
+
 def draw_pattern(canvas, node, name, opacity):
     """Make a pattern the source of what is painted next -> is it one? Its tile is drawn once."""
     pattern, context = canvas.patterns[name], canvas.context
-    box = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
-    sides = [pattern.get(side) for side in SIDES]
+    left, top, wide, high = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
     if pattern.get("patternUnits") == "userSpaceOnUse":
-        x, y, width, height = (size(canvas, *side) for side in zip(sides, "xyxy"))
+        x, y, width, height = sides(canvas, pattern)
     else:
-        x, y, width, height = (size(canvas, side, 1) for side in sides)
-        x, y, width, height = x * box[2], y * box[3], width * box[2], height * box[3]
-        x, y = box[0] + x, box[1] + y
+        x, y, width, height = (size(canvas, pattern.get(side), 1) for side in SIDES)
+        x, width = left + x * wide, width * wide
+        y, height = top + y * high, height * high
     if width <= 0 or height <= 0:
         return False
     # As many pixels as the tile covers on the canvas.
@@ -144,10 +177,11 @@ def draw_pattern(canvas, node, name, opacity):
     if pattern.get("viewBox"):
         left, top, wide, high = map(float, normalize(pattern["viewBox"]).split())
         fit = min(width / wide, height / high)
-        inner = cairo.Matrix(fit, 0, 0, fit, (width - wide * fit) / 2, (height - high * fit) / 2)
-        inner = cairo.Matrix(1, 0, 0, 1, -left, -top).multiply(inner).multiply(to_tile)
+        right, down = (width - wide * fit) / 2, (height - high * fit) / 2
+        inner = cairo.Matrix(fit, 0, 0, fit, right - left * fit, down - top * fit)
+        inner = inner.multiply(to_tile)
     elif pattern.get("patternContentUnits") == "objectBoundingBox":
-        inner = cairo.Matrix(box[2], 0, 0, box[3]).multiply(to_tile)
+        inner = cairo.Matrix(wide, 0, 0, high).multiply(to_tile)
     tile = draw_elsewhere(canvas, columns, rows, inner, pattern.children, opacity)
     source = cairo.SurfacePattern(tile)
     source.set_extend(cairo.EXTEND_REPEAT)
