@@ -2,7 +2,8 @@
 
 Models write for browsers: style sheets, `em`, colours of any kind, references to what is not there.
 `normalise` walks a document from the root down and leaves plain attributes (svg_values.py) and a
-plain structure. What CairoSVG draws wrongly for all that is drawn anew (cairo_draw.py).
+plain structure. What CairoSVG draws wrongly for all that is drawn anew (cairo_draw.py for shapes,
+svg_text.py for text).
 """
 
 import base64
@@ -27,10 +28,10 @@ MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
-SHAPES = {SVG + name for name in ("rect", "circle", "ellipse", "polygon", "path")}
-GEOMETRY = "x y width height rx ry cx cy r d points".split()
-NOT_DRAWN = """title desc metadata script style foreignObject animate animateTransform animateMotion
-    set""".split()
+SHAPES = {SVG + name for name in ("rect", "circle", "ellipse", "polygon", "path", "use")}
+GEOMETRY = ["href", XLINK, *"x y width height rx ry cx cy r d points pathLength".split()]
+KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle ellipse line
+    polyline polygon path marker mask clipPath pattern linearGradient radialGradient stop""".split()
 DECLARATION = re.compile(
     r"""([-\w]+)\s*:\s*((?:[^;"'()]|"[^"]*"|'[^']*'|\((?:[^()]|\([^()]*\))*\))*)"""
 )
@@ -84,7 +85,8 @@ def svg_size(width, height, viewbox):
         return value if 1e-6 < value < 1e9 else None
 
     width, height, box = pixels(width), pixels(height), (viewbox or "").replace(",", " ").split()
-    box_width, box_height = map(pixels, box[2:]) if len(box) == 4 else (None, None)
+    whole = len(box) == 4 and all(re.fullmatch(NUMBER, number) for number in box)
+    box_width, box_height = map(pixels, box[2:]) if whole else (None, None)
     if box_width and box_height:
         x, y = box[:2]
     else:
@@ -115,7 +117,7 @@ def normalise(root):
     for element in root.iter():
         if not element.tag.startswith("{"):
             element.tag = SVG + element.tag
-    names = {element.get("id"): element.tag[len(SVG) :] for element in root.iter()}
+    names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
     rules = style_sheet(root)
     style = {"font": 16.0, "root": 16.0, "box": (0, 0)}
     own = rewrite(cssselect2.ElementWrapper.from_xml_root(root), style, rules, names)
@@ -127,13 +129,17 @@ def rewrite(wrapper, inherited, rules, names):
     """Rewrite an element and all in it -> its own properties. inherited: what its parent hands
     down; names: {id: tag} of the whole document."""
     element = wrapper.etree_element
-    tag, tail = element.tag[len(SVG) :], element.tail
-    if tag in NOT_DRAWN:
+    tag, tail = element.tag.removeprefix(SVG), element.tail
+    own, css = properties(wrapper, rules, inherited)
+    # Of what is not SVG (or a title, or a script) browsers draw nothing, nor what is in it.
+    link = own.get("href", own.get(XLINK, ""))
+    if tag not in KNOWN or tag == "use" and link[:1] != "#" and not {":", "/"} & set(link):
         element.clear()
         element.tag, element.tail = SVG + "defs", tail
         return {}
-    own, css = properties(wrapper, rules, inherited)
     style = inherited | own
+    if own.get("font-family") == "monospace" and "font-size" not in style:
+        own["font-size"] = "13px"  # a habit of browsers
     if "font-size" in own:
         style["font"] = font_size(own["font-size"], inherited)
         own["font-size"] = f"{style['font']:.7g}"
@@ -259,10 +265,14 @@ def tidy(element, preserve):
 
 def split(element, style):
     """Make of a shape a group with the shape in it, where its stroke comes before its fill, or
-    where both are to fade together."""
+    where both (or all that a <use> stands for) are to fade together."""
     first = "stroke" in style.get("paint-order", "").split("fill")[0]
     faded = float(element.get("opacity", 1)) < 1
-    if "none" in (style.get("stroke", "none"), style.get("fill")) or not (first or faded):
+    if element.tag == SVG + "use":
+        first, single = False, False
+    else:
+        single = "none" in (style.get("stroke", "none"), style.get("fill"))
+    if single or not (first or faded):
         return
     shape = {name: element.attrib.pop(name) for name in GEOMETRY if name in element.attrib}
     if first:

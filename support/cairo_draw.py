@@ -1,24 +1,27 @@
-"""What CairoSVG draws wrongly, drawn anew: text, patterns, masks, the direction of markers.
+"""What CairoSVG draws wrongly, drawn anew: patterns, masks, dashes, the direction of markers.
 
-`mend` puts it in place. Only helpers import this: it takes the cairo library.
+`mend` puts it in place, and svg_text.py for text. Only helpers import these files: they take the
+cairo library.
 """
 
 import functools
 import math
-import os
 from collections import deque
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 from cairosvg import defs, parser, surface
 from cairosvg.bounding_box import calculate_bounding_box
-from cairosvg.helpers import normalize, paint, size, transform
+from cairosvg.helpers import normalize, size, transform
 from cairosvg.surface import cairo
-from PIL import Image, ImageFont
+from PIL import Image
+
+from support.svg_text import draw_text, zoom
 
 ENDS = "marker-start", "marker-mid", "marker-end"
+LINES = "path", "line", "polyline", "polygon"
+SIDES = "x", "y", "width", "height"
+MARKED = {"fill": "black", "stroke": "none"}  # what is not said of a shape
 STROKES = {"stroke-dasharray", "stroke-linecap", "stroke-linejoin"}
-LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
 
 
 def mend():
@@ -26,44 +29,64 @@ def mend():
     for tag in ("a", "tspan", "textPath"):  # `draw_text` draws all that is in a <text>
         surface.TAGS.pop(tag)
     surface.TAGS["text"] = surface.text = draw_text
-    for tag in ("path", "line", "polyline", "polygon"):
-        surface.TAGS[tag] = functools.partial(draw_with_corners, surface.TAGS[tag])
-    surface.paint_mask, defs.draw_pattern = paint_mask, draw_pattern
+    for tag in ("path", "line", "polyline", "polygon", "circle", "ellipse", "rect"):
+        surface.TAGS[tag] = functools.partial(draw_shape, surface.TAGS[tag])
+    surface.paint_mask = paint_mask
+    defs.draw_pattern = draw_pattern
     surface.transform = functools.partial(transform_in_box, surface.transform)
-    draw, draw_markers = surface.Surface.draw, surface.draw_markers
-
-    def draw_fresh(canvas, node):
-        # A child starts with lines as they are by default, whatever its parent drew.
-        canvas.context.save()
-        if not STROKES.isdisjoint(node):
-            canvas.context.set_dash([])
-            canvas.context.set_line_cap(cairo.LINE_CAP_BUTT)
-            canvas.context.set_line_join(cairo.LINE_JOIN_MITER)
-        clip = canvas.paths.get(node.get("clip-path", "")[len("url(#") : -1])
-        if clip and any(child.get("clip-rule") == "evenodd" for child in clip.children):
-            canvas.context.set_fill_rule(cairo.FILL_RULE_EVEN_ODD)
-        # In a marker, context-stroke is the stroke of the shape that it marks.
-        own = {name: node[name] for name in ("fill", "stroke") if "context-" in node.get(name, "")}
-        for name, value in own.items():
-            node[name] = canvas.marked.get(value.removeprefix("context-"), "none")
-        draw(canvas, node)
-        node.update(own)
-        canvas.context.restore()
-
-    def draw_markers_of(canvas, node):
-        before, own = canvas.marked, {"fill": node.get("fill"), "stroke": node.get("stroke")}
-        canvas.marked = {"fill": "black", "stroke": "none"} | {k: v for k, v in own.items() if v}
-        draw_markers(canvas, node)
-        canvas.marked = before
-
+    surface.draw_markers = functools.partial(draw_markers, surface.draw_markers)
+    surface.Surface.draw = functools.partialmethod(draw_node, surface.Surface.draw)
+    surface.Surface.marked = MARKED
     # A document comes parsed, and its style sheets are in its attributes (see `normalise`).
     parser.ElementTree = SimpleNamespace(fromstring=lambda parsed, **_: parsed.root)
     no_rules = SimpleNamespace(match=lambda element: ())
     parser.css.parse_stylesheets = lambda tree, url: (no_rules, no_rules)
     # CairoSVG's way to lay out text took a copy of its cursor at each node.
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)
-    surface.Surface.marked = {}
-    surface.Surface.draw, surface.draw_markers = draw_fresh, draw_markers_of
+
+
+def draw_node(canvas, draw, node):
+    """Draw a node with all that is in it, as `draw` does, but for what it gets wrong."""
+    context, own = canvas.context, {}
+    context.save()
+    # It starts with lines as they are by default, whatever its parent drew.
+    if not STROKES.isdisjoint(node):
+        context.set_dash([])
+        context.set_line_cap(cairo.LINE_CAP_BUTT)
+        context.set_line_join(cairo.LINE_JOIN_MITER)
+    clip = canvas.paths.get(node.get("clip-path", "")[len("url(#") : -1])
+    if clip:
+        prepare_clip(canvas, node, clip)
+    # In a marker, context-stroke is the stroke of the shape that it marks.
+    for name in MARKED:
+        if node.get(name, "").startswith("context-"):
+            own[name] = node[name]
+            node[name] = canvas.marked[own[name].removeprefix("context-")]
+    if node.get("vector-effect") == "non-scaling-stroke":
+        own["stroke-width"] = node.get("stroke-width", "1")
+        width = size(canvas, own["stroke-width"])
+        node["stroke-width"] = str(width / zoom(context))
+    draw(canvas, node)
+    node.update(own)
+    context.restore()
+
+
+def prepare_clip(canvas, node, clip):
+    """What CairoSVG does not do for a clip path: its rule, the box of all but a <rect>."""
+    if any(child.get("clip-rule") == "evenodd" for child in clip.children):
+        canvas.context.set_fill_rule(cairo.FILL_RULE_EVEN_ODD)
+    if clip.get("clipPathUnits") in ("objectBoundingBox", "box"):
+        x, y, width, height = calculate_bounding_box(canvas, node) or (0, 0, 1, 1)
+        clip["transform"] = f"translate({x} {y}) scale({width} {height})"
+        clip["clipPathUnits"] = "box"  # so CairoSVG lets it be
+
+
+def draw_markers(draw, canvas, node):
+    """Draw the markers of a shape, which may ask for its fill and stroke."""
+    before = canvas.marked
+    canvas.marked = {name: node.get(name, MARKED[name]) for name in MARKED}
+    draw(canvas, node)
+    canvas.marked = before
 
 
 def transform_in_box(draw, canvas, text, gradient=None, transform_origin=None):
@@ -75,288 +98,43 @@ def transform_in_box(draw, canvas, text, gradient=None, transform_origin=None):
     draw(canvas, text, gradient, transform_origin)
 
 
-def draw_with_corners(draw, canvas, node):
-    """Draw a shape, and note for its markers where it turns: CairoSVG is wrong about curves."""
+def draw_shape(draw, canvas, node):
+    """Draw a shape; scale its dashes by its pathLength; note for its markers where it turns, since
+    CairoSVG is wrong about curves."""
     draw(canvas, node)
-    node.vertices, start = deque(), (0, 0)
-    if not canvas.stroke_and_fill or not any("url" in node.get(end, "") for end in ENDS):
-        return
-    for kind, numbers in canvas.context.copy_path():
-        points = list(zip(numbers[::2], numbers[1::2])) or [start]  # (none: back to the start)
+    length = size(canvas, node.get("pathLength"))
+    if length > 0:
+        points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
+        scale = sum(map(math.dist, points, points[1:])) / length
+        dashes, offset = canvas.context.get_dash()
+        canvas.context.set_dash([dash * scale for dash in dashes], offset * scale)
+    node.vertices = deque()
+    marked = any("url" in node.get(end, "") for end in ENDS)
+    if canvas.stroke_and_fill and marked and node.tag in LINES:
+        node.vertices = corners(canvas.context.copy_path())
+
+
+def corners(path):
+    """A path -> what CairoSVG's `draw_markers` takes: points, and between two of them the direction
+    (turned round) in which the line leaves the one, and that in which it comes to the other."""
+    found, start = deque(), (0, 0)
+    for kind, numbers in path:
+        points = list(zip(numbers[::2], numbers[1::2]))
         if kind == cairo.PATH_MOVE_TO:
             start = points[0]
-            if node.vertices:
-                node.vertices.append((0, 0))
-            node.vertices.append(start)
+            if found:
+                found.append((0, 0))
+            found.append(start)
             continue
-        points.insert(0, node.vertices[-1])
-        steps = [(a, b) for a, b in zip(points, points[1:]) if math.dist(a, b) > 1e-9]
+        points = [found[-1], *(points or [start])]  # no points: back to the start
+        steps = [step for step in zip(points, points[1:]) if math.dist(*step) > 1e-9]
         if steps:
-            first, last = (math.atan2(b[1] - a[1], b[0] - a[0]) for a, b in (steps[0], steps[-1]))
-            node.vertices += [(math.pi - first, last), points[-1]]
-
-
-# -------------------------------------------------------------------------------------------- text
-@dataclass(eq=False)
-class Letter:
-    """One character of a <text>."""
-
-    char: str
-    node: object
-    opacity: float
-    shift: float  # down, for its baseline
-    path: list | None  # the points of its <textPath>
-    x: float | None = None  # along the path, if there is one; None: behind the letter before
-    y: float | None = None
-    dx: float | None = None
-    dy: float | None = None
-    rotate: float = 0.0  # radians
-    width: float = 0.0  # with the space behind it
-    scale: float = 1.0  # of its width
-
-
-def draw_text(canvas, node, draw_as_text=False):
-    """Lay out and paint a <text> with all that is in it."""
-    if draw_as_text:  # CairoSVG's second call, to fill what it thinks is laid out
-        return
-    opacity = 1.0 if node.children else float(node.get("opacity", 1))  # (else a group's)
-    letters = gather(canvas, node, opacity, 0.0, None)
-    if not letters:
-        return
-    place(canvas, node, letters)
-    run = []
-    for letter in [*letters, None]:
-        if run and not (letter and follows(run[-1], letter)):
-            if "url(" in run[0].node.get("fill", "") + run[0].node.get("stroke", ""):
-                run[0].node["text_bounding_box"] = bounding_box(canvas, node, letters)
-            paint_run(canvas, run)
-            run = []
-        run.append(letter)
-
-
-def bounding_box(canvas, text, letters):
-    """-> (x, y, width, height) of a laid out text, for its gradients."""
-    ascent, descent, _ = choose_font(canvas, text)
-    left, top = min(a.x for a in letters), min(a.y for a in letters) - ascent
-    right, bottom = max(a.x + a.width for a in letters), max(a.y for a in letters) + descent
-    return left, top, right - left, bottom - top
-
-
-def gather(canvas, node, opacity, shift, path):
-    """-> the letters of a node and of what is in it, with the numbers that are set for them."""
-    if node.get("display") == "none" or node.tag == "defs":
-        return []
-    if node.tag == "textPath":
-        path = flat_path(canvas, (node.get_href() or "")[1:])
-    if node.tag != "text":
-        opacity *= float(node.get("opacity", 1))
-        shift += baseline_shift(canvas, node)
-    down = shift + baseline(canvas, node)
-    letters = [Letter(char, node, opacity, down, path) for char in node.text or ""]
-    for child in node.children:
-        letters += gather(canvas, child, opacity, shift, path)
-    for name in ("x", "y", "dx", "dy"):
-        for letter, length in zip(letters, node.get(name, "").split()):
-            if getattr(letter, name) is None:  # not set further in
-                setattr(letter, name, size(canvas, length, name[-1]))
-    angles = [math.radians(float(angle)) for angle in normalize(node.get("rotate", "")).split()]
-    for number, letter in enumerate(letters):
-        if angles and not letter.rotate:
-            letter.rotate = angles[min(number, len(angles) - 1)]
-    if node.tag == "textPath" and letters:
-        length = sum(map(math.dist, path, path[1:]))
-        letters[0].x, letters[0].y = size(canvas, node.get("startOffset"), length), 0.0
-    return letters
-
-
-def choose_font(canvas, node):
-    """Set the font of a node -> its ascent, its descent, the name of its file."""
-    height = float(node.get("font-size", 16))
-    family, bold, file = font_face(node.get("font-family", ""), node.get("font-weight", ""))
-    # True is cairo's number for italic, and for bold.
-    slanted = node.get("font-style") in ("italic", "oblique")
-    canvas.context.select_font_face(family, slanted, bold)
-    canvas.context.set_font_size(height)
-    # Ascent and descent of all DejaVu fonts, in whole pixels, as browsers have them.
-    return round(0.928 * height), round(0.236 * height), file
-
-
-@functools.lru_cache(1000)
-def font_face(families, weight):
-    """-> the family that is there, is it bold?, the name of its file.
-
-    >>> font_face("'Courier New', monospace", "600")
-    ('monospace', True, 'DejaVuSansMono-Bold.ttf')
-    """
-    names = [name.strip("\"' ") for name in families.split(",")]
-    names = [name for name in names if name in ("serif", "monospace") or "DejaVu" in name]
-    family = names[0] if names else "sans-serif"
-    bold = weight in ("bold", "bolder") or weight.isdigit() and int(weight) >= 600
-    file = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
-    return family, bold, f"{file}{'-Bold' if bold else ''}.ttf"
-
-
-@functools.lru_cache(4000)
-def kerning(file, pair):
-    """How much further apart than others these two letters stand, in em."""
-    path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
-    font = functools.lru_cache(ImageFont.truetype)(path, 1000)
-    return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
-
-
-def baseline(canvas, node):
-    """How far down a node's letters go for its dominant-baseline, as browsers have it."""
-    kind = node.get("dominant-baseline", "auto")
-    if kind in ("auto", "alphabetic"):
-        return 0.0
-    ascent, descent, _ = choose_font(canvas, node)
-    if kind == "middle":
-        return -canvas.context.text_extents("x")[1] / 2
-    places = {"central": (ascent - descent) / 2, "hanging": ascent * 0.8}
-    places |= {"mathematical": ascent / 2, "text-before-edge": ascent}
-    places |= {"text-after-edge": -descent, "ideographic": -descent}
-    return places.get(kind, 0.0)
-
-
-def baseline_shift(canvas, node):
-    """How far down a node's letters go for its own baseline-shift (which is not inherited)."""
-    value = node.get("baseline-shift", "baseline")
-    if value == node.parent.get("baseline-shift") or value == "baseline":
-        return 0.0
-    if value in ("sub", "super"):
-        ascent, descent, _ = choose_font(canvas, node)
-        return (ascent + descent) / (2 if value == "sub" else -2)
-    return -size(canvas, value, float(node.get("font-size", 16)))
-
-
-def place(canvas, text, letters):
-    """Give each letter its place, from left to right; text-anchor then moves whole chunks."""
-    x = y = 0.0
-    node, chunks = None, []
-    for letter in letters:
-        if letter.node is not node:
-            node, before = letter.node, ""
-            file, height = choose_font(canvas, node)[2], float(node.get("font-size", 16))
-            spacing = size(canvas, node.get("letter-spacing"))
-            word_spacing = size(canvas, node.get("word-spacing"))
-        if letter.x is not None or letter.y is not None or not chunks:
-            before = ""
-            chunks.append([])
-        x = (x if letter.x is None else letter.x) + (letter.dx or 0)
-        y = (y if letter.y is None else letter.y) + (letter.dy or 0)
-        if before:
-            x += kerning(file, before + letter.char) * height
-        letter.x, letter.y, before = x, y, letter.char
-        letter.width = canvas.context.text_extents(letter.char)[4] + spacing
-        if letter.char == " ":
-            letter.width += word_spacing
-        x += letter.width
-        chunks[-1].append(letter)
-    if "textLength" in text and len(letters) > 1:
-        stretch(letters, size(canvas, text["textLength"]), text.get("lengthAdjust"))
-    for chunk in chunks:
-        width = chunk[-1].x + chunk[-1].width - chunk[0].x
-        anchor = {"middle": width / 2, "end": width}.get(chunk[0].node.get("text-anchor"), 0)
-        for letter in chunk:
-            letter.x -= anchor
-
-
-def stretch(letters, length, adjust):
-    """Make a text as long as it is to be, by space between its letters or by wider ones."""
-    start, width = letters[0].x, letters[-1].x + letters[-1].width - letters[0].x
-    for number, letter in enumerate(letters):
-        if adjust == "spacingAndGlyphs":
-            letter.scale = length / width
-            letter.x = start + (letter.x - start) * letter.scale
-            letter.width *= letter.scale
-        else:
-            letter.x += (length - width) / (len(letters) - 1) * number
-
-
-def follows(a, b):
-    """May two letters be painted as one piece?"""
-    near = abs(a.x + a.width - b.x) < 1e-3 and abs(a.y - b.y) < 1e-3 and a.node is b.node
-    spaced = "letter-spacing" in a.node or "word-spacing" in a.node or a.scale != 1
-    return near and not (spaced or a.rotate or b.rotate or a.path)
-
-
-def flat_path(canvas, name):
-    """-> the points of a path, its curves as short lines."""
-    if name not in canvas.paths:
-        return []
-    canvas.stroke_and_fill, before = False, canvas.stroke_and_fill
-    canvas.context.new_path()
-    canvas.draw(canvas.paths[name])
-    points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
-    canvas.context.new_path()
-    canvas.stroke_and_fill = before
-    return points
-
-
-def spot(letter):
-    """-> the matrix that puts a letter in its place. None: it is beyond the ends of its path."""
-    x, y, angle = letter.x, letter.y, letter.rotate
-    matrix = cairo.Matrix()
-    if letter.path is not None:
-        rest, half = x + letter.width / 2, letter.width / 2  # the middle of a letter is on the path
-        for (ax, ay), (bx, by) in zip(letter.path, letter.path[1:]):
-            length = math.dist((ax, ay), (bx, by))
-            if 0 <= rest <= length > 0:
-                matrix.translate(ax + (bx - ax) * rest / length, ay + (by - ay) * rest / length)
-                matrix.rotate(math.atan2(by - ay, bx - ax))
-                x = -half
-                break
-            rest -= length
-        else:
-            return None
-    matrix.translate(x, y + letter.shift)
-    matrix.rotate(angle)
-    matrix.scale(letter.scale, 1)
-    return matrix
-
-
-def paint_run(canvas, run):
-    """Fill and stroke letters that stand side by side, or a single one."""
-    context, first, node = canvas.context, run[0], run[0].node
-    matrix, word = spot(first), "".join(letter.char for letter in run)
-    if matrix is None or node.get("visibility") == "hidden":
-        return
-    choose_font(canvas, node)
-    if not canvas.stroke_and_fill:  # it is to clip
-        context.save()
-        context.transform(matrix)
-        context.move_to(0, 0)
-        context.text_path(word)
-        context.restore()
-        return
-    context.new_path()
-    height, width = float(node.get("font-size", 16)), run[-1].x + run[-1].width - first.x
-    steps = ["fill", "stroke"]
-    if node.get("paint-order", "").split("fill")[0].count("stroke"):
-        steps.reverse()
-    for step in steps:
-        if step == "stroke" and node.get("stroke", "none") == "none":
-            continue
-        context.save()
-        target, colour = paint(node.get(step, "black"))
-        opacity = first.opacity * float(node.get(f"{step}-opacity", 1))
-        if not surface.gradient_or_pattern(canvas, node, target, opacity):
-            context.set_source_rgba(*canvas.map_color(colour, opacity))
-        context.transform(matrix)
-        if step == "fill":
-            for line in LINES.keys() & node.get("text-decoration", "").split():
-                thick = max(height / 18, 1)
-                context.rectangle(0, LINES[line] * height, width / first.scale, thick)
-                context.fill()
-            context.move_to(0, 0)
-            context.show_text(word)
-        else:
-            context.set_line_width(size(canvas, node.get("stroke-width", "1")))
-            context.move_to(0, 0)
-            context.text_path(word)
-            context.stroke()
-        context.restore()
-        context.new_path()
+            angles = []
+            for (ax, ay), (bx, by) in (steps[0], steps[-1]):
+                angles.append(math.atan2(by - ay, bx - ax))
+            found.append((math.pi - angles[0], angles[1]))
+            found.append(points[-1])
+    return found
 
 
 # ------------------------------------------------------------------------------- patterns and masks
@@ -375,31 +153,35 @@ def draw_elsewhere(canvas, width, height, matrix, nodes, opacity=1.0):
     return picture
 
 
+def sides(canvas, node):
+    """-> the x, y, width and height that a node gives in units of the drawing."""
+    return [size(canvas, node.get(side), axis) for side, axis in zip(SIDES, "xyxy")]
+
+
 def draw_pattern(canvas, node, name, opacity):
     """Make a pattern the source of what is painted next -> is it one? Its tile is drawn once."""
     pattern, context = canvas.patterns[name], canvas.context
-    box = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
-    sides = [pattern.get(side) for side in ("x", "y", "width", "height")]
+    left, top, wide, high = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
     if pattern.get("patternUnits") == "userSpaceOnUse":
-        x, y, width, height = (size(canvas, *side) for side in zip(sides, "xyxy"))
+        x, y, width, height = sides(canvas, pattern)
     else:
-        x, y, width, height = (size(canvas, side, 1) for side in sides)
-        x, y, width, height = x * box[2], y * box[3], width * box[2], height * box[3]
-        x, y = box[0] + x, box[1] + y
+        x, y, width, height = (size(canvas, pattern.get(side), 1) for side in SIDES)
+        x, width = left + x * wide, width * wide
+        y, height = top + y * high, height * high
     if width <= 0 or height <= 0:
         return False
     # As many pixels as the tile covers on the canvas.
-    matrix = context.get_matrix()
-    zoom = math.sqrt(abs(matrix.xx * matrix.yy - matrix.xy * matrix.yx))
-    columns, rows = (min(max(math.ceil(side * zoom), 1), 2048) for side in (width, height))
+    pixels = (math.ceil(side * zoom(context)) for side in (width, height))
+    columns, rows = (min(max(side, 1), 2048) for side in pixels)
     to_tile = inner = cairo.Matrix(columns / width, 0, 0, rows / height)
     if pattern.get("viewBox"):
         left, top, wide, high = map(float, normalize(pattern["viewBox"]).split())
         fit = min(width / wide, height / high)
-        inner = cairo.Matrix(fit, 0, 0, fit, (width - wide * fit) / 2, (height - high * fit) / 2)
-        inner = cairo.Matrix(1, 0, 0, 1, -left, -top).multiply(inner).multiply(to_tile)
+        right, down = (width - wide * fit) / 2, (height - high * fit) / 2
+        inner = cairo.Matrix(fit, 0, 0, fit, right - left * fit, down - top * fit)
+        inner = inner.multiply(to_tile)
     elif pattern.get("patternContentUnits") == "objectBoundingBox":
-        inner = cairo.Matrix(box[2], 0, 0, box[3]).multiply(to_tile)
+        inner = cairo.Matrix(wide, 0, 0, high).multiply(to_tile)
     tile = draw_elsewhere(canvas, columns, rows, inner, pattern.children, opacity)
     source = cairo.SurfacePattern(tile)
     source.set_extend(cairo.EXTEND_REPEAT)
@@ -428,6 +210,12 @@ def paint_mask(canvas, node, name, opacity):
     rows.paste(light)
     light = cairo.ImageSurface(cairo.FORMAT_A8, *shape, bytearray(rows.tobytes()), stride)
     context.save()
+    if mask.get("maskUnits") == "userSpaceOnUse" and "width" in mask:
+        context.new_path()
+        context.rectangle(
+            *(size(canvas, mask.get(side), axis) for side, axis in zip(SIDES, "xyxy"))
+        )
+        context.clip()
     context.identity_matrix()
     context.mask_surface(light)
     context.restore()

@@ -19,8 +19,13 @@ SIZES = {"xx-small": 9, "x-small": 10, "small": 13, "medium": 16, "large": 18, "
 SIZES |= {"xx-large": 32, "xxx-large": 48}  # pixels, of a font
 ANGLES = {"": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360, "grad": 0.9}  # degrees
 PATH = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
+COMMAND = re.compile(rf"[\s,]*([mlhvcsqtazMLHVCSQTAZ])((?:[\s,]*{NUMBER})*)")
+# The two flags of an arc may stick to what follows.
+ARC = re.compile(rf"({NUMBER})[\s,]*" * 3 + r"([01])[\s,]*" * 2 + rf"({NUMBER})[\s,]*" * 2)
 STEPS = {"translate": (1, 2), "scale": (1, 2), "rotate": (1, 3), "matrix": (6,), "skewX": (1,)}
 STEPS |= {"skewY": (1,)}  # how many numbers a part of a transform has
+STEP = re.compile(r"[\s,]*([a-zA-Z]+)\s*\(([^()]*)\)")
+BARE = {"scale", "scaleX", "scaleY", "matrix"}  # whose numbers have no unit in CSS
 KEYWORDS = """text-anchor display visibility font-style font-weight stroke-linecap stroke-linejoin
     dominant-baseline alignment-baseline fill-rule clip-rule paint-order text-decoration""".split()
 COLOURS = "fill stroke stop-color color".split()
@@ -29,7 +34,7 @@ LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width
     stroke-dashoffset letter-spacing word-spacing textLength startOffset baseline-shift markerWidth
     markerHeight refX refY offset""".split()
 NO_LENGTHS = {"none", "sub", "super", "baseline"}
-POSITIVE = {"width", "height", "r", "rx", "ry", "stroke-width", "stroke-dasharray"}
+POSITIVE = set("width height r rx ry stroke-width stroke-dasharray textLength".split())
 REFERENCES = {"marker-start": "marker", "marker-mid": "marker", "marker-end": "marker"}
 REFERENCES |= {"clip-path": "clipPath", "mask": "mask"}
 ANCHORS = {"start", "middle", "end"}
@@ -43,35 +48,58 @@ def plain_values(own, style, names, css):
         plain[name] = own[name].lower().replace("collapse", "hidden")
     if plain.get("text-anchor", "start") not in ANCHORS:
         plain["text-anchor"] = None
+    if "text-transform" in own and "text-transform" not in css:
+        plain["text-transform"] = None
     for name in own.keys() & COLOURS:
         plain[name] = paint(own[name], names)
     for name in own.keys() & OPACITIES:
-        match = re.fullmatch(rf"({NUMBER})(%?)", own[name])
-        share = float(match[1]) / (100 if match[2] else 1) if match else 1
-        plain[name] = f"{min(max(share, 0), 1):.4g}"
+        plain[name] = plain_share(own[name])
     for name in own.keys() & LENGTHS:
-        if own[name] not in NO_LENGTHS:
-            value = plain_length("0" if own[name] == "normal" else own[name], style)
-            plain[name] = None if name in POSITIVE and "-" in (value or "") else value
+        if own[name] == "normal":
+            plain[name] = "0"
+        elif own[name] not in NO_LENGTHS:
+            plain[name] = plain_length(own[name], style)
+            if name in POSITIVE and "-" in (plain[name] or ""):
+                plain[name] = None
     for name in own.keys() & REFERENCES:
-        target = reference(own[name])[0]
-        plain[name] = f"url(#{target})" if names.get(target) == REFERENCES[name] else "none"
+        target, _ = reference(own[name])
+        found = names.get(target) == REFERENCES[name]
+        plain[name] = f"url(#{target})" if found else "none"
     if "points" in own:
-        numbers = re.findall(NUMBER, own["points"])
-        whole = not re.sub(NUMBER, "", own["points"]).strip(" ,\t\r\n")
-        plain["points"] = " ".join(numbers[: len(numbers) // 2 * 2]) if whole else ""
+        plain["points"] = plain_points(own["points"])
     if "d" in own:
         plain["d"] = plain_path(own["d"])
-    if "orient" in own and not own["orient"].startswith("auto"):
-        plain["orient"] = (re.findall(NUMBER, own["orient"]) or ["0"])[0]
+    if not own.get("orient", "auto").startswith("auto"):
+        angle = re.match(NUMBER, own["orient"])
+        plain["orient"] = angle[0] if angle else "0"
     if "transform" in own:
         plain["transform"] = plain_transform(own["transform"], style, "transform" in css)
     if "transform-origin" in own or "transform-box" in own:
         plain["transform-origin"] = plain_origin(own, style)
     own.update(plain)
     own.pop("filter", None)  # CairoSVG would shift or flood what it cannot blur
-    for name in [name for name in plain if plain[name] is None]:
-        del own[name]
+    for name in plain:
+        if plain[name] is None:
+            del own[name]
+
+
+def plain_share(text):
+    """An opacity -> from 0 to 1; what is none counts as 1."""
+    match = re.fullmatch(rf"({NUMBER})(%?)", text)
+    if not match:
+        return "1"
+    share = float(match[1])
+    if match[2]:
+        share /= 100
+    return f"{min(max(share, 0), 1):.4g}"
+
+
+def plain_points(text):
+    """Pairs of numbers; a last one without its pair is left out, after an error all are."""
+    numbers = re.findall(NUMBER, text)
+    if re.sub(NUMBER, "", text).strip(" ,\t\r\n"):
+        return ""
+    return " ".join(numbers[: len(numbers) // 2 * 2])
 
 
 def reference(text):
@@ -158,21 +186,22 @@ def plain_path(text):
     >>> plain_path("M1-2 3,4a5 5 0 0110 9 L 7"), plain_path("L 1 2")
     ('M 1 -2 3 4 a 5 5 0 0 1 10 9', '')
     """
-    path, end, count, numbers = [], 0, 1, [0]
-    command = re.compile(rf"[\s,]*([mlhvcsqtazMLHVCSQTAZ])((?:[\s,]*{NUMBER})*)")
-    # A number too few or too many is the last that is read.
-    while (numbers and len(numbers) % count == 0 or not count) and (
-        match := command.match(text, end)
-    ):
-        letter, numbers, end = match[1], re.findall(NUMBER, match[2]), match.end()
-        count = PATH[letter.lower()]
-        if count == 7:  # the two flags of an arc may stick to what follows
-            arc = rf"({NUMBER})[\s,]*" * 3 + r"([01])[\s,]*" * 2 + rf"({NUMBER})[\s,]*" * 2
-            numbers = [number for found in re.findall(arc, match[2]) for number in found]
-        if not path and letter not in "mM":
+    path, end = [], 0
+    while True:
+        command = COMMAND.match(text, end)
+        if not command or not path and command[1] not in "mM":
             break
-        if not count or len(numbers) >= count:
-            path += [letter, *numbers[: len(numbers) // (count or 1) * count]]
+        letter, numbers = command[1], re.findall(NUMBER, command[2])
+        count = PATH[letter.lower()]
+        if count == 7:
+            numbers = [number for arc in ARC.findall(command[2]) for number in arc]
+        whole = len(numbers) // count * count if count else 0
+        if whole or not count:
+            path += [letter, *numbers[:whole]]
+        # A number too few or too many is the last that is read.
+        if whole != len(numbers) or count and not whole:
+            break
+        end = command.end()
     return " ".join(path)
 
 
@@ -184,25 +213,27 @@ def plain_transform(text, style, css):
     'rotate(90) translate(20 0)'
     """
     steps, end = [], 0
-    part = re.compile(r"[\s,]*([a-zA-Z]+)\s*\(([^()]*)\)")
     value = rf"({NUMBER})([a-zA-Z%]*)" if css else rf"({NUMBER})()"
-    while match := part.match(text, end):
-        name, end, numbers = match[1], match.end(), []
-        if re.sub(value, "", match[2]).strip(" ,\t\r\n"):
+    while step := STEP.match(text, end):
+        name, end, numbers = step[1], step.end(), []
+        if re.sub(value, "", step[2]).strip(" ,\t\r\n"):
             return ""
-        for axis, (number, unit) in enumerate(re.findall(value, match[2])):
+        for axis, (number, unit) in enumerate(re.findall(value, step[2])):
+            bare = not css or name in BARE or not float(number)
             if unit == "%":
-                side = style["box"][1 if axis or name[-1] in "yY" else 0]
-                numbers.append(float(number) / 100 * side)
-            elif unit in ANGLES:
+                vertical = axis == 1 or name[-1] in "yY"
+                numbers.append(float(number) / 100 * style["box"][int(vertical)])
+            elif unit in ANGLES and (unit or bare):
                 numbers.append(float(number) * ANGLES[unit])
             else:
-                numbers.append(float(plain_length(number + unit, style) or "nan"))
+                length = plain_length(number + unit, style) if unit else None
+                numbers.append(float(length or "nan"))
         if css:
             name, numbers = plain_step(name.lower(), numbers)
         if len(numbers) not in STEPS.get(name, ()) or not all(map(math.isfinite, numbers)):
             return ""
-        steps.append(f"{name}({' '.join(f'{number:.7g}' for number in numbers)})")
+        numbers = " ".join(f"{number:.7g}" for number in numbers)
+        steps.append(f"{name}({numbers})")
     return "" if text[end:].strip() else " ".join(steps)
 
 
