@@ -467,3 +467,46 @@ def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_pa
         and "'llama'" in finished.stderr
         and "Qwen2-VL" in finished.stderr
     )
+
+
+def test_replies_that_cannot_be_read_are_counted_and_kept(tmp_path, capsys):
+    """By role in the base's record and in each step's; above 30 % with a warning and an example."""
+    noise = random_model(tmp_path / "noise")
+    few = dict(questions=0, coder_proposals=8, solver_proposals=8, probe=8, proposal_tokens=16)
+    run = evolve(replace(SMALL, model=noise, out=str(tmp_path / "run"), **few))
+    lines, out = metrics(run.folder), capsys.readouterr().out
+    base = next(line for line in lines if line["kind"] == "eval")
+    assert base["unread_by_role"] == {"proposer": 1.0, "coder": 0.0, "solver": 0.0}
+    assert {line["unread"] for line in lines if line["kind"] == "step"} == {1.0}
+    assert out.count("100 % of the proposer's replies cannot be read") == 1
+    assert "phase S will starve" in out and "unread 1.00" in out
+    example = (run.folder / "iter0/unread-proposer.txt").read_text()
+    rows = [
+        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
+    ]
+    assert example == rows[0]["reply"]
+
+
+def test_a_solver_without_the_form_is_told_once(tmp_path, monkeypatch, capsys):
+    reward = rewards.solver_reward
+    monkeypatch.setattr(
+        rewards, "solver_reward", lambda *args: reward(*args) | {"format": 0.0, "reward": 0.5}
+    )
+    evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0))
+    assert capsys.readouterr().out.count("no reply of the Solver has the form") == 1
+
+
+def test_a_checkpoint_brings_its_own_topics(tmp_path):
+    folder = tmp_path / "mine"
+    VLM.load("tiny", device="cpu").save(folder)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": ["knots", "maps"]}))
+    settings = replace(SMALL, model=str(folder), iterations=0, questions=0, probe=3)
+    run = evolve(replace(settings, out=str(tmp_path / "run")))
+    rows = [
+        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
+    ]
+    assert [row["topic"] for row in rows] == ["knots", "maps", "knots"]
+    (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": "knots"}))
+    with pytest.raises(SystemExit, match="a list of one or more texts"):
+        evolve(replace(settings, out=str(tmp_path / "other")))
