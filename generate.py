@@ -106,8 +106,9 @@ class Engine:
         self.seed, self.numbers, self.limits = seed, numbers, limits.tolist()
         self.results = [[None] * limits.shape[1] for _ in prompts]
         self.queue, self.ready = waiting_line(prompts, limits.shape[1]), []
-        # Free slots, the lowest last; whose completion (p, c) each slot holds.
-        self.slots, self.free, self.owner = slots, list(range(slots))[::-1], [None] * slots
+        # Free slots, the lowest last; which completion (p, c) each slot holds.
+        self.slots, self.free = slots, list(range(slots))[::-1]
+        self.owner = np.zeros((slots, 2), dtype=int)
         device, most = vlm.device, int(limits.max())
         columns = max(len(prompt.tokens) for prompt in prompts) + most
         self.cache = Cache(vlm, slots, columns)
@@ -128,7 +129,6 @@ class Engine:
         first, second = sin[0].chunk(2, dim=-1)
         self.rotation = torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
 
-        self.index = torch.arange(slots, device=device)
         self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
         never = [vlm.config.image_token_id, vlm.config.video_token_id]
         self.never = torch.tensor(never, device=device)
@@ -156,7 +156,9 @@ class Engine:
             if not self.ready:
                 self.prefill()
             prompt, cache, asked = self.ready[0]
-            self.place(self.free.pop(), prompt, cache, *asked.pop(0))
+            now = asked[: len(self.free)]
+            self.place(prompt, cache, now, [self.free.pop() for _ in now])
+            del asked[: len(now)]
             if not asked:
                 self.ready.pop(0)
         m = self.slots - len(self.free)
@@ -166,22 +168,23 @@ class Engine:
             to, since = torch.tensor([gaps, movers], device=self.vlm.device)
             for state in (*self.cache.layers(), *self.counts, self.random, *self.records):
                 state[to] = state[since]
-            for gap, mover in zip(gaps, movers):
-                self.owner[gap] = self.owner[mover]
+            self.owner[gaps] = self.owner[movers]
             self.free = list(range(m, self.slots))[::-1]
         return m
 
-    def place(self, slot, prompt, cache, p, c):
-        """Begin completion c of a prompt whose keys and values are known."""
-        length = len(prompt.tokens)
+    def place(self, prompt, cache, asked, slots):
+        """Begin these completions (p, c) of a prompt whose keys and values are known."""
+        at, length = torch.tensor(slots, device=self.vlm.device), len(prompt.tokens)
         self.cache.grow(length, self.slots)
         for layer, own in zip(self.cache.layers(), cache):
-            layer[slot, :, :length] = own
+            layer[at, :, :length] = own
         # The first step computes the last token of the prompt again, and puts it where it was.
-        start = [prompt.tokens[-1], length - 1, prompt.next_position - 1, 0, self.limits[p][c]]
-        self.counts[:, slot] = torch.tensor(start)
-        self.random[slot] = uniforms(self.seed, self.numbers[p], c, self.random.shape[1])
-        self.owner[slot] = p, c
+        begin = [prompt.tokens[-1], length - 1, prompt.next_position - 1, 0]
+        counts = torch.tensor([[*begin, self.limits[p][c]] for p, c in asked])
+        self.counts[:, at] = counts.T.to(at.device)
+        random = [uniforms(self.seed, self.numbers[p], c, self.random.shape[1]) for p, c in asked]
+        self.random[at] = torch.stack(random).to(at.device)
+        self.owner[slots] = asked
 
     def prefill(self):
         """Run the next prompts through the network: as many as the token budget allows."""
@@ -217,7 +220,7 @@ class Engine:
 
     def advance(self, m: int, width: int):
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
-        index, drawn, limit = self.index[:m], self.drawn[:m], self.limit[:m]
+        index, drawn, limit = self.cache.index[:m], self.drawn[:m], self.limit[:m]
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
         new = sample(logits, self.random[index, drawn], *self.settings, self.never)
         self.records[:, index, drawn] = torch.stack([value.double() for value in new])
@@ -238,7 +241,7 @@ class Engine:
             attention = layer.self_attn
             h = norm(layer.input_layernorm, x)
             q, k, v = attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)
-            q, k, v = (x.view(m, -1, attention.head_dim) for x in (q, k, v))  # [m, heads, H]
+            q, k, v = (each.view(m, -1, attention.head_dim) for each in (q, k, v))  # [m, heads, H]
             if self.vlm.family == "qwen3_vl":
                 q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
             both = rotate(torch.cat([q, k], dim=1), cos, sin)

@@ -1,19 +1,24 @@
-"""Sampling against transformers' own `generate`: `python bench/generate_bench.py`. Some ten minutes on two cores.
+"""Sampling against transformers' own `generate`: `python bench/generate_bench.py`.
 
-Same weights, prompts, pictures, number of replies, sampling settings and end tokens; both engines in turn in one
-process, several rounds, medians; `ratio` is ours by theirs in tokens per second, round by round. Where ends are drawn, replies
-differ (two random streams) and their lengths have the same distribution; so rates are compared, not times.
+Some ten minutes on two cores. Same weights, prompts, pictures, number of replies, sampling settings
+and end tokens; both engines in turn in one process, several rounds, medians. `ratio` is ours by
+theirs in tokens per second, round by round. Where ends are drawn, replies differ (two random
+streams) and their lengths have the same distribution: so rates are compared, not times.
 
     proposals, codes, answers   the embedded base on what a training run asks of it
-    tail                        ours alone: by how much the time grows when one reply in a hundred is twice as long as the others. The last
-                                steps, which have but a few of these to work on, weigh less the more replies there are: for 800 and for
-                                2,048 of them, as many as a phase of a default run asks for
-    long                        random weights, about 100 M parameters, the real 151,936 words, prompts of 600 tokens with a picture
-                                in them, 8 replies each. Lengths are forced, the same for both, with a long tail: quantiles of a
-                                log-normal distribution with sigma 1. An engine that waits for the longest of a batch pays for the rest.
-    memory                      peak resident memory of both on `long`, each in a process of its own
-    2b                          only where asked for, and on a GPU: the shape of Qwen2-VL-2B in bf16, prompts of 1,000 tokens with a
-                                picture, lengths from 50 to 2,000, 64 and 256 replies; and how near decoding comes to the memory's speed
+    tail                        ours alone: how much longer it takes when one reply in a hundred is
+                                twice as long as the others. The last steps, which have only a few
+                                of these to work on, weigh less the more replies there are: for 800,
+                                and for 2,048, as many as a phase of a default run asks for
+    long                        random weights, about 100 M parameters, the real 151,936 words,
+                                prompts of 600 tokens with a picture in them, 8 replies each.
+                                Lengths are forced, the same for both: quantiles of a log-normal
+                                distribution with sigma 1. Who waits for the longest pays for it
+    memory                      peak resident memory of both on `long`, each in its own process
+    2b                          only where asked for, and on a GPU: the shape of Qwen2-VL-2B in
+                                bf16, prompts of 1,000 tokens with a picture, lengths from 50 to
+                                2,000, 64 and 256 replies; how near decoding comes to the memory's
+                                speed
 """
 
 import argparse
@@ -49,7 +54,7 @@ def ours(vlm, prompts, n, lengths=None, **sampling):
 
 
 def forced(lengths, end, prompt):
-    """For transformers: the end token when a row has its length, and not before."""
+    """For transformers: the end token when a reply has its length, and not before."""
 
     def process(ids, scores):
         now = (lengths <= ids.shape[1] - prompt + 1).to(scores.device)
@@ -79,8 +84,11 @@ def theirs(
     batch=64,
     lengths=None,
 ):
-    """transformers' generate in batches of `batch` replies: with everything at once its cache would be as long as the
-    longest reply for all of them, and its advice is to batch. Pictures repeated, as it wants them. -> tokens sampled"""
+    """transformers' generate in batches of `batch` replies -> tokens sampled.
+
+    With everything at once its cache would be as long as the longest reply for all of them, and its
+    advice is to batch. Pictures are repeated, as it wants them.
+    """
     if lengths is not None:
         vlm.eos_ids, max_new_tokens = (1000,), int(lengths.max())
     tokens, ends = 0, torch.tensor(vlm.eos_ids, device=vlm.device)
@@ -145,14 +153,15 @@ def compare(name, vlm, prompts, n, rounds, batch=64, **sampling):
     ratios = [a / b for a, b in zip(rates["ours"], rates["theirs"])]
     a, b = (statistics.median(rates[engine]) for engine in ("ours", "theirs"))
     print(
-        f"{name:<10} {len(prompts) * n:5} replies of {mean:5.0f} tokens   ours {a:7.0f} tokens/s {a / mean:6.1f} replies/s   "
-        f"transformers {b:7.0f}   ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{name:<10} {len(prompts) * n:5} replies of {mean:5.0f} tokens   "
+        f"ours {a:7.0f} tokens/s {a / mean:6.1f} replies/s   transformers {b:7.0f}   "
+        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         flush=True,
     )
 
 
 def random_vlm(folder, device, dtype, **text) -> VLM:
-    """A Qwen2-VL of a real shape and vocabulary with random weights; the words come from the embedded base's tokenizer."""
+    """A Qwen2-VL of a real shape and vocabulary with random weights; the embedded base's words."""
     base = VLM.load(TINY, device="cpu")
     ids = {
         k: getattr(base.config, f"{k}_token_id")
@@ -206,8 +215,9 @@ def long_workload(cuda, folder):
         for i in range(8)
     ]
     lengths = long_tail(8, 8, 24, 300)
+    size = sum(p.numel() for p in vlm.model.parameters())
     print(
-        f"long: {sum(p.numel() for p in vlm.model.parameters()) / 1e6:.0f} M parameters, prompts of {len(prompts[0].tokens)} tokens, "
+        f"long: {size / 1e6:.0f} M parameters, prompts of {len(prompts[0].tokens)} tokens, "
         f"replies of {int(lengths.min())} to {int(lengths.max())}",
         flush=True,
     )
@@ -230,13 +240,14 @@ def memory(engine, folder):
     before = resident("VmRSS")
     {"ours": ours, "theirs": theirs}[engine](vlm, prompts, 8, lengths=lengths)
     print(
-        f"memory     {engine:<6} {resident('VmHWM'):6.0f} MB at the peak, of them {before:.0f} MB program and weights",
+        f"memory     {engine:<6} {resident('VmHWM'):6.0f} MB at the peak, "
+        f"of them {before:.0f} MB program and weights",
         flush=True,
     )
 
 
 def tail(count, rounds):
-    """Seconds for so many replies of 40 tokens of the embedded base, and with one in a hundred of 80."""
+    """Seconds for so many replies of 40 tokens, and with one in a hundred of 80."""
     vlm, seconds, tokens = VLM.load("tiny"), {40: [], 80: []}, {}
     prompts = [vlm.encode(fill(vlm.prompts["proposer"], topic=topic)) for topic in TOPICS]
     for number in range(rounds + 1):
@@ -249,16 +260,22 @@ def tail(count, rounds):
             if number:
                 seconds[longest].append(time.perf_counter() - begun)
     grown = [after / before - 1 for before, after in zip(*seconds.values())]
+    more = 100 * (tokens[80] / tokens[40] - 1)
     print(
-        f"tail       {count} replies, one in a hundred twice as long: {100 * statistics.median(grown):+.1f} % time "
-        f"({100 * min(grown):+.1f} to {100 * max(grown):+.1f}), +{100 * (tokens[80] / tokens[40] - 1):.1f} % tokens",
+        f"tail       {count} replies, one in a hundred twice as long: "
+        f"{100 * statistics.median(grown):+.1f} % time "
+        f"({100 * min(grown):+.1f} to {100 * max(grown):+.1f}), +{more:.1f} % tokens",
         flush=True,
     )
 
 
 def roofline(vlm, prompts, n, lengths):
-    """Share of the measured copy bandwidth that decoding reaches: weights read once a step, of each row the cache it has."""
-    source, steps, step = torch.empty(2**30, dtype=torch.uint8, device="cuda"), 0, Engine.step
+    """How much of the measured copy bandwidth decoding reaches.
+
+    The weights are read once a step, and of each slot the cache that it has.
+    """
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    steps, step = 0, Engine.step
     target = torch.empty_like(source)
 
     def timed(run, times=1):
@@ -269,10 +286,10 @@ def roofline(vlm, prompts, n, lengths):
         torch.cuda.synchronize()
         return (time.perf_counter() - begun) / times
 
-    def counted(self):
+    def counted(self, m, width):
         nonlocal steps
         steps += 1
-        return step(self)
+        return step(self, m, width)
 
     timed(lambda: target.copy_(source))
     bandwidth = 2 * 2**30 / timed(lambda: target.copy_(source), 20)  # read and written
@@ -290,13 +307,14 @@ def roofline(vlm, prompts, n, lengths):
         // text.num_attention_heads
     )  # bytes, bf16
     context = sum(
-        (len(prompt.tokens) + row / 2) * row
-        for prompt, r in zip(prompts, lengths.double())
-        for row in r
+        (len(prompt.tokens) + length / 2) * length
+        for prompt, replies in zip(prompts, lengths.double())
+        for length in replies
     )
     moved = steps * weights + float(context) * token
     print(
-        f"2b x {n * len(prompts)}: {steps} steps, {100 * moved / seconds / bandwidth:.0f} % of {bandwidth / 1e12:.2f} TB/s copy bandwidth"
+        f"2b x {n * len(prompts)}: {steps} steps, {100 * moved / seconds / bandwidth:.0f} % of "
+        f"{bandwidth / 1e12:.2f} TB/s copy bandwidth"
     )
 
 
@@ -322,9 +340,8 @@ def main():
             return memory(args.peak, folder)
     if "2b" in args.only and not cuda:
         sys.exit("generate_bench.py: 2b needs a GPU, and PyTorch finds none here")
-    print(
-        f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} threads'}"
-    )
+    machine = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {machine}")
     if {"proposals", "codes", "answers"} & {*args.only}:
         vlm = VLM.load("tiny")
         propose = [vlm.encode(fill(vlm.prompts["proposer"], topic=topic)) for topic in TOPICS]

@@ -45,12 +45,13 @@ FIGURES = {
     "coder": "reward rendered | rendered | solvability difficulty",
     "solver": "reward accuracy format | reward |",
 }
+# What it calls them.
+SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
+SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
 
-NO_FORM = (
-    "no reply of the Solver has the form that its prompt asks for, <think>..</think> and then one "
-    "box: an instruct model without think tags? Its format reward stays 0, its answers are paid"
-)
+NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and then
+one box: an instruct model without think tags? Its format reward stays 0, its answers are paid"""
 
 
 def subseed(*words) -> int:
@@ -71,6 +72,17 @@ def mean(values) -> float:
     """
     values = list(values)
     return sum(values) / len(values) if values else 0.0
+
+
+def read_jsonl(path: Path) -> list:
+    """Lines of JSON. A last line without its newline is still being written: it is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError:
+        raise ValueError(f"{path} has a line that is not JSON") from None
 
 
 def bar(items, title: str, unit: str):
@@ -103,17 +115,17 @@ class Run:
         # (iteration, stage) that is done: (0, "") nothing yet, (0, "eval") the base is measured.
         self.done = (0, "")
         # (iteration, role, step) of the state inside the next stage, and the state.
-        self.place, self.state = None, {}
+        self.place, self.state = None, None
         file = self.folder / "resume/progress.json"
         if file.exists():
             progress = json.loads(file.read_text())
             self.done = tuple(progress["done"])
             if progress["place"]:
-                self.state = read_state(self._state_file(*progress["place"])) or {}
-                self.place = tuple(progress["place"]) if self.state else None
+                self.state = read_state(self._state_file(*progress["place"]))
+            if self.state:
+                self.place = tuple(progress["place"])
             print(f"going on with {self.folder}, after {self.done}, {self.place or ''}")
-        lines = [json.dumps(line) + "\n" for line in self._lines() if self._counts(line)]
-        self.write("metrics.jsonl", "".join(lines))
+        self.write_rows("metrics.jsonl", filter(self._counts, self.metrics()))
         # All have read how far the run is, before one goes on.
         parallel.gather([None])
 
@@ -123,8 +135,6 @@ class Run:
             what = ", ".join(f"{n} {old.get(n)!r} there, {new[n]!r} now" for n in changed[:4])
             what = f"{self.folder} holds a run of another configuration ({what})"
             raise ValueError(f"{what}: give its flags, or another --out")
-
-    # ---- what is done
 
     def is_done(self, iteration: int, stage: str) -> bool:
         order = ("", *ROLES, "eval")
@@ -147,19 +157,31 @@ class Run:
 
     def newest(self, role: str) -> str | None:
         """The folder of the role's newest checkpoint; None: it has not been trained yet."""
-        folder = None
-        for iteration in range(1, self.done[0] + 1):
-            if self.is_done(iteration, role):
-                folder = str(self.folder / f"iter{iteration}" / role)
-        return folder
+        iteration = self.done[0]
+        if not self.is_done(iteration, role):
+            iteration -= 1
+        return str(self.folder / f"iter{iteration}" / role) if iteration > 0 else None
 
     def _state_file(self, iteration, role, step) -> Path:
         ranks = f"{parallel.rank()}of{parallel.world()}"
         return self.folder / f"resume/{iteration}-{role}-{step}.{ranks}.pt"
 
     def save_state(self, iteration: int, role: str, step: int, state: dict):
-        write_state(self._state_file(iteration, role, step), state)
-        self.finish(*self.done, (iteration, role, step))  # only now it counts
+        """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
+        path = self._state_file(iteration, role, step)
+        new = path.with_suffix(".new")
+        try:
+            torch.save(state, new)
+            os.replace(new, path)
+        except (OSError, RuntimeError) as error:
+            # torch's writer has no better class for a full disk.
+            new.unlink(missing_ok=True)
+            what = f"{path} could not be written ({str(error).splitlines()[0]})"
+            advice = "make room there, and the same command goes on from the state before"
+            raise RuntimeError(f"{what}: {advice}") from error
+        # Only now, when all ranks have theirs, it counts.
+        parallel.gather([None])
+        self.finish(*self.done, (iteration, role, step))
 
     # ---- replies that cannot be read
 
@@ -172,13 +194,11 @@ class Run:
             self.warned.add(role)
             name = f"iter{iteration}/unread-{role}.txt"
             self.write(name, unread[0])
-            what = (
-                f"{100 * share:.0f} % of the {role}'s replies cannot be read: phase S will starve"
+            print(
+                f"{share:.0%} of the {role}'s replies cannot be read: phase S will starve. One of"
             )
-            print(f"{what}. One of them: {self.folder / name}")
+            print(f"them: {self.folder / name}")
         return share
-
-    # ---- files
 
     def write(self, name: str, text: str):
         """To a temporary name first: whoever reads sees the old file or the new one, all of it."""
@@ -189,19 +209,16 @@ class Run:
             new.write_text(text, encoding="utf-8")
             os.replace(new, path)
 
+    def write_rows(self, name: str, rows):
+        self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
     def log(self, **record):
         if parallel.rank() == 0:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-
-    def _lines(self):
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                # The last line of a run that was killed while it wrote.
-                return
 
     def _counts(self, line: dict) -> bool:
         """Is this line of metrics.jsonl about what is done? Else it will be written again."""
@@ -213,20 +230,20 @@ class Run:
         return self.is_done(iteration, "eval" if line["kind"] == "audit" else stage)
 
     def evaluations(self) -> list[dict]:
-        return [line for line in self._lines() if line["kind"] == "eval"]
+        return [line for line in self.metrics() if line["kind"] == "eval"]
 
     def save_rows(self, iteration: int, name: str, rows: list[tuple[dict, Image.Image | None]]):
         """iterK/NAME.jsonl, and the pictures of its rows."""
         if parallel.rank() == 0:
-            pictures, lines = f"iter{iteration}/pictures", []
-            (self.folder / pictures).mkdir(parents=True, exist_ok=True)
+            (self.folder / f"iter{iteration}/pictures").mkdir(parents=True, exist_ok=True)
+            lines = []
             for number, (row, image) in enumerate(rows, 1):
                 file = None
                 if image is not None:
-                    file = f"{pictures}/{name}_{number:04}.png"
+                    file = f"iter{iteration}/pictures/{name}_{number:04}.png"
                     image.save(self.folder / file)
-                lines.append(json.dumps(row | {"picture": file}) + "\n")
-            self.write(f"iter{iteration}/{name}.jsonl", "".join(lines))
+                lines.append(row | {"picture": file})
+            self.write_rows(f"iter{iteration}/{name}.jsonl", lines)
 
     def load_rows(self, iteration: int, name: str) -> list[tuple[dict, Image.Image | None]] | None:
         """What save_rows wrote, if an earlier start came so far: all ranks have it, or none."""
@@ -234,8 +251,7 @@ class Run:
         if not all(parallel.gather([path.exists()])):
             return None
         rows = []
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_jsonl(path):
             image = Image.open(self.folder / row["picture"]).copy() if row["picture"] else None
             rows.append((row, image))
         return rows
@@ -257,15 +273,13 @@ class Phase:
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
             restore(policy, optimizer, run.state)
-            run.state = {}  # large, and used
+            run.state = None  # large, and used
 
     def seed(self, *words) -> int:
         return subseed(self.run.settings.seed, self.iteration, self.role, *words)
 
     def log(self, kind: str, **record):
         self.run.log(kind=kind, iteration=self.iteration, phase=self.role, **record)
-
-    # ---- data of the phase
 
     def parts(self, count: int):
         """Places 0 .. count-1 in parts: (places, rows that an earlier start saved, or None) each.
@@ -294,20 +308,16 @@ class Phase:
         if self.role == "solver":
             funnel["evaluated"] = len(judged)
         funnel["kept"] = kept
-        self.log(
-            "data",
-            seconds=time.perf_counter() - self.started,
-            **funnel,
-            hard_consistency=[row["consistency"] for row in judged],
-            easy_consistency=[row["easy_consistency"] for row in judged],
-            agreement_with_easy_answer=mean(row["solvability"] for row in judged),
-        )
+        of_judged = {
+            "hard_consistency": [row["consistency"] for row in judged],
+            "easy_consistency": [row["easy_consistency"] for row in judged],
+            "agreement_with_easy_answer": mean(row["solvability"] for row in judged),
+        }
+        self.log("data", seconds=time.perf_counter() - self.started, **funnel, **of_judged)
         counts = " > ".join(f"{number} {name}" for name, number in funnel.items())
         print(f"{self.title} data".ljust(20) + counts)
         if not kept:
             print(f"{self.title}: nothing passed the filter; the {self.role} stays as it is")
-
-    # ---- steps
 
     def steps(self, count: int):
         """Numbers of the steps that are still to be made; 1 is the first."""
@@ -321,14 +331,13 @@ class Phase:
         again, each time in a new order. Without items there is no step."""
         if not items:
             return
-        generator, queue, batches = random.Random(self.seed("order")), [], []
+        rng, batches, waiting = random.Random(self.seed("order")), [], []
+        size = min(size, len(items))
         for _ in range(steps):
-            batch = []
-            while len(batch) < min(size, len(items)):
-                if not queue:
-                    queue = generator.sample(items, len(items))
-                batch.append(queue.pop())
-            batches.append(batch)
+            while len(waiting) < size:
+                waiting += reversed(rng.sample(items, len(items)))
+            batches.append(waiting[:size])
+            del waiting[:size]
         for step in self.steps(steps):
             yield step, batches[step - 1]
 
@@ -364,22 +373,20 @@ class Phase:
 def step_line(title: str, r: dict) -> str:
     """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
 
-    >>> r = dict(reward=0.5, accuracy=0.45, unread=0, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
+    >>> r = dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
+    >>> r["unread"] = 0.0
     >>> print(step_line("it 1 solver 3/20", r))
     it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
     """
-    names = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
-    names |= {"accuracy": "accuracy", "format": "format"}
-    words = [f"{short} {r[name]:.2f}" for short, name in names.items() if name in r]
+    words = [f"{title:<18}  reward {r['reward']:5.2f}"]
+    words += [f"{name} {r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
     if r["updates"]:
         words += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
     elif r.get("skipped"):
         words += ["no update: gradient not finite"]
     else:
         words += ["no update: every group's rewards are equal"]
-    return (
-        f"{title:<18}  reward {r['reward']:5.2f}  " + "  ".join(words) + f"  {r['seconds']:.1f} s"
-    )
+    return "  ".join([*words, f"{r['seconds']:.1f} s"])
 
 
 # ------------------------------------------------------------------------- the state of a training
@@ -393,8 +400,9 @@ def training_state(policy, optimizer) -> dict:
 
     weights, moments = policy.weights(), {}
     for name, weight in weights.items():
-        if weight in optimizer.state:
-            moments[name] = {key: keep(value) for key, value in optimizer.state[weight].items()}
+        # Nothing for a weight that has never had a gradient.
+        own = optimizer.state.get(weight, {})
+        moments[name] = {key: keep(value) for key, value in own.items()}
     return {"weights": {name: keep(w) for name, w in weights.items()}, "moments": moments}
 
 
@@ -403,27 +411,13 @@ def restore(policy, optimizer, state: dict):
     """What `training_state` gave goes back to its place."""
     for name, weight in policy.weights().items():
         parallel.local(weight).copy_(state["weights"][name])
-        for key, value in state["moments"].get(name, {}).items():
+        for key, value in state["moments"][name].items():
             # The step count is a number, the moments have the weight's shape.
-            like = torch.zeros_like(weight)
-            moment = like if value.dim() else torch.zeros((), device=weight.device)
+            moment = torch.zeros((), device=weight.device)
+            if value.dim():
+                moment = torch.zeros_like(weight)
             parallel.local(moment).copy_(value)
             optimizer.state[weight][key] = moment
-
-
-def write_state(path: Path, state: dict):
-    """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
-    new = path.with_suffix(".new")
-    try:
-        torch.save(state, new)
-        os.replace(new, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer has no better class for a full disk.
-        new.unlink(missing_ok=True)
-        what = f"{path} could not be written ({str(error).splitlines()[0]})"
-        advice = "make room there, and the same command goes on from the state before"
-        raise RuntimeError(f"{what}: {advice}") from error
-    parallel.gather([None])
 
 
 def read_state(path: Path) -> dict | None:

@@ -84,39 +84,30 @@ TINY = replace(
     **dict(proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0),
 )
 
-# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (1,024 fill 128
-# slots on each of eight), ten steps (the paper's text has ten), replies of at most 2,048 tokens, and
-# pictures of at most 1024 x 768. What fits, and with how much room: python tools/plan.py
-ONE_GPU = dict(
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (1,024 fill
+# 128 slots on each of eight), ten steps (the paper's text has ten), shorter replies, and pictures
+# of at most 1024 x 768. What fits, and with how much room: python tools/plan.py
+ONE_GPU = replace(
+    PAPER,
     **dict(proposer_steps=10, coder_steps=10, solver_steps=10, part_proposals=256),
-    **dict(coder_proposals=824, coder_prompts=64),
+    **dict(coder_proposals=824, coder_prompts=64, token_budget=8192),
     **dict(solver_proposals=1248, solver_prompts=128, solver_update=64),
     **dict(proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432),
 )
 # Adapters take a step size ten times that of all weights, as is usual; not tuned here.
-LORA = dict(lora=32, lr=1e-5, token_budget=4096, slots=32)
+LORA = replace(ONE_GPU, lora=32, lr=1e-5, token_budget=4096, slots=32)
 # 18 bytes a parameter leave 7 GB of a card of 48 GB for a pass through 2B: short replies, so that
 # 4,096 tokens hold any of them.
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
+TIGHT = replace(ONE_GPU, **SHORT, token_budget=4096, slots=64)
+CUT = replace(PAPER, token_budget=8192)
 PRESETS = {  # name: (settings, what it is for)
     "tiny": (TINY, "the embedded base, on two CPU cores"),
     "paper": (PAPER, "batches, lengths and pictures of the paper, all weights"),
-    "1x24gb": (
-        replace(PAPER, **ONE_GPU | LORA),
-        "up to 4B, adapters of rank 32, a quarter of the data",
-    ),
-    "1x48gb": (
-        replace(PAPER, **ONE_GPU | SHORT, token_budget=4096, slots=64),
-        "2B, all weights, a quarter of the data, replies of 1,536 tokens",
-    ),
-    "1x80gb": (
-        replace(PAPER, **ONE_GPU, token_budget=8192),
-        "2B, all weights, a quarter of the data, 8,192 tokens a pass",
-    ),
-    "8x80gb": (
-        replace(PAPER, token_budget=8192),
-        "up to 8B, all weights cut over 8 GPUs, the paper's data, 8,192 tokens a pass",
-    ),
+    "1x24gb": (LORA, "up to 4B, adapters of rank 32, a quarter of the data"),
+    "1x48gb": (TIGHT, "2B, all weights, a quarter of the data, replies of 1,536 tokens"),
+    "1x80gb": (ONE_GPU, "2B, all weights, a quarter of the data, 8,192 tokens a pass"),
+    "8x80gb": (CUT, "up to 8B, all weights cut over 8 GPUs, the paper's data, 8,192 tokens a pass"),
 }
 
 # What the Coder writes, taking turns.
@@ -127,17 +118,11 @@ FROZEN = {
     "coder": dict(temperature=0.7, top_p=0.95),
     "solver": dict(temperature=1.0, top_k=40),
 }
-TRAINED = {
-    "proposer": dict(temperature=1.0, top_p=0.99),
-    "coder": dict(temperature=0.7, top_p=0.95),
-    "solver": dict(temperature=1.0, top_p=0.99),
-}
+TRAINED = FROZEN | dict.fromkeys(("proposer", "solver"), dict(temperature=1.0, top_p=0.99))
 # Which setting limits its replies.
 LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
-
-# Numbers that may be 0, and numbers that may be anything.
+# Numbers that may be 0.
 MAY_BE_ZERO = "iterations min_pixels max_pixels slots workers questions probe lora".split()
-FREE = ("seed",)
 
 
 def check(settings: Settings) -> None:
@@ -152,20 +137,17 @@ def check(settings: Settings) -> None:
     need("split", settings.split in ("test", "validation"), "test or validation")
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
-        if f.type is int and f.name not in MAY_BE_ZERO and f.name not in FREE:
+        if f.type is int and f.name not in (*MAY_BE_ZERO, "seed"):
             need(f.name, value >= 1, "a whole number, 1 or more")
-        elif f.type in (int, float) and f.name not in FREE:
+        elif f.type in (int, float) and f.name != "seed":  # which may be anything
             need(f.name, value >= 0, "0 or more")
-    for role in LENGTHS:
-        name = f"{role}_rollouts"
-        rule = "2 or more: a group's advantage compares its rollouts"
-        need(name, getattr(settings, name) >= 2, rule)
-    need("lora_alpha", settings.lora_alpha > 0, "above 0")
+        if f.name.endswith("rollouts"):
+            need(f.name, value >= 2, "2 or more: a group's advantage compares its rollouts")
+    for name in ("lora_alpha", "grad_norm", "render_seconds"):
+        need(name, getattr(settings, name) > 0, "above 0")
     need("lr", 0 < settings.lr < 1, "between 0 and 1")
     need("clip_low", settings.clip_low < 1, "below 1")
     need("clip_dual", settings.clip_dual > 1, "above 1")
-    need("grad_norm", settings.grad_norm > 0, "above 0")
-    need("render_seconds", settings.render_seconds > 0, "above 0")
     enough = settings.max_pixels == 0 or settings.max_pixels >= settings.min_pixels
     need("max_pixels", enough, "0, or at least --min-pixels")
 
@@ -173,18 +155,17 @@ def check(settings: Settings) -> None:
 def parse(arguments=None) -> tuple[Settings, int | None]:
     """The command line has a flag for each setting; the preset says what is not given.
 
-    -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset names a number.
+    -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset
+    names a number.
 
     >>> flags = "--model Qwen2-VL-7B --preset 8x80gb --dry-run --lora 16"
     >>> settings, gpus = parse(flags.split())
     >>> gpus, settings.lora, settings.token_budget           # what is given wins over the preset
     (8, 16, 8192)
     """
-    parser = argparse.ArgumentParser(
-        description="MM-Zero: three roles of one vision-language model evolve without data.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    about = "MM-Zero: three roles of one vision-language model evolve without data."
+    options = dict(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=about, **options)
     # The comment behind each field is also its help text.
     comments = re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE)
     for name, comment in comments:
@@ -196,25 +177,21 @@ def parse(arguments=None) -> tuple[Settings, int | None]:
         else:
             options |= {"type": type(paper), "metavar": type(paper).__name__.upper()}
         parser.add_argument("--" + name.replace("_", "-"), **options)
-    steps = "GRPO steps per iteration of all three roles at once"
-    parser.add_argument("--steps", type=int, metavar="INT", help=steps)
-    about = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
-    about = f"where the other settings come from [tiny for --model tiny, else paper]: {about}"
+    about = "GRPO steps per iteration of all three roles at once"
+    parser.add_argument("--steps", type=int, metavar="INT", help=about)
+    about = "where the other settings come from [tiny for --model tiny, else paper]: "
+    about += "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
     parser.add_argument("--preset", choices=PRESETS, help=about)
-    about = (
-        "only say what the run would need, and whether it fits this machine: no weights are loaded "
-        "[GPUs: those in the preset's name, else of this machine]"
-    )
+    about = "only say what the run would need, and whether it fits this machine: no weights are "
+    about += "loaded [GPUs: those in the preset's name, else of this machine]"
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
 
     given = vars(parser.parse_args(arguments))
-    if "steps" in given:
-        count = given.pop("steps")
-        given = {f"{role}_steps": count for role in LENGTHS} | given
-    tiny = given.get("model", "tiny") == "tiny"
-    preset = given.pop("preset", "tiny" if tiny else "paper")
-    gpus = given.pop("dry_run", None)
-    number_in_name = re.match(r"(\d+)x", preset)
-    if gpus == 0 and number_in_name:
-        gpus = int(number_in_name[1])
+    steps, gpus = given.pop("steps", None), given.pop("dry_run", None)
+    if steps is not None:
+        given = {f"{role}_steps": steps for role in LENGTHS} | given
+    usual = "tiny" if given.get("model", "tiny") == "tiny" else "paper"
+    preset = given.pop("preset", usual)
+    if gpus == 0:
+        gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
     return replace(PRESETS[preset][0], **given), gpus

@@ -478,7 +478,7 @@ def test_replies_that_cannot_be_read_are_counted_and_kept(tmp_path, capsys):
     base = next(line for line in lines if line["kind"] == "eval")
     assert base["unread_by_role"] == {"proposer": 1.0, "coder": 0.0, "solver": 0.0}
     assert {line["unread"] for line in lines if line["kind"] == "step"} == {1.0}
-    assert out.count("100 % of the proposer's replies cannot be read") == 1
+    assert out.count("100% of the proposer's replies cannot be read") == 1
     assert "phase S will starve" in out and "unread 1.00" in out
     example = (run.folder / "iter0/unread-proposer.txt").read_text()
     rows = [

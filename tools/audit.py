@@ -11,6 +11,7 @@ report draws them.
 
 import argparse
 import ast
+import itertools
 import json
 import math
 import re
@@ -28,19 +29,19 @@ from support.answers import answers_match, extract_answer, tally, vote
 from support.parallel import gather, rank_slice
 from tiny.truth import truth
 
-# The columns of the table, and their headings; see `audit`.
-COLUMNS = {
-    "questions": "labels",
-    "checkable": "checkable",
-    "label_true": "label true",
-    "proposer_true": "proposer",
-    "agree_proposer": "agree",
-    "blind": "blind",
-    "written": "written",
-    "top_label": "top label",
-    "vote_entropy": "H(votes)",
-    "label_entropy": "H(labels)",
-}
+# What each column of the table is. Shares are in [0, 1], entropies in nats, a dash is unknown.
+COLUMNS = """
+questions      | labels     | questions in the training set
+checkable      | checkable  | share whose truth is known: the tiny world's (tiny/truth.py)
+label_true     | label true | of these, the labels that are true
+proposer_true  | proposer   | of these, the Proposer's answers that are true
+agree_proposer | agree      | labels equal to the Proposer's own hard answer
+blind          | blind      | labels that the vote without the picture gives as well
+written        | written    | labels that stand, as words, in what the code writes into the picture
+top_label      | top label  | the share of the commonest label
+vote_entropy   | H(votes)   | of the votes behind a label, mean; unreadable ones are votes as well
+label_entropy  | H(labels)  | of all labels together: do all answers become one?
+"""
 
 # Names of functions that draw text: ImageDraw.text, plt.title, ax.set_xlabel, plt.bar(names, ...).
 DRAWS_TEXT = "text|title|label|legend|annotate|bar|pie|table"
@@ -57,19 +58,17 @@ def drawn_text(code, language):
     '12'
     """
     if language == "svg":
-        nodes = [node.strip() for node in re.findall(r">([^<>]+)<", code)]
-        return " ".join(node for node in nodes if node)
+        return " ".join(re.findall(r">\s*([^<>\s][^<>]*?)\s*<", code))
     try:
-        tree = ast.parse(code)
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     except (SyntaxError, ValueError, RecursionError):
         return ""  # what is no program draws nothing, either
     words = []
-    for call in ast.walk(tree):
-        if not isinstance(call, ast.Call) or not re.search(DRAWS_TEXT, ast.unparse(call.func)):
-            continue
-        for node in (node for argument in call.args for node in ast.walk(argument)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                words.append(node.value)
+    for call in calls:
+        if re.search(DRAWS_TEXT, ast.unparse(call.func)):
+            nodes = itertools.chain.from_iterable(map(ast.walk, call.args))
+            values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+            words += [value for value in values if isinstance(value, str)]
     return " ".join(words)
 
 
@@ -104,18 +103,7 @@ def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
 
 
 def audit(rows, blind=None):
-    """Figures on a training set of the Solver. Shares are in [0, 1], entropies in nats.
-
-    agree_proposer  labels equal to the Proposer's own hard answer
-    checkable       questions whose truth is known: the tiny world's (tiny/truth.py)
-    label_true      of these, the labels that are true (None: there are no such questions)
-    proposer_true   of these, the Proposer's answers that are true
-    vote_entropy    of the votes behind a label, mean; what could not be read is a vote as well
-    label_entropy   of all labels together: do all answers become one?
-    top_label       the share of the commonest label
-    written         labels that stand, as words, in what the code writes into the picture
-    blind           labels that the vote without the picture gives as well (None: it was not asked)
-    """
+    """Figures on a training set of the Solver, as COLUMNS says; None stands for what is unknown."""
 
     def share(hits):
         return float(np.mean(hits)) if len(hits) else None
@@ -143,8 +131,7 @@ def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
 
     With `vlm`, the Solver is asked now for those. FileNotFoundError: phase S has not written yet.
     """
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     blind = [row.get("blind") for row in rows]
     if vlm is not None:
         blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
@@ -159,14 +146,15 @@ def table(audits):
      it  labels  checkable  label true
       2      40      0.755           –
     """
-    lines = ["  ".join([" it", *COLUMNS.values()])]
+    columns = [[cell.strip() for cell in line.split("|")] for line in COLUMNS.strip().split("\n")]
+    lines = ["  ".join([" it", *(heading for _, heading, _ in columns)])]
     for iteration, figures in audits.items():
-        cells = [f"{iteration:>3}"]
-        for name, heading in COLUMNS.items():
+        line = f"{iteration:>3}"
+        for name, heading, _ in columns:
             value = figures.get(name)
             text = "–" if value is None else f"{round(value, 3):g}"
-            cells.append(text.rjust(len(heading)))
-        lines.append("  ".join(cells))
+            line += "  " + text.rjust(len(heading))
+        lines.append(line)
     return "\n".join(lines)
 
 

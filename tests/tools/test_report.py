@@ -208,7 +208,7 @@ def make_run(folder, iterations=3, steps=10, proposals=40):
     )
     for k in range(iterations + 1):
         (folder / f"iter{k}" / "pictures").mkdir(parents=True)
-        for phase in reporting.PHASES if k else ():
+        for phase in reporting.ROLES if k else ():
             if phase != "proposer":
                 valid, drawn = 280 + 32 * k, 200 + 50 * k
                 records.append(
@@ -416,7 +416,7 @@ def test_types_are_shares_on_top_of_each_other(tmp_path):
 
 def test_funnel_is_in_shares_of_what_was_asked():
     record = dict(phase="coder", iteration=1, asked=200, valid=150, rendered=None, kept=20)
-    source = reporting.funnel([record])
+    source = reporting.PAGE.funnel([record])
     assert re.findall(r"<td>(\d+|–)", source) == ["200", "150", "–", "–", "20"]
     assert re.findall(r"width:([\d.]+)%", source) == ["100.0", "75.0", "10.0"]
 
