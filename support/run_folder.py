@@ -50,8 +50,8 @@ SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d"
 SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
 
-NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and then
-one box: an instruct model without think tags? Its format reward stays 0, its answers are paid"""
+NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and
+then one box: an instruct model without think tags? Format stays 0, its answers are paid"""
 
 
 def subseed(*words) -> int:
