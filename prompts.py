@@ -166,8 +166,12 @@ The code
 - Plain elements only: rect, circle, ellipse, line, polyline, polygon, path, text, tspan, g, and
   defs with simple gradients or markers. Set fill, stroke and font-size as attributes,
   font-family="sans-serif", colours by name or #rrggbb.
-- No scripts, no animation, no foreignObject, no style sheets, no filters, no pictures inside the
-  picture, no links, fonts or files from elsewhere: nothing is loaded.
+- No scripts, no animation, no style sheets, no pictures inside the picture, no links, fonts or
+  files from elsewhere: nothing is loaded.
+- Do not use what would be drawn wrongly or not at all: foreignObject and HTML in it, filters,
+  shadows, blend modes, vertical writing (use transform="rotate(-90 x y)"), computed lengths such
+  as calc(), clip-path on anything but a rect, the CSS properties rotate, translate and scale,
+  textLength on a tspan, small caps, emoji, letters that DejaVu Sans does not have.
 - Work out all coordinates before you write. In text, write &lt; for < and &amp; for &.
 
 End your reply with the code in one fenced block, complete, in this form:
@@ -191,7 +195,8 @@ The code
 - Neither side may be larger than 2048 pixels; about 800 by 600 is good. White background. For a
   figure use figsize=(8, 6), dpi=100 and tight_layout.
 - Write all values into the code, so that every run draws the same picture. Use the fonts that
-  come with matplotlib, or Pillow's ImageFont.load_default(size).
+  come with matplotlib, or Pillow's ImageFont.load_default(size): all text is set in DejaVu, which
+  has no emoji.
 
 End your reply with the code in one fenced block, complete, in this form:
 ```python

@@ -212,6 +212,8 @@ def test_coder_prompt_names_what_the_sandbox_takes():
     assert rewards.extract_code(FILLED["svg"], "svg").startswith("<svg")  # the form itself is code
     for word in ("viewBox", "No scripts", "xmlns", "files from elsewhere"):
         assert word in svg
+    for word in ("foreignObject", "filters", "vertical writing", "calc()", "textLength", "emoji"):
+        assert word in svg[svg.index("Do not use what would be drawn wrongly") :]
     for word in (
         "Pillow, numpy, matplotlib",
         "No network",
