@@ -30,7 +30,7 @@ SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 SHAPES = {SVG + name for name in ("rect", "circle", "ellipse", "polygon", "path", "use")}
 GEOMETRY = ["href", XLINK, *"x y width height rx ry cx cy r d points pathLength".split()]
-KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle ellipse line
+KNOWN = """svg g defs symbol use switch a image text tspan textPath tref rect circle ellipse line
     polyline polygon path marker mask clipPath pattern linearGradient radialGradient stop""".split()
 DECLARATION = re.compile(
     r"""([-\w]+)\s*:\s*((?:[^;"'()]|"[^"]*"|'[^']*'|\((?:[^()]|\([^()]*\))*\))*)"""

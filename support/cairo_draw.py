@@ -9,7 +9,7 @@ import math
 from collections import deque
 from types import SimpleNamespace
 
-from cairosvg import defs, parser, surface
+from cairosvg import defs, helpers, parser, surface
 from cairosvg.bounding_box import calculate_bounding_box
 from cairosvg.helpers import normalize, size, transform
 from cairosvg.surface import cairo
@@ -41,14 +41,19 @@ def mend():
     parser.ElementTree = SimpleNamespace(fromstring=lambda parsed, **_: parsed.root)
     no_rules = SimpleNamespace(match=lambda element: ())
     parser.css.parse_stylesheets = lambda tree, url: (no_rules, no_rules)
-    # CairoSVG's way to lay out text took a copy of its cursor at each node.
+    # Speed: what CairoSVG does for each node to the same few words; and it copied, for text, the
+    # cursor that ours does without.
+    surface.normalize = helpers.normalize = functools.lru_cache(1000)(helpers.normalize)
+    surface.parse_url = functools.lru_cache(1000)(surface.parse_url)
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)
 
 
 def draw_node(canvas, draw, node):
     """Draw a node with all that is in it, as `draw` does, but for what it gets wrong."""
     context, own = canvas.context, {}
-    context.save()
+    apart = "clip-path" in node or not STROKES.isdisjoint(node)
+    if apart:
+        context.save()
     # It starts with lines as they are by default, whatever its parent drew.
     if not STROKES.isdisjoint(node):
         context.set_dash([])
@@ -68,7 +73,8 @@ def draw_node(canvas, draw, node):
         node["stroke-width"] = str(width / zoom(context))
     draw(canvas, node)
     node.update(own)
-    context.restore()
+    if apart:
+        context.restore()
 
 
 def prepare_clip(canvas, node, clip):

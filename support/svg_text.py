@@ -89,7 +89,8 @@ def gather(canvas, node, opacity, shift, path):
         for letter, length in zip(letters, node.get(name, "").split()):
             if getattr(letter, name) is None:  # not set further in
                 setattr(letter, name, size(canvas, length, name[-1]))
-    angles = [math.radians(float(angle)) for angle in normalize(node.get("rotate", "")).split()]
+    angles = normalize(node["rotate"]).split() if "rotate" in node else ()
+    angles = [math.radians(float(angle)) for angle in angles]
     for number, letter in enumerate(letters):
         if angles and not letter.rotate:
             letter.rotate = angles[min(number, len(angles) - 1)]
