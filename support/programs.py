@@ -99,7 +99,7 @@ def readable(scratch):
 
 def prepare(language, source):
     """Import once what each program would import in its fork (or, without Landlock, could not)."""
-    if language == "python" and "numpy" not in sys.modules:
+    if language == "python" and not FONTS:
         for name in PRELOADED:
             importlib.import_module(name)
         Image.init()  # all file formats
