@@ -108,7 +108,7 @@ def prepare(language, source):
             FONTS[path.name] = path.read_bytes()
         gc.freeze()
     # It makes forks dearer: only if used.
-    if b"matplotlib" in source and "matplotlib" not in sys.modules:
+    if language == "python" and b"matplotlib" in source and "matplotlib" not in sys.modules:
         prepare_matplotlib()
         gc.freeze()
 

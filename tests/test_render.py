@@ -255,3 +255,22 @@ def test_command_line(tmp_path, capsys):
         assert words in caught.value.code and "\n" not in caught.value.code
         assert capsys.readouterr().out == ""
     assert not (tmp_path / "c.png").exists()
+
+
+def test_what_python_needs_is_there_whatever_was_drawn_before():
+    """One helper, which draws SVG first: fonts by the names of another system are ours."""
+    program = (
+        "from PIL import Image, ImageDraw, ImageFont\n"
+        "img = Image.new('RGB', (60, 30), 'white')\n"
+        "font = ImageFont.truetype('Verdana.ttf', 20)\n"
+        "ImageDraw.Draw(img).text((2, 2), 'ab', 'black', font)\n"
+    )
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20">'
+    svg += '<text y="15">matplotlib</text></svg>'
+    with Renderer(1, timeout=60) as renderer:
+        alone = renderer.render([(program, "python")])[0]
+    with Renderer(1, timeout=60) as renderer:
+        # The word once made the helper believe that it was prepared for Python.
+        _, after = renderer.render([(svg, "svg"), (program, "python")])
+    assert alone.error is None and after.error is None
+    assert alone.image.tobytes() == after.image.tobytes()
