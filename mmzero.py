@@ -70,9 +70,6 @@ class Draft:
     error: str | None = None  # why it did not
     easy_answers: list = field(default_factory=list)  # None where nothing could be read
     hard_answers: list = field(default_factory=list)
-    unread: list = field(
-        default_factory=list
-    )  # the Solver's replies where they could not be, or None
 
     @property
     def judged(self) -> rewards.Judged | None:
@@ -96,10 +93,9 @@ class Draft:
 class Roles:
     """One network that samples (`actor`), one that is trained (`policy`), three sets of weights.
 
-    A role is a set of weights in host memory, which the actor takes on when the role speaks. So no
-    more than two networks are ever on the device. The policy holds float32 masters, the actor
-    weights of the compute type (bf16 on a GPU). With LoRA the two share one base, and a role is
-    its adapters. Under torchrun each rank has an actor of its own, and a shard of the policy.
+    A role is a set of weights in host memory, which the actor takes on when the role speaks. The
+    policy holds float32 masters, the actor weights of the compute type (bf16 on a GPU). With LoRA
+    the two share one base, and a role is its adapters. Under torchrun each rank has an actor.
     """
 
     def __init__(self, settings: Settings, checkpoints: dict[str, str]):
@@ -125,8 +121,7 @@ class Roles:
         return self.actor.encode(fill(template, **dataclasses.asdict(proposal)))
 
     def solver_prompt(self, image, question: str):
-        text = self.prompts["solver"].replace("{question}", question)
-        return self.actor.encode(text, [image])
+        return self.actor.encode(self.prompts["solver"].replace("{question}", question), [image])
 
     def speak(self, role: str, prompts: list, n: int, seed: int, trained=False, **more) -> list:
         """n completions of each prompt, [prompts][n]: by the frozen role, or by the one in training
@@ -197,12 +192,10 @@ class Roles:
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
         replies = self.speak("solver", prompts, n, seed)
         answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
-        for i, draft in enumerate(drawn):
-            draft.easy_answers, draft.hard_answers = answers[2 * i : 2 * i + 2]
-            pairs = zip(flat(replies[2 * i : 2 * i + 2]), draft.easy_answers + draft.hard_answers)
-            draft.unread = [reply.text if answer is None else None for reply, answer in pairs]
-
-    # ---- a role learns
+        for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
+            draft.easy_answers, draft.hard_answers = easy, hard
+        # Kept for `probe`, which counts what could not be read.
+        self.judgements = [reply.text for reply in flat(replies)], flat(answers)
 
     def learn(self, phase: Phase, prompts: list, replies: list, terms: list) -> dict:
         """One GRPO step on replies and the terms of their rewards, both [P][G]. -> statistics"""
@@ -255,10 +248,8 @@ def train_proposer(roles: Roles, phase: Phase):
         statistics = roles.learn(phase, prompts, replies, groups)
         types = [one["content_type"] for one in terms if one["valid"]]
         phase.keep(step, topics, replies, groups)
-        texts = [reply.text for reply in flat(replies)]
-        unread = [None if proposal else text for proposal, text in zip(proposals, texts)]
-        entropy = rewards.type_entropy(types)
-        phase.end_step(step, unread, terms, statistics, type_entropy=entropy)
+        unread, entropy = [p is None for p in proposals], rewards.type_entropy(types)
+        phase.end_step(step, flat(replies), unread, terms, statistics, type_entropy=entropy)
     phase.save_data([(row, None) for row in phase.rows])
 
 
@@ -268,8 +259,7 @@ def fresh_data(roles: Roles, phase: Phase, count: int, codes: int, answers: int)
     rows = []
     for places, part in phase.parts(count):
         if part is None:
-            part = []
-            seed = phase.seed("data", places.start)
+            part, seed = [], phase.seed("data", places.start)
             for *_, drafts in roles.imagine(places, codes, answers, seed):
                 if drafts:
                     rate = mean(draft.image is not None for draft in drafts)
@@ -285,8 +275,7 @@ def fresh_data(roles: Roles, phase: Phase, count: int, codes: int, answers: int)
 def train_coder(roles: Roles, phase: Phase):
     """Codes are good if they draw what the frozen Solver can read the easy answer off, and is of
     two minds about the hard one."""
-    settings = roles.settings
-    data = coder_data(roles, phase)
+    settings, data = roles.settings, coder_data(roles, phase)
     for step, batch in phase.batches(data, settings.coder_prompts, settings.coder_steps):
         # Sample: G codes of the policy for each proposal.
         prompts = [roles.coder_prompt(proposal, language) for proposal, language in batch]
@@ -298,14 +287,12 @@ def train_coder(roles: Roles, phase: Phase):
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
         terms = []
         for group in drafts:
-            terms.append(
-                [rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group]
-            )
+            terms.append([rewards.coder_reward(d.code, d.judged, d.language) for d in group])
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        unread = [None if draft.code else draft.reply for draft in flat(drafts)]
-        phase.end_step(step, unread, flat(terms), statistics)
+        unread = [draft.code is None for draft in flat(drafts)]
+        phase.end_step(step, flat(replies), unread, flat(terms), statistics)
 
 
 def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]:
@@ -327,8 +314,7 @@ def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]
 
 def train_solver(roles: Roles, phase: Phase):
     """Answers are good if they equal the label and come in the form that was asked for."""
-    settings = roles.settings
-    data = solver_data(roles, phase)
+    settings, data = roles.settings, solver_data(roles, phase)
     for step, batch in phase.batches(data, settings.solver_prompts, settings.solver_steps):
         # Sample: G answers of the policy to each hard question.
         prompts = [roles.solver_prompt(image, row["hard_question"]) for row, image in batch]
@@ -342,9 +328,8 @@ def train_solver(roles: Roles, phase: Phase):
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        texts = [reply.text for reply in flat(replies)]
-        unread = [None if rewards.extract_answer(text) else text for text in texts]
-        phase.end_step(step, unread, flat(terms), statistics)
+        unread = [rewards.extract_answer(reply.text) is None for reply in flat(replies)]
+        phase.end_step(step, flat(replies), unread, flat(terms), statistics)
 
 
 def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
@@ -390,10 +375,11 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
         rows.append((row | own[0].row(), own[0].image) if own else (row, None))
         drafts += own
     run.save_rows(iteration, "probe", rows)
-    unread = {
-        "proposer": [None if own else reply for _, reply, own in imagined],
-        "coder": [None if draft.code else draft.reply for draft in drafts],
-        "solver": flat(draft.unread for draft in drafts),
+    texts, answers = roles.judgements if drafts else ([], [])
+    replied = {
+        "proposer": ([row["reply"] for row, _ in rows], [not own for *_, own in imagined]),
+        "coder": ([draft.reply for draft in drafts], [draft.code is None for draft in drafts]),
+        "solver": (texts, [answer is None for answer in answers]),
     }
     drawn = [row for row, image in rows if image is not None]
     types = [rewards.type_of(draft.proposal) for draft in drafts]
@@ -407,7 +393,7 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
         "code_tokens": mean(draft.tokens for draft in drafts),
         "type_entropy": rewards.type_entropy(types),
         "types": {name: types.count(name) for name in sorted(set(types))},
-        "unread_by_role": {role: run.unread(iteration, role, unread[role]) for role in ROLES},
+        "unread_by_role": {role: run.unread(iteration, role, *replied[role]) for role in ROLES},
     }
 
 

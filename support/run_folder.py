@@ -185,15 +185,14 @@ class Run:
 
     # ---- replies that cannot be read
 
-    def unread(self, iteration: int, role: str, replies: list[str | None]) -> float:
-        """Their share. replies: None for each that could be read. Of too many a warning is given,
-        once for each role, and an example is kept."""
-        unread = [reply for reply in replies if reply is not None]
-        share = len(unread) / max(len(replies), 1)
+    def unread(self, iteration: int, role: str, texts: list[str], flags: list[bool]) -> float:
+        """The share of replies in which nothing could be read, as the flags say. Of too many a
+        warning is given, once for each role, and an example is kept."""
+        share = mean(flags)
         if share > MANY_UNREAD and role not in self.warned:
             self.warned.add(role)
             name = f"iter{iteration}/unread-{role}.txt"
-            self.write(name, unread[0])
+            self.write(name, texts[flags.index(True)])
             print(
                 f"{share:.0%} of the {role}'s replies cannot be read: phase S will starve. One of"
             )
@@ -347,11 +346,11 @@ class Phase:
             for reply, one in zip(group, group_terms):
                 self.rows.append({"step": step, "topic": topic, "reply": reply.text} | one)
 
-    def end_step(self, step: int, unread: list, terms: list[dict], statistics: dict, **more):
+    def end_step(self, step: int, replies, unread, terms: list[dict], statistics: dict, **more):
         """A line on the terminal and on disk; and the state, every --save-steps steps.
 
-        unread: of each reply None, or its text if nothing could be read in it. terms: of the reward
-        of each reply; statistics: what train_step returned.
+        unread: could nothing be read in this reply? terms: of the reward of each reply.
+        statistics: what train_step returned.
         """
         of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
         some = [one for one in terms if one[condition[0]]]
@@ -359,7 +358,9 @@ class Phase:
         record |= {name: mean(one[name] for one in some) for name in of_some}
         # nan is no JSON.
         finite = {name: None if value != value else value for name, value in statistics.items()}
-        record["unread"] = self.run.unread(self.iteration, self.role, unread)
+        record["unread"] = self.run.unread(
+            self.iteration, self.role, [reply.text for reply in replies], unread
+        )
         if self.role == "solver" and self.steps_made == 0 and step == 1 and not record["format"]:
             print(NO_FORM)
         record |= more | finite | {"seconds": time.perf_counter() - self.started}
