@@ -185,8 +185,7 @@ class Roles:
         asked = []
         for draft in drawn:
             asked += [(draft, draft.proposal.easy_question), (draft, draft.proposal.hard_question)]
-        # A rank cuts the pictures of its own slice. Both questions about one share the object, so
-        # that it goes through the vision tower once.
+        # A rank cuts its own slice's pictures. Two questions share one, and its vision tower.
         own = dict.fromkeys(draft for draft, _ in parallel.rank_slice(asked))
         cut = {draft: self.actor.cut(draft.image) for draft in own}
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
