@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 # prompts: their placeholders are refused as answers.
-import prompts  # noqa: F401
-from support.answers import answers_match, extract_answer, is_placeholder, vote  # noqa: F401
-from support.replies import check_language, extract_code, in_form, language_of, tagged_blocks  # noqa
+import prompts
+from support.answers import answers_match, extract_answer, is_placeholder, vote
+from support.replies import check_language, extract_code, in_form, language_of, tagged_blocks
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 

@@ -228,8 +228,8 @@ def test_python_codes_of_the_cases_are_whole():
 LONG = 100_000
 PIECES = (
     "```|```a|```svg\n|``` |`|<svg|<svg>|</svg>|<svg></svg>|```<svg></svg>```|<caption>|</caption>|"
-    "<caption></caption>|<|<think>|</think>|\\boxed{|\\boxed{5}|\\boxed{{|{|}|\\|a|\0|\ud800|~~~|~~~\n|"
-    "\\boxed |\\fbox|\\boxed x |< think|</ think >|<svg |<svg/>|```\n|```py\nimport a\n|**|\r\n|/"
+    "<caption></caption>|<|<think>|</think>|\\boxed{|\\boxed{5}|\\boxed{{|{|}|\\|a|\0|"
+    "\ud800|~~~|~~~\n|\\boxed |\\fbox|\\boxed x |< think|</ think >|<svg |<svg/>|```\n|```py\nimport a\n|**|\r\n|/"
 ).split("|") + [" ", "\n", "\t", "< ", "<\n"]
 
 
