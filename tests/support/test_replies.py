@@ -229,7 +229,8 @@ LONG = 100_000
 PIECES = (
     "```|```a|```svg\n|``` |`|<svg|<svg>|</svg>|<svg></svg>|```<svg></svg>```|<caption>|</caption>|"
     "<caption></caption>|<|<think>|</think>|\\boxed{|\\boxed{5}|\\boxed{{|{|}|\\|a|\0|"
-    "\ud800|~~~|~~~\n|\\boxed |\\fbox|\\boxed x |< think|</ think >|<svg |<svg/>|```\n|```py\nimport a\n|**|\r\n|/"
+    "\ud800|~~~|~~~\n|\\boxed |\\fbox|\\boxed x |< think|</ think >|<svg |"
+    "<svg/>|```\n|```py\nimport a\n|**|\r\n|/"
 ).split("|") + [" ", "\n", "\t", "< ", "<\n"]
 
 
