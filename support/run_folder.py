@@ -97,7 +97,7 @@ class Run:
     """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
     def __init__(self, settings):
-        self.settings, self.warned = settings, set()
+        self.settings = settings
         name = f"{Path(settings.model).name}-{settings.language}-seed{settings.seed}"
         self.folder = Path(settings.out or f"runs/{name}")
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
@@ -189,8 +189,7 @@ class Run:
         """The share of replies in which nothing could be read, as the flags say. Of too many a
         warning is given, once for each role, and an example is kept."""
         share = mean(flags)
-        if share > MANY_UNREAD and role not in self.warned:
-            self.warned.add(role)
+        if share > MANY_UNREAD and not any(self.folder.glob(f"iter*/unread-{role}.txt")):
             name = f"iter{iteration}/unread-{role}.txt"
             self.write(name, texts[flags.index(True)])
             print(

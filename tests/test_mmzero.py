@@ -94,7 +94,7 @@ def test_two_steps_of_every_phase(run):
     assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
     for line in funnel.values():
         assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
-    evaluation = lines[-1]
+    evaluation = [line for line in lines if line["kind"] == "eval"][-1]
     assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
     assert (
         0 < evaluation["greedy"] <= 1
