@@ -250,8 +250,8 @@ class Run:
             return None
         rows = []
         for row in read_jsonl(path):
-            image = Image.open(self.folder / row["picture"]).copy() if row["picture"] else None
-            rows.append((row, image))
+            file = row.pop("picture")
+            rows.append((row, Image.open(self.folder / file).copy() if file else None))
         return rows
 
 
