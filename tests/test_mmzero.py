@@ -217,48 +217,46 @@ def start(settings, at):
     )
 
 
-def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
+HALF_A_STATE, SECOND_PART = -2, r"after imagine range\(8, 16\)"
+A_PICTURE, A_FILE = r"after save .*solver.part8_", r"before replace .*solver.part16.jsonl"
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [HALF_A_STATE, A_PICTURE],
+        pytest.param(
+            [HALF_A_STATE, SECOND_PART, A_PICTURE, A_FILE, random.Random(5).randrange(2, 12)],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path, kills):
     """kill -9, again and again in one run: in a step, in a state, while data is made and inside a
     part of it, at random places."""
-    settings = replace(
-        LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8
-    )
+    sizes = dict(coder_steps=3, solver_steps=3, coder_proposals=16)
+    settings = replace(LITTLE, **sizes, save_steps=1, part_proposals=8)
     whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
     assert whole.returncode == 0, whole.stderr[-3000:]
-    settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
-    kills = [
-        -2,
-        r"after imagine range\(8, 16\)",
-        r"after save .*solver.part8_",
-        r"before replace .*solver.part16.jsonl",
-        rng.randrange(2, 12),
-    ]
+    settings, made = replace(settings, out=str(tmp_path / "killed")), []
     for at in [*kills, 10**9]:
         finished = start(settings, at)
         made += re.findall(r"after save_rows (\w+.part\d+)", finished.stdout)
-        assert finished.returncode == (0 if at == 10**9 else -9), (
-            at,
-            finished.stdout[-500:],
-            finished.stderr[-3000:],
-        )
-    assert made == [
-        "coder.part0",
-        "coder.part8",
-        "solver.part0",
-        "solver.part8",
-        "solver.part16",
-    ]  # none was made twice
+        ended = (at, finished.stdout[-500:], finished.stderr[-3000:])
+        assert finished.returncode == (0 if at == 10**9 else -9), ended
+    # The part inside which it was killed is made again, no other.
+    parts = ["coder.part0", "coder.part8", "solver.part0", "solver.part8", "solver.part16"]
+    assert made == parts
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    a, b = (
-        {p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
-        for folder in (tmp_path / "whole", tmp_path / "killed")
-    )
-    assert a.keys() == b.keys() and not [
-        name for name in a if a[name] != b[name]
-    ]  # checkpoints, data, pictures; no part
-    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list(
-        (tmp_path / "killed/resume").glob("*.new")
-    )
+    # Checkpoints, data, pictures; and no part.
+    contents = []
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        files = [path for path in folder.glob("iter*/**/*") if path.is_file()]
+        contents.append({path.relative_to(folder): path.read_bytes() for path in files})
+    a, b = contents
+    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]
+    assert not list((tmp_path / "killed/resume").glob("*.pt"))
+    assert not list((tmp_path / "killed/resume").glob("*.new"))
 
 
 def stop_after(monkeypatch, settings, step):
