@@ -7,9 +7,8 @@ N codes are asked for each proposal, K Solver answers for each question of a pic
 Nothing here knows a true answer: the majority is the label. What "equal" means, and what becomes of
 unread answers, is in support/answers.py; how a reply is read in support/replies.py.
 
-What differs from the authors' released code, and why:
-    - the content-type penalty also holds when all proposals have one type: it is there for collapse
-    - N is the number of codes asked for: a reply without code is a failed picture, not a smaller N
+What differs from the authors' released code: the content-type penalty also holds when all
+proposals have one type, because it is there for collapse. docs/paper.md lists the rest.
 
 A model wrote the replies: nothing in them is evaluated, and no pattern takes quadratic time.
 """
