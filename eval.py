@@ -13,13 +13,13 @@ The Solver is asked with its own prompt, as in training. Three figures part ways
 Sharpening alone pulls `sampled` up towards `majority`; only new ability raises `majority` itself.
 """
 
+# Before anything imports torch.
+from support import machine  # noqa: F401  # isort: skip
+
 import math
-import os
 import sys
 import time
 from collections import defaultdict
-
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported: see mmzero.py
 
 import numpy as np
 

@@ -38,9 +38,10 @@ import rewards
 from eval import charts, evaluate, table
 from generate import generate
 from grpo import Rollout, group_advantages, make_optimizer, train_step
-from prompts import TOPICS, fill
+from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
+from support.answers import refuse
 from support.checkpoint import check_family, find_checkpoint
 from support.networks import load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
@@ -92,17 +93,17 @@ class Draft:
 class Roles:
     """One network that samples (`actor`), one that is trained (`policy`), three sets of weights.
 
-    A role is a set of weights in host memory, which the actor takes on when the role speaks. So no
-    more than two networks are ever on the device. The policy holds float32 masters, the actor
-    weights of the compute type (bf16 on a GPU). With LoRA the two share one base, and a role is
-    its adapters. Under torchrun each rank has an actor of its own, and a shard of the policy.
+    A role is a set of weights in host memory, which the actor takes on when the role speaks. The
+    policy holds float32 masters, the actor weights of the compute type (bf16 on a GPU). With LoRA
+    the two share one base, and a role is its adapters. Under torchrun each rank has an actor.
     """
 
     def __init__(self, settings: Settings, checkpoints: dict[str, str]):
         """checkpoints: of each role, the model name or the folder to start from."""
         self.settings = settings
         self.actor, self.policy = load_networks(VLM.load, settings)
-        self.prompts = self.actor.prompts
+        self.prompts, self.topics = self.actor.prompts, topics_of(self.actor.prompts)
+        refuse(placeholders(self.prompts))
         self.weights = read_weights(VLM.load, settings, self.policy, checkpoints)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
@@ -120,8 +121,7 @@ class Roles:
         return self.actor.encode(fill(template, **dataclasses.asdict(proposal)))
 
     def solver_prompt(self, image, question: str):
-        text = self.prompts["solver"].replace("{question}", question)
-        return self.actor.encode(text, [image])
+        return self.actor.encode(self.prompts["solver"].replace("{question}", question), [image])
 
     def speak(self, role: str, prompts: list, n: int, seed: int, trained=False, **more) -> list:
         """n completions of each prompt, [prompts][n]: by the frozen role, or by the one in training
@@ -148,8 +148,8 @@ class Roles:
     def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
         """Fresh data from the frozen roles, for these places of a list of topics that take turns.
         -> (topic, reply, drafts) each: no drafts without a valid proposal. answers 0: no judge."""
-        topics = [TOPICS[place % len(TOPICS)] for place in places]
-        prompts = {topic: self.proposer_prompt(topic) for topic in TOPICS}
+        topics = [self.topics[place % len(self.topics)] for place in places]
+        prompts = {topic: self.proposer_prompt(topic) for topic in self.topics}
         asked = [prompts[topic] for topic in topics]
         replies = [reply.text for reply in flat(self.speak("proposer", asked, 1, seed))]
         proposals = [rewards.parse_proposal(reply) for reply in replies]
@@ -185,8 +185,7 @@ class Roles:
         asked = []
         for draft in drawn:
             asked += [(draft, draft.proposal.easy_question), (draft, draft.proposal.hard_question)]
-        # A rank cuts the pictures of its own slice. Both questions about one share the object, so
-        # that it goes through the vision tower once.
+        # A rank cuts its own slice's pictures. Two questions share one, and its vision tower.
         own = dict.fromkeys(draft for draft, _ in parallel.rank_slice(asked))
         cut = {draft: self.actor.cut(draft.image) for draft in own}
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
@@ -194,8 +193,8 @@ class Roles:
         answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
         for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
             draft.easy_answers, draft.hard_answers = easy, hard
-
-    # ---- a role learns
+        # Kept for `probe`, which counts what could not be read.
+        self.judgements = [reply.text for reply in flat(replies)], flat(answers)
 
     def learn(self, phase: Phase, prompts: list, replies: list, terms: list) -> dict:
         """One GRPO step on replies and the terms of their rewards, both [P][G]. -> statistics"""
@@ -232,7 +231,7 @@ def train_proposer(roles: Roles, phase: Phase):
     for step in phase.steps(settings.proposer_steps):
         # Sample: G proposals of the policy on each of some topics, which take turns.
         places = range((step - 1) * count, step * count)
-        topics = [TOPICS[place % len(TOPICS)] for place in places]
+        topics = [roles.topics[place % len(roles.topics)] for place in places]
         prompts = [roles.proposer_prompt(topic) for topic in topics]
         replies = roles.speak("proposer", prompts, size, phase.seed(step), trained=True)
         proposals = [rewards.parse_proposal(reply.text) for reply in flat(replies)]
@@ -248,7 +247,8 @@ def train_proposer(roles: Roles, phase: Phase):
         statistics = roles.learn(phase, prompts, replies, groups)
         types = [one["content_type"] for one in terms if one["valid"]]
         phase.keep(step, topics, replies, groups)
-        phase.end_step(step, terms, statistics, type_entropy=rewards.type_entropy(types))
+        unread, entropy = [p is None for p in proposals], rewards.type_entropy(types)
+        phase.end_step(step, flat(replies), unread, terms, statistics, type_entropy=entropy)
     phase.save_data([(row, None) for row in phase.rows])
 
 
@@ -258,8 +258,7 @@ def fresh_data(roles: Roles, phase: Phase, count: int, codes: int, answers: int)
     rows = []
     for places, part in phase.parts(count):
         if part is None:
-            part = []
-            seed = phase.seed("data", places.start)
+            part, seed = [], phase.seed("data", places.start)
             for *_, drafts in roles.imagine(places, codes, answers, seed):
                 if drafts:
                     rate = mean(draft.image is not None for draft in drafts)
@@ -275,8 +274,7 @@ def fresh_data(roles: Roles, phase: Phase, count: int, codes: int, answers: int)
 def train_coder(roles: Roles, phase: Phase):
     """Codes are good if they draw what the frozen Solver can read the easy answer off, and is of
     two minds about the hard one."""
-    settings = roles.settings
-    data = coder_data(roles, phase)
+    settings, data = roles.settings, coder_data(roles, phase)
     for step, batch in phase.batches(data, settings.coder_prompts, settings.coder_steps):
         # Sample: G codes of the policy for each proposal.
         prompts = [roles.coder_prompt(proposal, language) for proposal, language in batch]
@@ -288,13 +286,12 @@ def train_coder(roles: Roles, phase: Phase):
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
         terms = []
         for group in drafts:
-            terms.append(
-                [rewards.coder_reward(d.code, d.judged, d.language, d.reply) for d in group]
-            )
+            terms.append([rewards.coder_reward(d.code, d.judged, d.language) for d in group])
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        phase.end_step(step, flat(terms), statistics)
+        unread = [draft.code is None for draft in flat(drafts)]
+        phase.end_step(step, flat(replies), unread, flat(terms), statistics)
 
 
 def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]:
@@ -316,8 +313,7 @@ def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]
 
 def train_solver(roles: Roles, phase: Phase):
     """Answers are good if they equal the label and come in the form that was asked for."""
-    settings = roles.settings
-    data = solver_data(roles, phase)
+    settings, data = roles.settings, solver_data(roles, phase)
     for step, batch in phase.batches(data, settings.solver_prompts, settings.solver_steps):
         # Sample: G answers of the policy to each hard question.
         prompts = [roles.solver_prompt(image, row["hard_question"]) for row, image in batch]
@@ -331,7 +327,8 @@ def train_solver(roles: Roles, phase: Phase):
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        phase.end_step(step, flat(terms), statistics)
+        unread = [rewards.extract_answer(reply.text) is None for reply in flat(replies)]
+        phase.end_step(step, flat(replies), unread, flat(terms), statistics)
 
 
 def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
@@ -371,11 +368,18 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
     """The three roles make and answer some proposals together. -> figures"""
     settings, rows, drafts = roles.settings, [], []
     seed = subseed(settings.seed, iteration, "probe")
-    for topic, reply, own in roles.imagine(range(settings.probe), 1, settings.answers, seed):
+    imagined = roles.imagine(range(settings.probe), 1, settings.answers, seed)
+    for topic, reply, own in imagined:
         row = {"topic": topic, "reply": reply}
         rows.append((row | own[0].row(), own[0].image) if own else (row, None))
         drafts += own
     run.save_rows(iteration, "probe", rows)
+    texts, answers = roles.judgements if drafts else ([], [])
+    replied = {
+        "proposer": ([row["reply"] for row, _ in rows], [not own for *_, own in imagined]),
+        "coder": ([draft.reply for draft in drafts], [draft.code is None for draft in drafts]),
+        "solver": (texts, [answer is None for answer in answers]),
+    }
     drawn = [row for row, image in rows if image is not None]
     types = [rewards.type_of(draft.proposal) for draft in drafts]
     return {
@@ -388,6 +392,7 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
         "code_tokens": mean(draft.tokens for draft in drafts),
         "type_entropy": rewards.type_entropy(types),
         "types": {name: types.count(name) for name in sorted(set(types))},
+        "unread_by_role": {role: run.unread(iteration, role, *replied[role]) for role in ROLES},
     }
 
 

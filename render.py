@@ -18,12 +18,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from support import cairo, programs, sandbox
+from support import programs, sandbox
 from support.sandbox import NoPicture
 
 MAX_SOURCE = 256_000  # bytes of code
-MAX_SIDE = {"svg": cairo.MAX_SIDE, "python": sandbox.MAX_SIDE}  # pixels; larger ones are scaled
+MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; larger pictures are scaled down
 MAX_ASPECT = 100  # the vision towers refuse 200 : 1
+NO_CAIRO = "CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
+NO_CAIRO += "`apt install libcairo2` or `brew install cairo`"
 SAID = set()  # what this process has already told about the kernel
 
 
@@ -69,7 +71,7 @@ class Renderer:
         self.scratch, lock = programs.make_scratch()
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch, lock)
-        self.environment = cairo.pin_fonts(self.scratch)
+        self.environment = programs.pin_fonts(self.scratch)
         self._start(1)  # one now, so that a missing library is noticed here
 
     def __enter__(self):
@@ -175,9 +177,10 @@ def _close(helpers, scratch, lock):
 def worker(scratch, timeout, pixels):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
-        cairo.mend()
+        from support import cairo_draw
     except (ImportError, OSError):
-        return sandbox.reply(1, 0, 0, f"{cairo.MISSING}\n\n".encode())
+        return sandbox.reply(1, 0, 0, f"{NO_CAIRO}\n\n".encode())
+    cairo_draw.mend()
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
     drawers, readable = {"svg": draw_svg, "python": draw_python}, programs.readable(scratch)
@@ -187,20 +190,16 @@ def worker(scratch, timeout, pixels):
 # -------------------------------------------------------------------------------- in a child
 def draw_svg(source):
     """-> PIL RGB."""
-    from cairosvg.surface import PNGSurface
+    from support import cairo  # (not at the top: the trainer does without)
 
-    tree, size = cairo.read(source, MAX_SIDE["svg"])
-    # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
-    shape = {"output_width": size[0], "output_height": size[1], "background_color": "white"}
-    canvas = PNGSurface(tree, None, 96, **shape).cairo
-    canvas.flush()
+    canvas, size = cairo.draw(source, MAX_SIDE["svg"])
     # ARGB32 lies in memory as B, G, R, A; on white A is always 255, so nothing is premultiplied.
     return Image.frombuffer("RGB", size, canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1)
 
 
 def draw_python(source):
     """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
-    saved = programs.watch()
+    saved = programs.set_up()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
     try:

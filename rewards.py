@@ -7,9 +7,8 @@ N codes are asked for each proposal, K Solver answers for each question of a pic
 Nothing here knows a true answer: the majority is the label. What "equal" means, and what becomes of
 unread answers, is in support/answers.py; how a reply is read in support/replies.py.
 
-What differs from the authors' released code, and why:
-    - the content-type penalty also holds when all proposals have one type: it is there for collapse
-    - N is the number of codes asked for: a reply without code is a failed picture, not a smaller N
+What differs from the authors' released code: the content-type penalty also holds when all
+proposals have one type, because it is there for collapse. docs/paper.md lists the rest.
 
 A model wrote the replies: nothing in them is evaluated, and no pattern takes quadratic time.
 """
@@ -21,14 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from support.answers import answers_match, extract_answer, last_box, vote  # noqa: F401
-from support.replies import (
-    check_language,
-    extract_code,  # noqa: F401
-    fenced_blocks,
-    language_of,
-    tagged_blocks,
-)
+# prompts: their placeholders are refused as answers.
+import prompts
+from support.answers import answers_match, extract_answer, is_placeholder, vote
+from support.replies import check_language, extract_code, in_form, language_of, tagged_blocks
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 
@@ -51,7 +46,9 @@ BLOCKS = tuple(Proposal.__dataclass_fields__)
 
 
 def parse_proposal(text):
-    """The XML blocks of a Proposer's reply; None if one but content_type is missing or empty.
+    """The XML blocks of a Proposer's reply; None if one is missing, empty or the prompt's own text.
+
+    content_type may be left out.
 
     >>> reply = ("<caption>two bars</caption> <easy_question>how many bars?</easy_question> "
     ...          "<easy_answer>2</easy_answer> <hard_question>sum?</hard_question> "
@@ -62,8 +59,9 @@ def parse_proposal(text):
     True
     """
     blocks = tagged_blocks(text, BLOCKS)
-    if not all(blocks.get(name) for name in BLOCKS[1:]):
-        return None
+    for name in BLOCKS[1:]:
+        if not blocks.get(name) or is_placeholder(blocks[name]):
+            return None
     return Proposal(**{name: blocks.get(name, "") for name in BLOCKS})
 
 
@@ -87,6 +85,7 @@ def type_of(proposal):
     >>> type_of(Proposal("Data Chart", "", "", "", "", ""))
     'data_chart'
     """
+    # "Data Chart" and "data-chart" are data_chart.
     written = re.sub(r"[\s_-]+", "_", proposal.content_type.strip().lower())
     if written in CONTENT_TYPES and written != "other":
         return written
@@ -201,6 +200,7 @@ def cluster_shares(texts):
     np.fill_diagonal(distance, np.inf)
     size, cluster = np.ones(n), np.arange(n)
     for _ in range(n - 1):
+        # The two clusters that are nearest to each other, as long as they are near.
         i, j = divmod(int(distance.argmin()), n)
         if distance[i, j] >= 0.25:
             break
@@ -238,10 +238,12 @@ def penalties(proposals):
     T = 0.15 * max(0, f - 0.5) / 0.5                             f = share of its content type
     V = clip(w * n * sum_k w_k * (share_k - 1/n), -w, w)         share_k of its cluster, field k
     """
+    # T: how crowded its content type is.
     n = len(proposals)
     types = [type_of(proposal) for proposal in proposals]
     crowded = [0.15 * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
 
+    # V: by how much its texts exceed a share of 1/n in their clusters.
     excess = [0.0] * n
     for field, weight in FIELD_WEIGHTS.items():
         shares = cluster_shares([getattr(proposal, field) for proposal in proposals])
@@ -306,30 +308,28 @@ def proposer_rewards(proposals, judged):
 
 
 def coder_reward(code, judged, language="svg", reply=""):
-    """1 + s + d if the code rendered (s without cap), else -0.1; in both cases less
+    """What one code earns (s without cap): 1 + s + d - wrong, or max(-(0.1 + none + wrong), -0.5).
 
-        0.05  if no fenced code was found: none at all, or a bare <svg>
-        0.5   if the code is not in the asked language
-    Without a picture -0.5 is the floor. code is extract_code(reply, language).
+        wrong = 0.5   if there is no code in the asked language: where no code was found, either
+        none = 0.05   if no code was found
+    code is extract_code(reply, language); how the reply wraps it is neither paid nor punished.
 
     >>> coder_reward("<svg/>", Judged(0.75, 0.5))
     {'reward': 2.25, 'rendered': 1.0, 'solvability': 0.75, 'difficulty': 0.5}
+    >>> coder_reward(None, None)["reward"]
+    -0.5
     """
     check_language(language)
     if code is None and judged is not None:
         raise ValueError("a picture was judged although there is no code, it should be None too")
 
-    penalty = 0.0
-    if code is None or (reply and not fenced_blocks(reply)):
-        penalty += 0.05
-    if code is not None and language_of(code) != language:
-        penalty += 0.5
-
+    none = 0.05 if code is None else 0.0
+    wrong = 0.5 if code is None or language_of(code) != language else 0.0
     if judged is None:
-        reward = max(-0.1 - penalty, -0.5)
+        reward = max(-(0.1 + none + wrong), -0.5)
         return {"reward": reward, "rendered": 0.0, "solvability": 0.0, "difficulty": 0.0}
     s, d = judged.solvability, difficulty(judged.consistency)
-    return {"reward": 1 + s + d - penalty, "rendered": 1.0, "solvability": s, "difficulty": d}
+    return {"reward": 1 + s + d - wrong, "rendered": 1.0, "solvability": s, "difficulty": d}
 
 
 def solver_reward(reply, label):
@@ -339,11 +339,5 @@ def solver_reward(reply, label):
     {'reward': 1.0, 'accuracy': 1.0, 'format': 1.0}
     """
     accuracy = float(answers_match(extract_answer(reply), label))
-
-    # In form: what follows the reasoning is one box that is not empty.
-    thought, _, rest = reply.strip().partition("</think>")
-    rest = rest.lstrip()
-    content, end = last_box(rest) or ("", 0)
-    alone = content and rest.rfind(r"\boxed{") == 0 and end == len(rest)
-    form = float(thought.startswith("<think>") and bool(alone))
+    form = float(in_form(reply))
     return {"reward": 0.9 * accuracy + 0.1 * form, "accuracy": accuracy, "format": form}

@@ -1,13 +1,16 @@
 r"""Read a boxed answer, decide whether two answers are the same, vote (MM-Zero, arXiv 2603.09206).
 
-    reply -- extract_answer --> answer (a string, or None) -- canonical --> the key answers are compared by
-    K answers -- vote --> their majority, which becomes the question's label, and its share c of the K
+    reply      -- extract_answer -->  answer: a string, or None if nothing could be read
+    answer     -- canonical -->       the key (value, unit) by which answers are compared
+    K answers  -- vote -->            their majority, which is the label, and its share c of the K
 
-No true answer is known in self-play, so what passes for equal here decides what is learnt. Unlike in the authors' released code
-    - an answer that cannot be read counts as disagreement. Left out of the denominator, one readable answer of five gives c = 1,
-      and questions that break the Solver look agreed upon;
-    - none, n/a, unknown and the like are never answers: five of them would agree perfectly.
-Answers were written by a model, so: no eval, no computer algebra, a cap on their length, no regular expression of quadratic time.
+No true answer is known in self-play, so what passes for equal here decides what is learnt. Answers
+are graded as a person would grade them, without algebra and without rounding. Two things differ
+from the authors' released code:
+    - an answer that cannot be read counts as disagreement. Left out of the denominator, one answer
+      of five gives c = 1, and questions that break the Solver look agreed upon
+    - none, n/a, unknown and the prompts' placeholders are never answers: five of them would agree
+A model wrote the answers: no eval, a cap on their length, no pattern of quadratic time.
 """
 
 import functools
@@ -15,28 +18,66 @@ import re
 from collections import Counter
 from fractions import Fraction
 
+from support.units import unit_of
+from support.writing import plain
+
 MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
-# ------------------------------------------------------------------------------------------ the boxed answer
+# -------------------------------------------------------------------------------- the boxed answer
+
+# What may follow a \boxed that is only mentioned; a box without braces, without its punctuation.
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+MENTIONS = ("form", "format", "command", "notation")
+UNBRACED = re.compile(r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[^\s${}]*[^\s${}.,;:!?*)]")
+
+
+def group_end(text, start):
+    r"""Where the group that opens with "{" at text[start] ends; -1: nowhere near. \{ is text."""
+    depth = 0
+    for brace in re.finditer(r"\\.|[{}]", text[start : start + MAX_ANSWER + 2], re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return start + brace.end()
+    return -1
 
 
 def last_box(text):
-    r"""(content, position after it) of the last \boxed{...}, or None if there is none or it never closes."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start, depth = start + len(r"\boxed{"), 1
-    for brace in re.finditer(
-        r"\\.|[{}]", text[start : start + MAX_ANSWER + 1], re.DOTALL
-    ):  # \{ \} are text
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start : start + brace.start()].strip(), start + brace.end()
+    r"""(content, start, end) of the last box, or None if there is none or it never closes.
+
+    \boxed{42}, \boxed {42}, \boxed{{42}}, \fbox{42}, \boxed 42 are boxes, "in \boxed form" is none.
+
+    >>> last_box(r"so \boxed {42}.")
+    ('42', 3, 14)
+    """
+    start = len(text)
+    # A mention in prose sends us back to the box before it. A few times are enough.
+    for _ in range(8):
+        start = max(text.rfind(r"\boxed", 0, start), text.rfind(r"\fbox", 0, start))
+        box = BOX.match(text, start) if start >= 0 else None
+        if box is None:
+            return None
+        at = box.end()
+        if text.startswith("{", at):
+            end = group_end(text, at)
+            if end < 0:
+                return None
+            content = text[at + 1 : end - 1].strip()
+            while content.startswith("{") and group_end(content, 0) == len(content):
+                content = content[1:-1].strip()
+            return content, start, end
+
+        # Without braces: a number, a letter, or whatever the reply ends with.
+        word = UNBRACED.match(text[at : at + MAX_ANSWER])
+        if word and word[0].lower() not in MENTIONS:
+            ends = not re.search(r"\w", text[at + word.end() : at + MAX_ANSWER])
+            if ends or len(word[0]) == 1 or re.search(r"\d", word[0]):
+                return word[0], start, at + word.end()
     return None
 
 
 def extract_answer(text):
-    r"""The content of the last \boxed{...}. If that one never closes the reply was cut: earlier are drafts.
+    r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
+    closes means that the reply was cut: earlier ones are drafts.
 
     >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -44,171 +85,282 @@ def extract_answer(text):
     True
     """
     box = last_box(text)
-    return box[0] or None if box else None
+    if box is None or not box[0] or is_placeholder(box[0]):
+        return None
+    return box[0]
 
 
-# ------------------------------------------------------------------------------------------ comparing answers
+# ------------------------------------------------------------------------------ what is no answer
 
-NOT_ANSWERS = {"", "none", "n/a", "unknown", "null", "nan"}
-CHARACTERS = str.maketrans(
-    dict(zip("−–—‐‑＋％⁄·⋅º“”‘’", "-----+%/××°\"\"''"))
-    | {"²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
-)
-WRAPPERS = (
-    r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|operatorname|mbox|boxed) ?\{([^{}]*)\}"
-)
+# What models write when they have no answer.
+NOT_ANSWERS = {"", "?", "...", "none", "n/a", "unknown", "null", "nan"}
+FILLERS = set("your my the its a an here this final short full easy hard correct".split())
+PLACEHOLDERS = set()  # made from the prompts themselves, see `refuse` and prompts.py
 
 
-def _fraction(match):
-    parts = (match[1] or match[2]).strip(), (match[3] or match[4]).strip()
-    top, bottom = (part if re.fullmatch(r"[+-]?[\w.]+", part) else f"({part})" for part in parts)
-    return f" {top}/{bottom}"  # the space keeps 1\frac{1}{2} a mixed number, 1 1/2
+def bare(text):
+    """A text without case, punctuation and words like "your": "[Your answer here]" is "answer"."""
+    words = re.findall(r"\w+", re.sub(r"\\[a-z]++", " ", text.casefold()))
+    return " ".join(word for word in words if word not in FILLERS)
 
 
-REWRITES = [
-    (re.compile(pattern, re.ASCII), replacement)
-    for pattern, replacement in (
-        (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),  # $...$ is math, a single $ is money
-        (r"\\[()\[\],!;:]|\\(?:left|right|displaystyle)(?![a-z])", ""),
-        (r"\\ |~|\\quad(?![a-z])", " "),
-        (r"\{,\}", ","),
-        (WRAPPERS, r"\1"),
-        (WRAPPERS, r"\1"),  # twice: \text{\textbf{A}}
-        (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![a-z])", "°"),
-        (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\d)) ?(?:\{([^{}]+)\}|(\d))", _fraction),
-        (r"\\([%$#&_])", r"\1"),
-        (r"\\(?:times|cdot)(?![a-z])", "×"),
-        (r"\\pi(?![a-z])", "π"),
-        (r"([\^_])\{([+-]?\w+)\}", r"\1\2"),
-        (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
-        (r"\bcubic ([a-z]+)", r"\1^3"),
-        (r" ?([=+\-*/×^:<>()\[\]{}]) ?", r"\1"),
-        (r"^([+-]?)10\^", r"\g<1>1×10^"),
-    )
-]
+def refuse(texts):
+    """From now on these texts are placeholders: no answer, no block of a proposal, no label."""
+    PLACEHOLDERS.update(filter(None, map(bare, texts)))
+    _canonical.cache_clear()
 
-# Possessive quantifiers (*+, ++) give back no digit once read, so a kilobyte of digits costs one pass.
-DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d*+)?+|\.\d++)"
-SCALES = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
+
+def is_placeholder(text):
+    """Did the model copy what a prompt writes where the model should write? See prompts.py."""
+    return bare(text) in PLACEHOLDERS
+
+
+# -------------------------------------------------------------------------- numbers, dates, lists
+
+# Possessive quantifiers (*+, ++) give back no digit once read: a kilobyte of digits costs one pass.
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}|[ ]\d{3})++(?![\d/])|\d++)(?:\.\d*+)?+|\.\d++)"
+POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "crore": 7, "trillion": 12, "tn": 12}
+POWERS |= dict.fromkeys("million mil mln mn m mm".split(), 6) | {"k": 3, "t": 12}
+POWERS |= dict.fromkeys("billion bn b".split(), 9)
+# 5m are metres, $5m are millions; a small b only right behind its number.
+SCALE = r"(?i:(?:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|trillion|tn)s?)"
+SCALE += r"|[kKMBT]|(?<=\d)b|(?(currency)m{1,2}|[^\s\S])"
 NUMBER = re.compile(
     rf"""
-    (?:(?P<name>[a-z]\w{{0,9}}=))?  (?P<sign>[+-]?)  (?P<money>[$€£¥]?)
+    (?:(?P<name>[a-zA-Z∠]\w{{0,9}})=)?  (?P<sign>[+-]?)
+    (?P<currency>(?:(?:US)?[$]|[€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|Rs)\b[.]?)[ ]?)?  (?P<minus>-?)
     (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
-    (?: (?:[×x*]10\^|e)(?P<exponent>[+-]?\d{{1,3}}) )?  (?: [ ]?(?P<scale>{"|".join(SCALES)})(?![a-z]) )?
-    (?P<gap>[ ]?)  (?P<unit>[$€£¥] | [a-z°%]++(?:\^?\d)?(?:/[a-z]++(?:\^?\d)?)? )?""",
-    re.ASCII | re.VERBOSE,
+    (?: (?:×10\^|[eE])(?P<exponent>[+-]?\d{{1,3}}) )?
+    (?: [ ]?(?P<scale>{SCALE})(?![a-zA-Z]) )?
+    (?P<unit>(?![\d.,]).*)""",
+    re.VERBOSE | re.DOTALL,
 )
 
-# One spelling per unit. After a space any word of three letters or more is a unit too ("7 apples"), but
-# shorter ones only if listed: 3x, 2ab and 5th are not a number with its unit.
-UNITS = {
-    "",
-    *"$ € £ ¥ % m s g h l v w j mm cm km mg kg ml kw mw hz kb mb gb in ft oz min ms am pm".split(),
-}
-UNIT_NAMES = dict(
+
+# 3√2 cm, A=9π: a value that is no fraction, but has a unit or a name like one.
+SURD = re.compile(r"(?:([a-zA-Z∠]\w{0,9})=)?([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DOTALL)
+
+
+def quantity(text):
+    """(value, unit) if the text is one number, else None; unit: "" or what stands around it.
+
+    >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9")
+    ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None)
+    """
+    surd = SURD.fullmatch(text)
+    if surd and unit_of(surd[3]) is not None:
+        return surd[2].removeprefix("+"), unit_of(surd[3]) or surd[1] or ""
+
+    number = NUMBER.fullmatch(text)
+    # The 1990s are a decade, not 1990 seconds.
+    if number is None or re.fullmatch(r"[12]\d{3}s", text):
+        return None
+    unit = unit_of(number["unit"], number["currency"] or "")
+    if unit is None:
+        return None
+
+    # top/bottom or top mixed, times a power of ten
+    value = Fraction(re.sub("[, ]", "", number["top"])) / int(number["bottom"] or 1)
+    value += Fraction(number["mixed"] or 0)
+    power_of_ten = int(number["exponent"] or 0)
+    if number["scale"]:
+        power_of_ten += POWERS[number["scale"].lower().removesuffix("s")]
+    value *= Fraction(10) ** power_of_ten
+    if "-" in (number["sign"], number["minus"]):
+        value = -value
+    return value, unit or number["name"] or ""
+
+
+MONTHS = """january february march april may june july august september october november
+december""".split()
+DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+ORDINALS = dict(
     pair.split("=")
-    for pair in """percent=% degree=° deg=° dollar=$ usd=$ euro=€ hour=h hr=h
-    minute=min second=s sec=s meter=m metre=m centimeter=cm centimetre=cm kilometer=km kilogram=kg""".split()
+    for pair in """first=1st second=2nd third=3rd fourth=4th fifth=5th sixth=6th seventh=7th
+    eighth=8th ninth=9th tenth=10th eleventh=11th twelfth=12th""".split()
 )
-NOT_UNITS = set("and sin cos tan log exp sqrt half halve third quarter dozen".split())
+DATE = re.compile(
+    r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
+    r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
+)
 
 
-def _unit(word, gap):
-    """One spelling of a unit ("" for no word), or None if the word is not a unit."""
-    stem, power = re.fullmatch(r"([a-z°%$€£¥]*)(.*)", word).groups()
-    stem = stem[:-1] if len(stem) > 3 and stem.endswith("s") else stem
-    known = (
-        stem in UNITS
-        or stem in UNIT_NAMES
-        or "°" in stem
-        or gap
-        and len(stem) > 2
-        and stem not in NOT_UNITS
-    )
-    return UNIT_NAMES.get(stem, stem) + power.replace("^", "") if known else None
+def name_in(word, names):
+    """The place of the name that the word is, or is short for, from 1; 0 if there is none."""
+    fits = [place for place, name in enumerate(names, 1) if name.startswith(word)]
+    return fits[0] if len(word) > 2 and fits else 0
+
+
+def calendar(text):
+    """A date, a time of day or a weekday as (value, unit), else None; text is in lower case.
+
+    >>> calendar("jan. 5th, 2020"), calendar("2020-01-05"), calendar("09:30 am"), calendar("tues")
+    (('2020-1-5', ''), ('2020-1-5', ''), ('9:30', 'am'), ('tuesday', ''))
+    """
+    # January 5, 2020; 5th of January; March 2021; Monday
+    date = DATE.fullmatch(text)
+    if date:
+        before, word, after, year = date.groups()
+        month, day = name_in(word, MONTHS), name_in(word, DAYS)
+        if month and not (before and after):
+            return f"{year or ''}-{month}-{int(before or after or 0)}", ""
+        if day and date[0].rstrip(".") == word:
+            return DAYS[day - 1], ""
+
+    # 2020-01-05
+    date = re.fullmatch(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})", text)
+    if date:
+        return "-".join(str(int(number)) for number in date.groups()), ""
+
+    # 09:30, 9:00 am
+    time = re.fullmatch(r"(\d{1,2}):(\d\d)(?: ([ap]m))?", text)
+    if time and time[2] == "00" and time[3]:
+        return Fraction(time[1]), time[3]
+    if time:
+        return f"{int(time[1])}:{time[2]}", time[3] or ""
+    return None
+
+
+def wording(text):
+    """(text, "") for an answer in words: without case, hyphens, a leading "the"."""
+    text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
+    text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))", "", text)
+    first, space, rest = text.replace("grey", "gray").partition(" ")
+    return ORDINALS.get(first, first) + space + rest, ""
+
+
+SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
+
+
+def pieces(text):
+    """The parts of a list: A, B and C. A comma without a space may be that of 1,000."""
+    # "2 h 30 min" is a list of two, like "2 h and 30 min".
+    text = re.sub(r"(?<=\d) ?([a-zA-Z]+)[ ,]+(?=\d[\d.]* ?[a-zA-Z])", r" \1, ", text)
+    parts = []
+    for part in SEPARATOR.split(text):
+        thousands = "," in part and quantity(part)
+        parts += [part] if thousands else part.split(",")
+    return [stripped(part) for part in parts]
+
+
+def stripped(text):
+    """Without quotes, bold and brackets around all of it, and without punctuation at the end."""
+    text = text.strip().rstrip(" .,;:")
+    if len(text) < 3 or text[0] + text[-1] not in ("()", "[]", "**", '""', "''", "__"):
+        return text
+    inside = text[1:-1]
+    brackets = text[0] in "(["
+    # [1, 2) and the like are intervals: their brackets mean something.
+    interval = text[0] == "[" and re.search(r"\d ?,", inside)
+    if interval or (brackets and re.search(r"[()\[\]]", inside)):
+        return text
+    return stripped(inside)
+
+
+PREFIX = re.compile(
+    r"^(?:(?:the )?(?:final )?answer(?: is |:|=)(?=.)|(?:approximately |about |≈)(?=\d))",
+    re.IGNORECASE,
+)
+
+
+def single(text):
+    """The key of a date, a time or a number; None for words."""
+    return calendar(text.casefold()) or quantity(text)
 
 
 def canonical(answer):
     r"""The key (value, unit) an answer is compared by, or None for what is never an answer.
 
-    value: an exact Fraction if the whole answer is one number, else its text without case, LaTeX and spacing.
-    unit: "" or what stands around the number: a unit, a currency, "%", or the name in "x = 5".
-    A percentage is a number with the unit %: 25% goes with 25, not with 0.25 (which may be one as well).
-    No algebra and no rounding: 2/4 is 0.5, but 0.33 is not 1/3 (0.33 = 1/3 = 0.333 would make 0.33 = 0.333).
+    value: an exact Fraction if the whole answer is one number, else a text. No algebra and no
+    rounding: 2/4 is 0.5, but 0.33 is not 1/3 (0.33 = 1/3 = 0.333 would make 0.33 = 0.333).
+    unit: "" or a unit, a currency, "%", or the name in "x = 5". A percentage is a number with the
+    unit %: 25% goes with 25, not with 0.25 (which may be one as well).
 
     >>> canonical("1,000"), canonical(r"$\frac{1}{2}$ cm"), canonical(" Q1. "), canonical("n/a")
     ((Fraction(1000, 1), ''), (Fraction(1, 2), 'cm'), ('q1', ''), None)
     """
-    return _canonical(answer) if isinstance(answer, str) and len(answer) <= MAX_ANSWER else None
+    if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
+        return None
+    return _canonical(answer)
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
 def _canonical(answer):
-    text = " ".join(answer.translate(CHARACTERS).casefold().split())
-    for pattern, replacement in REWRITES:
-        text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(" .,;:")
-    while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`*":  # "Paris", **Paris**
-        text = text[1:-1].strip().rstrip(" .,;:")
-    if text in NOT_ANSWERS:
+    whole = re.sub(PREFIX, "", plain(answer))
+    text = stripped(whole)
+    if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
-    number = NUMBER.fullmatch(text)
-    unit = _unit(number["unit"] or "", number["gap"]) if number else None
-    if unit is not None:
-        value = Fraction(number["top"].replace(",", "")) / int(number["bottom"] or 1)
-        value += Fraction(number["mixed"] or 0)
-        value *= Fraction(10) ** (int(number["exponent"] or 0) + SCALES.get(number["scale"], 0))
-        return -value if number["sign"] == "-" else value, unit or number["money"] or number[
-            "name"
-        ] or ""
-    choice = re.fullmatch(r"\(?([a-z])\)?", text, re.ASCII)  # (B), B) and B. are choice B
-    return (choice[1] if choice else re.sub(r" ?, ?", ",", text)), ""
+
+    # (1,234) is a pair, 1,234 a number.
+    pair = "," in text and whole.startswith("(") and whole != text
+    key = None if pair else single(text)
+    if key:
+        return key
+
+    # A list: the same elements in the same order.
+    parts = pieces(text)
+    if pair and ", " not in text:
+        parts = [stripped(part) for part in text.split(",")]
+    if not 1 < len(parts) <= 20 or not all(parts):
+        return wording(text)
+    keys = [single(part) or wording(part) for part in parts]
+    units = [unit for _, unit in keys]
+    # 5 and 6 cm are two lengths.
+    if not any(units[:-1]) or len(set(units)) == 1:
+        units = units[-1:]
+    return ", ".join(str(value) for value, _ in keys), ",".join(units)
 
 
 def answers_match(a, b):
-    r"""Do two answers say the same? Never raises, always fast. What is never an answer does not match itself.
+    r"""Do two answers say the same? Never raises, always fast. What is no answer matches nothing.
 
-    A number without a unit matches it with any unit, two different units do not match: see `tally`.
+    A number without a unit matches it with any unit, two different units do not match, see `tally`.
 
-    >>> answers_match(r"25\%", "25.0%"), answers_match("5 cm", "5"), answers_match("-7", "7"), answers_match("none", "none")
-    (True, True, False, False)
+    >>> answers_match(r"25\%", "25.0%"), answers_match("5 cm", "5"), answers_match("none", "none")
+    (True, True, False)
     """
     a, b = canonical(a), canonical(b)
-    return a is not None and b is not None and a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
+    if a is None or b is None or a[0] != b[0]:
+        return False
+    return a[1] == b[1] or "" in (a[1], b[1])
 
 
-# ---------------------------------------------------------------------------------------------- the majority
+# ----------------------------------------------------------------------------------- the majority
 
 
 def tally(answers):
-    """{answer: votes}, in the order in which they came; None stands for those that could not be read.
+    """{answer: votes}, in the order in which they came; None stands for those that were not read.
 
-    Answers with equal keys form a camp, named by its first. "5" matches both "5 cm" and "5 m", which differ, so
-    matching alone makes no camps: a bare number joins the unit most often given with that number, and no other.
+    Answers with equal keys form a camp, named by its first. "5" matches both "5 cm" and "5 m",
+    which differ: a bare number joins the unit most often given with it, and no other.
 
     >>> tally(["7", "5", None, "7.0"]), tally(["5", "5 cm", "5 cm", "5 m"])
     ({'7': 2, '5': 1, None: 1}, {'5 cm': 3, '5 m': 1})
     """
     keys = [canonical(answer) for answer in answers]
-    counts, camp = Counter(keys), {None: None}  # a Counter keeps the order of first appearance
-    for value, unit in filter(None, counts):
-        united = [key for key in counts if key and key[0] == value and key[1]] if not unit else []
-        camp[value, unit] = (
-            max(united, key=counts.get) if united else (value, unit)
-        )  # max: first of equals
+    counts = Counter(keys)  # it keeps the order of first appearance
+    camp = {None: None}
+    for key in filter(None, counts):
+        value, unit = key
+        united = [other for other in counts if other and other[0] == value and other[1]]
+        camp[key] = key
+        if united and not unit:
+            camp[key] = max(united, key=counts.get)  # the first of equals
     votes = Counter(camp[key] for key in keys)
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}
 
 
 def vote(answers):
-    """(majority answer, consistency c = its votes / len(answers)); (None, 0.0) if nothing could be read.
+    """(majority answer, consistency c = its votes / len(answers)); (None, 0.0) if none was read.
 
-    c is exactly the share of answers that match the majority answer (see `tally`). Ties go to the camp seen first.
+    c is exactly the share of answers that match the majority answer. Of equal camps the first wins.
 
     >>> vote(["7", "5", None, "7.0"]), vote(["b", "a"]), vote(["unknown", "unknown"])
     (('7', 0.5), ('b', 0.5), (None, 0.0))
     """
     votes = tally(answers)
     votes.pop(None, 0)
-    winner = max(votes, key=votes.get, default=None)
-    return winner, votes[winner] / len(answers) if votes else 0.0
+    if not votes:
+        return None, 0.0
+    winner = max(votes, key=votes.get)
+    return winner, votes[winner] / len(answers)

@@ -1,4 +1,4 @@
-"""What a run asks of the computer it is on. Import this before torch: threads read their settings then."""
+"""What a run asks of the computer it is on. To be imported before torch, whose threads it sets."""
 
 import ctypes
 import os

@@ -4,8 +4,10 @@ In the trainer: `make_scratch`, the place for all files. In a helper, before it 
 `prepare`. In the child that runs the program: the rest.
 """
 
+import builtins
 import contextlib
 import fcntl
+import functools
 import gc
 import importlib.util
 import io
@@ -13,6 +15,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +34,10 @@ PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw 
     PIL.ImageFilter PIL.ImageFont PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath
     colorsys copy csv datetime decimal fractions heapq json logging lzma pickle pprint secrets
     statistics string textwrap typing unicodedata uuid""".split()
+FONTS = {}  # file name -> bytes, in a helper that has run Python
+VECTORS = {"pdf", "eps", "ps", "svg", "svgz", "pgf"}
+ELSEWHERE = {"mnt", "content", "output", "outputs"}  # places of other sandboxes, as /mnt/data
+RASTER_OPTIONS = "dpi facecolor edgecolor bbox_inches pad_inches transparent".split()
 
 
 def make_scratch():
@@ -50,6 +57,31 @@ def make_scratch():
     return folder.rename(folder.with_name(folder.name.replace("-", "-render-", 1))), lock
 
 
+def pin_fonts(scratch):
+    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
+    spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
+    if spec is None:
+        raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
+    folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
+    # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
+    (scratch / "fonts").mkdir()
+    for font in folder.glob("DejaVu*.ttf"):
+        (scratch / "fonts" / font.name).symlink_to(font)
+    rules = ""
+    for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
+        test = f'<test name="family"><string>{family}</string></test>' if family else ""
+        edit = f'<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit>'
+        rules += f"<match>{test}{edit}</match>"
+    folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
+    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
+    return {
+        "FONTCONFIG_FILE": f"{scratch}/fonts.conf",
+        "XDG_DATA_DIRS": f"{scratch}",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": f"{scratch}/mpl",
+    }
+
+
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
     specs = filter(None, map(importlib.util.find_spec, PACKAGES))
@@ -67,20 +99,23 @@ def readable(scratch):
 
 def prepare(language, source):
     """Import once what each program would import in its fork (or, without Landlock, could not)."""
-    if language == "python" and "numpy" not in sys.modules:
+    if language == "python" and not FONTS:
         for name in PRELOADED:
             importlib.import_module(name)
         Image.init()  # all file formats
         sys.modules["PIL.ImageFont"].load_default(16)
+        for path in Path(os.environ["XDG_DATA_DIRS"], "fonts").iterdir():
+            FONTS[path.name] = path.read_bytes()
         gc.freeze()
     # It makes forks dearer: only if used.
-    if b"matplotlib" in source and "matplotlib" not in sys.modules:
+    if language == "python" and b"matplotlib" in source and "matplotlib" not in sys.modules:
         prepare_matplotlib()
         gc.freeze()
 
 
 def prepare_matplotlib():
-    logging.disable(logging.WARNING)  # "building the font cache"
+    logging.disable(logging.WARNING)  # "building the font cache", "font family Arial not found"
+    import matplotlib
     import matplotlib.font_manager as fonts
     import matplotlib.pyplot as plt
 
@@ -94,13 +129,55 @@ def prepare_matplotlib():
     def open_font(name, *args, **kwargs):
         if isinstance(name, str) and name in data:
             return io.BytesIO(data[name])
-        return open(name, *args, **kwargs)
+        return builtins.open(name, *args, **kwargs)
 
     io.open = open_font
     plt.plot([1], label="$a^2$")
     plt.legend()
     plt.savefig(io.BytesIO())  # loads the writer
     plt.close()
+    # There is no screen: programs that ask for a window get the same pictures.
+    matplotlib.use = plt.switch_backend = lambda *args, **kwargs: None
+    savefig = matplotlib.figure.Figure.savefig
+
+    def save_figure(self, name, *args, format=None, **kwargs):
+        """Draw pixels for what was to be vectors; nobody reads the file."""
+        if (format or kind_of(name)) in VECTORS:
+            format, kwargs = "png", {k: v for k, v in kwargs.items() if k in RASTER_OPTIONS}
+            name = name if isinstance(name, (str, os.PathLike)) else io.BytesIO()
+        return savefig(self, name, *args, format=format, **kwargs)
+
+    matplotlib.figure.Figure.savefig = save_figure
+
+
+def set_up():
+    """In the child, ahead of a program -> a list that will hold the last picture it saved."""
+    import numpy
+
+    random.seed(0)
+    numpy.random.seed(0)
+    sys.meta_path.insert(0, OnlyKnown)
+    keep_one_folder()
+    replace_fonts()
+    return watch_saves()
+
+
+class OnlyKnown:
+    """Names the modules that are not there, instead of the files that may not be read."""
+
+    def find_spec(name, path=None, target=None):
+        top = name.partition(".")[0]
+        known = top in sys.stdlib_module_names or top in PACKAGES or top.startswith("_")
+        if known or os.path.exists(f"{top}.py"):
+            return None
+        raise ModuleNotFoundError(f"No module named {top!r}", name=name)
+
+
+def kind_of(name):
+    """-> "png" of a path that ends in .png; '' of what is no path."""
+    if not isinstance(name, (str, os.PathLike)):
+        return ""
+    return os.path.splitext(os.fspath(name))[1][1:].lower()
 
 
 def inside(path):
@@ -108,13 +185,63 @@ def inside(path):
     return isinstance(path, (str, os.PathLike)) and os.path.relpath(path)[:2] != ".."
 
 
-def watch():
-    """Prepare to run a program -> a list that will hold the last picture it saved."""
-    import numpy
+def keep_one_folder():
+    """A program has one folder, and none in it: "out/a.csv" is "a.csv", and "out" is the folder."""
+    made, mkdir = {"."}, os.mkdir
 
-    random.seed(0)
-    numpy.random.seed(0)
-    saved, late, save, mkdir = [], [], Image.Image.save, os.mkdir
+    def local(path):
+        if isinstance(path, int) or not inside(path):
+            return path
+        return "." if os.path.relpath(path) in made else os.path.basename(path)
+
+    def make_folder(path, *args, **kwargs):
+        if inside(path):
+            folder = Path(os.path.relpath(path))
+            made.update(map(str, (folder, *folder.parents)))
+        elif os.path.abspath(path).split("/")[1] not in ELSEWHERE:
+            mkdir(path, *args, **kwargs)
+
+    def at_home(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            return function(*map(local, args[:1]), *args[1:], **kwargs)
+
+        return call
+
+    os.mkdir = make_folder
+    for name in ("stat", "listdir", "scandir", "chdir", "remove", "unlink"):
+        setattr(os, name, at_home(getattr(os, name)))
+    builtins.open, io.open = at_home(builtins.open), at_home(io.open)
+
+
+def replace_fonts():
+    """Pillow's truetype("arial.ttf") and the like: the DejaVu font that comes nearest."""
+    from PIL import ImageFont
+
+    truetype = ImageFont.truetype
+
+    def nearest(font=None, *args, **kwargs):
+        path = os.fspath(font).lower() if isinstance(font, (str, os.PathLike)) else ""
+        try:
+            return truetype(font, *args, **kwargs)
+        except OSError:
+            # A file of another kind, which may not be read, is no font.
+            if not path or "/" in path and not path.endswith((".ttf", ".otf", ".ttc")):
+                raise
+        name, family = os.path.basename(path), "Sans"
+        if re.search("mono|courier|consol", name):
+            family = "SansMono"
+        elif re.search("times|georgia|(?<!sans)(?<!sans-)serif", name):
+            family = "Serif"
+        bold = "-Bold" if re.search(r"bold|bd\.ttf", name) else ""
+        return truetype(io.BytesIO(FONTS[f"DejaVu{family}{bold}.ttf"]), *args, **kwargs)
+
+    ImageFont.truetype = nearest
+
+
+def watch_saves():
+    """-> a list that holds the last picture that was saved."""
+    saved, late, save = [], [], Image.Image.save
 
     def write_late(event, _):
         if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
@@ -124,12 +251,14 @@ def watch():
     def save_and_keep(self, target, *args, **kwargs):
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
         picture = self.copy()  # the program may go on changing it
-        if inside(target):
-            # There is one folder: "out/a.png" is "a.png". Few programs read what they saved, and a
-            # PNG takes a third of a short one's time: at first only one pixel is written (which
-            # finds what is wrong with the arguments), the rest when the next file is opened.
-            target = os.path.basename(target)
-            later = target.lower().endswith(".png") and "save_all" not in kwargs
+        if isinstance(target, (str, os.PathLike)):
+            # Whatever folder it names. Few programs read what they saved, and a PNG takes a third
+            # of a short one's time: at first only one pixel is written (which finds what is wrong
+            # with the arguments), the rest when the next file is opened.
+            kind, target = kind_of(target), os.path.basename(target)
+            if kind in VECTORS:
+                args, kwargs = ("PNG",), {"compress_level": 1}
+            later = kind == "png" and "save_all" not in kwargs
             now = self.crop((0, 0, 1, 1)) if later else self
             with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
                 save(now, target, *args, **kwargs)
@@ -138,27 +267,22 @@ def watch():
             save(self, target, *args, **kwargs)
         saved[:] = [picture]
 
-    def make_folder(path, *args, **kwargs):
-        if not inside(path):
-            mkdir(path, *args, **kwargs)
-
     sys.addaudithook(write_late)
     Image.Image.save = save_and_keep
     Image.Image.show = lambda self, *args, **kwargs: None
-    os.mkdir = make_folder
     return saved
 
 
 def choose(saved, names):
     """Which picture of a program counts: the last `Image.save` (matplotlib's `savefig` ends there
-    too), else a variable img or image, else the open matplotlib figure."""
+    too), else a variable img or image, else the open matplotlib figure; then an array of that name,
+    then the last file that is a picture."""
     import numpy
 
     if saved:
         return saved[0]
-    for value in map(names.get, ("img", "image")):
-        if isinstance(value, numpy.ndarray):
-            value = Image.fromarray(value)
+    variables = [names.get("img"), names.get("image")]
+    for value in variables:
         if isinstance(value, Image.Image):
             return value
     plt = sys.modules.get("matplotlib.pyplot")
@@ -166,6 +290,17 @@ def choose(saved, names):
         canvas = plt.gcf().canvas
         canvas.draw()
         return Image.fromarray(numpy.asarray(canvas.buffer_rgba()))
+    for value in variables:
+        if isinstance(value, numpy.ndarray):
+            if value.dtype.kind in "fb":  # shares of white
+                value = (numpy.clip(value, 0, 1) * 255).astype("uint8")
+            return Image.fromarray(value)
+    with contextlib.suppress(PermissionError):  # without Landlock there are no files
+        for entry in sorted(os.scandir("."), key=lambda entry: -entry.stat().st_mtime_ns):
+            with contextlib.suppress(OSError):  # it is no picture
+                picture = Image.open(entry.path)
+                picture.load()
+                return picture
     raise NoPicture("no picture: nothing was saved, no variable img or image, no open figure")
 
 

@@ -32,6 +32,9 @@ from support import parallel
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
 
+# Share of replies from which on it is worth a warning that nothing could be read in them.
+MANY_UNREAD = 0.3
+
 # A run may go on with other values of these.
 FREE = ("out", "iterations", "workers", "slots", "save_steps")
 
@@ -43,8 +46,12 @@ FIGURES = {
     "solver": "reward accuracy format | reward |",
 }
 # What it calls them.
-SHORT_NAMES = {"valid": "valid", "render": "rendered", "s": "solvability", "d": "difficulty"}
+SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
 SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
+
+
+NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and
+then one box: an instruct model without think tags? Format stays 0, its answers are paid"""
 
 
 def subseed(*words) -> int:
@@ -176,6 +183,21 @@ class Run:
         parallel.gather([None])
         self.finish(*self.done, (iteration, role, step))
 
+    # ---- replies that cannot be read
+
+    def unread(self, iteration: int, role: str, texts: list[str], flags: list[bool]) -> float:
+        """The share of replies in which nothing could be read, as the flags say. Of too many a
+        warning is given, once for each role, and an example is kept."""
+        share = mean(flags)
+        if share > MANY_UNREAD and not any(self.folder.glob(f"iter*/unread-{role}.txt")):
+            name = f"iter{iteration}/unread-{role}.txt"
+            self.write(name, texts[flags.index(True)])
+            print(
+                f"{share:.0%} of the {role}'s replies cannot be read: phase S will starve. One of"
+            )
+            print(f"them: {self.folder / name}")
+        return share
+
     def write(self, name: str, text: str):
         """To a temporary name first: whoever reads sees the old file or the new one, all of it."""
         if parallel.rank() == 0:
@@ -228,8 +250,8 @@ class Run:
             return None
         rows = []
         for row in read_jsonl(path):
-            image = Image.open(self.folder / row["picture"]).copy() if row["picture"] else None
-            rows.append((row, image))
+            file = row.pop("picture")
+            rows.append((row, Image.open(self.folder / file).copy() if file else None))
         return rows
 
 
@@ -323,10 +345,11 @@ class Phase:
             for reply, one in zip(group, group_terms):
                 self.rows.append({"step": step, "topic": topic, "reply": reply.text} | one)
 
-    def end_step(self, step: int, terms: list[dict], statistics: dict, **more):
+    def end_step(self, step: int, replies, unread, terms: list[dict], statistics: dict, **more):
         """A line on the terminal and on disk; and the state, every --save-steps steps.
 
-        terms: of the reward of each reply; statistics: what train_step returned.
+        unread: could nothing be read in this reply? terms: of the reward of each reply.
+        statistics: what train_step returned.
         """
         of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
         some = [one for one in terms if one[condition[0]]]
@@ -334,6 +357,11 @@ class Phase:
         record |= {name: mean(one[name] for one in some) for name in of_some}
         # nan is no JSON.
         finite = {name: None if value != value else value for name, value in statistics.items()}
+        record["unread"] = self.run.unread(
+            self.iteration, self.role, [reply.text for reply in replies], unread
+        )
+        if self.role == "solver" and self.steps_made == 0 and step == 1 and not record["format"]:
+            print(NO_FORM)
         record |= more | finite | {"seconds": time.perf_counter() - self.started}
         self.log("step", step=step, **record)
         self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
@@ -346,8 +374,9 @@ def step_line(title: str, r: dict) -> str:
     """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
 
     >>> r = dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
+    >>> r["unread"] = 0.0
     >>> print(step_line("it 1 solver 3/20", r))
-    it 1 solver 3/20    reward  0.50  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
     """
     words = [f"{title:<18}  reward {r['reward']:5.2f}"]
     words += [f"{name} {r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]

@@ -1,7 +1,6 @@
 """Held-out accuracy, how sure one can be, and the command line (eval.py)."""
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -22,12 +21,6 @@ from vlm import VLM
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Image.new("RGB", (8, 8), "white")
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    """What chooses its device by itself finds no other than the CPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 def replies(monkeypatch, sampled, greedy):
@@ -146,7 +139,7 @@ def plain_answer(folder, question, solver_prompt):
     return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path, on_cpu):
+def test_a_trained_checkpoint_answers_the_same_in_plain_transformers(tmp_path):
     """A step of every role by the loop, at a step size that shows."""
     settings = "--iterations 1 --steps 1 --questions 0 --probe 0 --workers 1 --lr 3e-3 --codes 1"
     settings += " --proposer-prompts 2 --proposer-rollouts 2 --coder-proposals 4"
@@ -213,7 +206,6 @@ def test_command_line_on_the_shipped_base(tmp_path):
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,

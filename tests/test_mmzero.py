@@ -94,7 +94,7 @@ def test_two_steps_of_every_phase(run):
     assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
     for line in funnel.values():
         assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
-    evaluation = lines[-1]
+    evaluation = [line for line in lines if line["kind"] == "eval"][-1]
     assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
     assert (
         0 < evaluation["greedy"] <= 1
@@ -217,48 +217,46 @@ def start(settings, at):
     )
 
 
-def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path):
+HALF_A_STATE, SECOND_PART = -2, r"after imagine range\(8, 16\)"
+A_PICTURE, A_FILE = r"after save .*solver.part8_", r"before replace .*solver.part16.jsonl"
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [HALF_A_STATE, A_PICTURE],
+        pytest.param(
+            [HALF_A_STATE, SECOND_PART, A_PICTURE, A_FILE, random.Random(5).randrange(2, 12)],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_killed_at_any_moment_the_same_command_ends_the_same(tmp_path, kills):
     """kill -9, again and again in one run: in a step, in a state, while data is made and inside a
     part of it, at random places."""
-    settings = replace(
-        LITTLE, coder_steps=3, solver_steps=3, save_steps=1, coder_proposals=16, part_proposals=8
-    )
+    sizes = dict(coder_steps=3, solver_steps=3, coder_proposals=16)
+    settings = replace(LITTLE, **sizes, save_steps=1, part_proposals=8)
     whole = start(replace(settings, out=str(tmp_path / "whole")), at=0)
     assert whole.returncode == 0, whole.stderr[-3000:]
-    settings, made, rng = replace(settings, out=str(tmp_path / "killed")), [], random.Random(5)
-    kills = [
-        -2,
-        r"after imagine range\(8, 16\)",
-        r"after save .*solver.part8_",
-        r"before replace .*solver.part16.jsonl",
-        rng.randrange(2, 12),
-    ]
+    settings, made = replace(settings, out=str(tmp_path / "killed")), []
     for at in [*kills, 10**9]:
         finished = start(settings, at)
         made += re.findall(r"after save_rows (\w+.part\d+)", finished.stdout)
-        assert finished.returncode == (0 if at == 10**9 else -9), (
-            at,
-            finished.stdout[-500:],
-            finished.stderr[-3000:],
-        )
-    assert made == [
-        "coder.part0",
-        "coder.part8",
-        "solver.part0",
-        "solver.part8",
-        "solver.part16",
-    ]  # none was made twice
+        ended = (at, finished.stdout[-500:], finished.stderr[-3000:])
+        assert finished.returncode == (0 if at == 10**9 else -9), ended
+    # The part inside which it was killed is made again, no other.
+    parts = ["coder.part0", "coder.part8", "solver.part0", "solver.part8", "solver.part16"]
+    assert made == parts
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    a, b = (
-        {p.relative_to(folder): p.read_bytes() for p in folder.glob("iter*/**/*") if p.is_file()}
-        for folder in (tmp_path / "whole", tmp_path / "killed")
-    )
-    assert a.keys() == b.keys() and not [
-        name for name in a if a[name] != b[name]
-    ]  # checkpoints, data, pictures; no part
-    assert not list((tmp_path / "killed/resume").glob("*.pt")) and not list(
-        (tmp_path / "killed/resume").glob("*.new")
-    )
+    # Checkpoints, data, pictures; and no part.
+    contents = []
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        files = [path for path in folder.glob("iter*/**/*") if path.is_file()]
+        contents.append({path.relative_to(folder): path.read_bytes() for path in files})
+    a, b = contents
+    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]
+    assert not list((tmp_path / "killed/resume").glob("*.pt"))
+    assert not list((tmp_path / "killed/resume").glob("*.new"))
 
 
 def stop_after(monkeypatch, settings, step):
@@ -467,3 +465,46 @@ def test_a_checkpoint_that_is_no_vision_language_model_is_refused_by_name(tmp_pa
         and "'llama'" in finished.stderr
         and "Qwen2-VL" in finished.stderr
     )
+
+
+def test_replies_that_cannot_be_read_are_counted_and_kept(tmp_path, capsys):
+    """By role in the base's record and in each step's; above 30 % with a warning and an example."""
+    noise = random_model(tmp_path / "noise")
+    few = dict(questions=0, coder_proposals=8, solver_proposals=8, probe=8, proposal_tokens=16)
+    run = evolve(replace(SMALL, model=noise, out=str(tmp_path / "run"), **few))
+    lines, out = metrics(run.folder), capsys.readouterr().out
+    base = next(line for line in lines if line["kind"] == "eval")
+    assert base["unread_by_role"] == {"proposer": 1.0, "coder": 0.0, "solver": 0.0}
+    assert {line["unread"] for line in lines if line["kind"] == "step"} == {1.0}
+    assert out.count("100% of the proposer's replies cannot be read") == 1
+    assert "phase S will starve" in out and "unread 1.00" in out
+    example = (run.folder / "iter0/unread-proposer.txt").read_text()
+    rows = [
+        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
+    ]
+    assert example == rows[0]["reply"]
+
+
+def test_a_solver_without_the_form_is_told_once(tmp_path, monkeypatch, capsys):
+    reward = rewards.solver_reward
+    monkeypatch.setattr(
+        rewards, "solver_reward", lambda *args: reward(*args) | {"format": 0.0, "reward": 0.5}
+    )
+    evolve(replace(SMALL, out=str(tmp_path / "run"), questions=0, probe=0))
+    assert capsys.readouterr().out.count("no reply of the Solver has the form") == 1
+
+
+def test_a_checkpoint_brings_its_own_topics(tmp_path):
+    folder = tmp_path / "mine"
+    VLM.load("tiny", device="cpu").save(folder)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": ["knots", "maps"]}))
+    settings = replace(SMALL, model=str(folder), iterations=0, questions=0, probe=3)
+    run = evolve(replace(settings, out=str(tmp_path / "run")))
+    rows = [
+        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
+    ]
+    assert [row["topic"] for row in rows] == ["knots", "maps", "knots"]
+    (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": "knots"}))
+    with pytest.raises(SystemExit, match="a list of one or more texts"):
+        evolve(replace(settings, out=str(tmp_path / "other")))

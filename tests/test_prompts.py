@@ -1,4 +1,4 @@
-"""Prompts and parser stay in step: what a prompt asks for is what rewards.py reads and pays."""
+"""Prompts and parsers stay in step: what a prompt asks for is what rewards.py reads and pays."""
 
 import re
 
@@ -6,8 +6,9 @@ import pytest
 
 import render
 import rewards
-from prompts import PROMPTS, TOPICS, fill
-from support import programs, sandbox
+from prompts import PROMPTS, TOPICS, fill, placeholders, topics_of
+from support import answers, programs, sandbox
+from support.replies import fenced_blocks
 from support.settings import Settings
 
 PROPOSAL = rewards.Proposal(
@@ -22,25 +23,38 @@ FILLED = {
 }
 
 
+def words_of(text):
+    """The text on one line, however the prompt breaks it."""
+    return " ".join(text.split())
+
+
 def test_eight_distinct_topics():
     assert isinstance(TOPICS, tuple) and len(set(TOPICS)) == 8
     assert all(isinstance(topic, str) and topic == topic.strip() and topic for topic in TOPICS)
 
 
-def test_placeholders_are_exactly_the_documented_ones():
+def test_a_checkpoint_may_bring_its_own_topics():
+    assert topics_of(PROMPTS) == TOPICS == topics_of({})
+    assert topics_of({"topics": ["knots", "maps"], "solver": ""}) == ("knots", "maps")
+    for bad in ("knots", [], [""], ["a", 3], {"a": 1}, None, 5):
+        with pytest.raises(ValueError, match="list of one or more texts") as error:
+            topics_of({"topics": bad})
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_filled_in_is_exactly_what_is_documented():
     def names(text):
-        return sorted(re.findall(r"\{(\w+)\}", text))
+        return sorted(re.findall(r"\{([a-z_]+)\}", text.replace("\\boxed{blue}", "")))
 
     assert names(PROMPTS["proposer"]) == ["topic"]
-    assert (
-        names(PROMPTS["coder"]["svg"]) == names(PROMPTS["coder"]["python"]) == sorted(CODER_FIELDS)
-    )
+    assert names(PROMPTS["coder"]["svg"]) == sorted(CODER_FIELDS)
+    assert names(PROMPTS["coder"]["python"]) == sorted(CODER_FIELDS)
     assert names(PROMPTS["solver"]) == ["question"]
 
 
 @pytest.mark.parametrize("role", FILLED)
 def test_filled_prompt_has_no_stray_braces(role):
-    text = FILLED[role].replace(r"\boxed{}", "").replace(r"\boxed{your answer}", "")
+    text = re.sub(r"\\boxed\{[^{}]*\}", "", FILLED[role])
     assert "{" not in text and "}" not in text
     assert all(ord(c) < 128 for c in text)  # nothing a tokenizer would spell in bytes
 
@@ -52,51 +66,154 @@ def test_fill_is_single_pass_and_leaves_other_braces():
     assert fill(r"\boxed{} {q} {other} {", q=r"\1 {q}") == r"\boxed{} \1 {q} {other} {"
 
 
+# ------------------------------------------------------------------------------------- the Proposer
+
+
+def layout():
+    """The form at the end of the Proposer's prompt."""
+    return FILLED["proposer"].rpartition("<think>")[2].rpartition("</think>")[2].strip()
+
+
 def test_layout_in_the_proposer_prompt_is_what_the_parser_reads():
     """The prompt's own layout, its descriptions swapped for a proposal, parses to that proposal."""
     prompt = FILLED["proposer"]
-    layout = prompt[prompt.index("<content_type>") :]
-    assert re.findall(r"<(\w+)>", layout) == list(rewards.BLOCKS)  # the six blocks, in order
-    assert prompt.count("<") == 2 * len(rewards.BLOCKS)  # and tags appear nowhere else
+    assert re.findall(r"<(\w+)>", layout()) == list(rewards.BLOCKS)  # the six blocks, in order
+
+    # The example and the layout; tags appear nowhere else, but for the thinking.
+    assert re.sub(r"</?think>", "", prompt).count("<") == 4 * len(rewards.BLOCKS)
     reply = re.sub(
-        r"<(\w+)>.*</\1>", lambda m: f"<{m[1]}>{getattr(PROPOSAL, m[1])}</{m[1]}>", layout
+        r"<(\w+)>.*</\1>", lambda m: f"<{m[1]}>{getattr(PROPOSAL, m[1])}</{m[1]}>", layout()
     )
     assert rewards.parse_proposal(reply) == PROPOSAL
+    assert rewards.parse_proposal("<think>12 - 5 = 7</think>\n" + reply) == PROPOSAL
     for name in CODER_FIELDS:  # every one of them is required
         assert rewards.parse_proposal(reply.replace(f"</{name}>", "")) is None
 
 
 def test_content_types_are_listed_where_they_are_explained_and_where_they_are_chosen():
-    prompt = FILLED["proposer"]
-    chosen = re.search(r"<content_type>one of: (.*)</content_type>", prompt)[1]
+    prompt = words_of(FILLED["proposer"])
+    chosen = re.search(r"<content_type>\[one of: (.*)\]</content_type>", prompt)[1]
     assert tuple(chosen.split(", ")) == rewards.CONTENT_TYPES
-    assert (
-        tuple(re.findall(r"(\w+) \((?=bars|flow|figures|events|regions|grids|anything)", prompt))
-        == rewards.CONTENT_TYPES
-    )
+    explained = r"(\w+) \((?=bars|flow|figures|events|regions|grids|anything)"
+    assert tuple(re.findall(explained, prompt)) == rewards.CONTENT_TYPES
+
+
+def test_the_worked_example_is_a_proposal_that_nobody_may_hand_in():
+    prompt = FILLED["proposer"]
+    example = prompt[prompt.index("<think>") : prompt.index("Now yours.")]
+    assert rewards.parse_proposal(example) is None
+
+    # Under other names it parses, and its answers are right.
+    other = rewards.parse_proposal(re.sub("kiln", "oven", example, flags=re.IGNORECASE))
+    assert other.content_type in rewards.CONTENT_TYPES
+    rows = re.findall(r"(\w+), (\d+), (\d+), (\d+)[;.]", words_of(other.caption))
+    table = {name: tuple(map(int, numbers)) for name, *numbers in rows}
+    assert len(table) == 4 and table["Clay"][0] == int(other.easy_answer)
+    longer = [
+        (pots, cracked) for pots, cracked, hours in table.values() if hours > table["Dune"][2]
+    ]
+    whole = 1 - sum(cracked for _, cracked in longer) / sum(pots for pots, _ in longer)
+    assert other.hard_answer == f"{100 * whole:.0f}%"
+    assert other.hard_answer.strip("%") not in other.caption
+
+    # Any one of its texts is enough; its answers are anybody's.
+    for name in ("caption", "easy_question", "hard_question"):
+        text = re.search(rf"<{name}>(.*?)</{name}>", example, re.DOTALL)[1]
+        blocks = dict(zip(rewards.BLOCKS, ("map", "a", "b?", "54", "c?", "87%"))) | {name: text}
+        reply = "".join(f"<{key}>{value}</{key}>" for key, value in blocks.items())
+        assert rewards.parse_proposal(reply) is None
+        assert rewards.parse_proposal(reply.replace(text, text + " More.")) is not None
+
+
+def test_sample_answers_are_answers_and_the_bad_ones_are_not_among_them():
+    prompt = FILLED["proposer"]
+    good = re.split(r"\s{3,}", re.search("Answers like these: (.*)", prompt)[1])
+    keys = [answers.canonical(answer) for answer in good]
+    assert len(good) >= 6 and len(set(keys)) == len(good) and None not in keys
+    bad = re.split(r"\s{3,}", re.search("None like these: (.*)", prompt)[1])
+    assert len(bad) >= 3 and not set(bad) & set(good)
+    assert prompt.count("\n  * ") >= 5  # what makes a question hard
+
+
+# ----------------------------------------------------------------------------------- placeholders
+
+
+def test_placeholders_look_like_placeholders_and_are_refused_everywhere():
+    found = placeholders(PROMPTS)
+    for text in ("your answer", "its answer", "your easy question here", "your hard question here"):
+        assert text in found
+    assert "the full description of the picture" in found and len(found) >= 11
+    for text in found:
+        assert answers.is_placeholder(text) and answers.is_placeholder(f"[{text.upper()}]")
+        assert answers.canonical(text) is None and not answers.answers_match(text, text)
+        assert rewards.vote([text] * 5) == (None, 0.0)
+        blocks = dict.fromkeys(rewards.BLOCKS, "b") | {"caption": text}
+        reply = "".join(f"<{key}>{value}</{key}>" for key, value in blocks.items())
+        assert rewards.parse_proposal(reply) is None
+    for name in rewards.BLOCKS[1:]:
+        shown = re.search(rf"<{name}>(.*)</{name}>", layout())[1]
+        assert shown.startswith("[") and shown.endswith("]")
+
+
+def test_own_prompts_bring_their_own_placeholders():
+    own = {
+        "proposer": "Write <caption>an idea of yours</caption><easy_answer>4</easy_answer> {topic}",
+        "coder": {"svg": "{caption} [put the drawing here]"},
+        "solver": "{question} Say [the colour you see], not [3] or [B].",
+        "topics": ["[no placeholder]"],
+    }
+    assert placeholders(own) == {"an idea of yours", "put the drawing here", "the colour you see"}
+    assert not answers.is_placeholder("the colour you see")
+    before = set(answers.PLACEHOLDERS)
+    try:
+        answers.refuse(placeholders(own))
+        assert answers.canonical("The colour you see") is None
+        assert rewards.extract_answer(r"\boxed{the colour you see}") is None
+    finally:
+        answers.PLACEHOLDERS.intersection_update(before)
+        answers.refuse([])
+    assert answers.canonical("The colour you see") is not None
+
+
+# ------------------------------------------------------------------------------ Coder and Solver
 
 
 @pytest.mark.parametrize("language", render.MAX_SIDE)
 def test_coder_prompt_shows_the_fence_and_the_limits(language):
-    text = FILLED[language]
+    text = words_of(FILLED[language])
     side = {name: str(number) for name, number in render.MAX_SIDE.items()}
-    assert side[language] in text and not {*side.values()} - {side[language]} & set(
-        re.findall(r"\d+", text)
-    )
-    assert (
-        f"{render.MAX_ASPECT} times as long as wide" in text
-        and "one colour only counts as none" in text
-    )
-    assert [label for label, _ in rewards.fenced_blocks(text)] == [language]
+    others = {*side.values()} - {side[language]}
+    assert side[language] in text and not others & set(re.findall(r"\d+", text))
+    assert f"{render.MAX_ASPECT} times as long as wide" in text
+    assert "one colour only counts as none" in text
+    labels = [label for label, _, _ in fenced_blocks(FILLED[language]) if label is not None]
+    assert labels == [language]
     assert all(name.upper() in text for name in CODER_FIELDS)
-    assert "answer must not be written in the" in " ".join(text.split())
+    assert "answer must not be written in the" in text
+
+
+@pytest.mark.parametrize("language", render.MAX_SIDE)
+def test_the_form_of_a_code_is_read_as_code_but_draws_nothing(language):
+    """Answered literally the form is paid as code; copied, it is code that draws nothing."""
+    form = FILLED[language][FILLED[language].index("```") :]
+    copied = rewards.extract_code(form, language)
+    assert rewards.language_of(copied) == language
+    with render.Renderer(1, 60.0) as renderer:
+        (drawn,) = renderer.render([(copied, language)])
+        assert drawn.image is None
+    shown = re.search(r"\[.*\]", form)[0]
+    drawing = {"svg": "<rect width='9' height='9'/>", "python": "import math"}[language]
+    code = rewards.extract_code(form.replace(shown, drawing), language)
+    assert drawing in code and rewards.coder_reward(code, None, language)["reward"] == -0.1
 
 
 def test_coder_prompt_names_what_the_sandbox_takes():
-    svg, python = FILLED["svg"], FILLED["python"]
-    assert rewards.extract_code(svg, "svg").startswith("<svg")  # the example itself is code
+    svg, python = words_of(FILLED["svg"]), words_of(FILLED["python"])
+    assert rewards.extract_code(FILLED["svg"], "svg").startswith("<svg")  # the form itself is code
     for word in ("viewBox", "No scripts", "xmlns", "files from elsewhere"):
         assert word in svg
+    for word in ("foreignObject", "filters", "vertical writing", "calc()", "textLength", "emoji"):
+        assert word in svg[svg.index("Do not use what would be drawn wrongly") :]
     for word in (
         "Pillow, numpy, matplotlib",
         "No network",
@@ -106,53 +223,61 @@ def test_coder_prompt_names_what_the_sandbox_takes():
         "figure",
     ):
         assert word in python
-    assert (
-        f"after {Settings().render_seconds:.0f} seconds, and at {sandbox.MEMORY >> 30} GB" in python
-    )
-    for package in re.search(r"may use (.*) and", python)[1].replace("Pillow", "PIL").split(", "):
+    seconds, memory = Settings().render_seconds, sandbox.MEMORY >> 30
+    assert f"after {seconds:.0f} seconds, and at {memory} GB" in python
+    for package in re.search(r"may use (.*?) and", python)[1].replace("Pillow", "PIL").split(", "):
         assert package in programs.PACKAGES  # what a program may read, it may use
-    assert (
-        python.index("Image.save")
-        < python.index("img or image")
-        < python.index("open matplotlib figure")
-    )
+    places = [
+        python.index(word) for word in ("Image.save", "img or image", "open matplotlib figure")
+    ]
+    assert places == sorted(places)
 
 
-PICTURES = {  # what the guides say: drawn, or not, and which picture counts (by its width)
+# What the guides say: drawn, or not, and which picture counts (by its width).
+PICTURES = {
     "svg": [
         (
-            '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40" viewBox="0 0 60 40"><rect width="60" height="40" fill="white"/>'
-            '<defs><linearGradient id="g"><stop stop-color="red"/></linearGradient></defs><g><circle cx="9" cy="9" r="5" fill="url(#g)"/>'
-            '<polyline points="1,1 9,30" stroke="#123456" fill="none"/><text x="5" y="30" font-size="14" font-family="sans-serif">a '
+            '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40" viewBox="0 0 60 40">'
+            '<rect width="60" height="40" fill="white"/><defs><linearGradient id="g">'
+            '<stop stop-color="red"/></linearGradient></defs>'
+            '<g><circle cx="9" cy="9" r="5" fill="url(#g)"/>'
+            '<polyline points="1,1 9,30" stroke="#123456" fill="none"/>'
+            '<text x="5" y="30" font-size="14" font-family="sans-serif">a '
             "<tspan>&lt; b</tspan></text></g></svg>",
             60,
         ),
         (
-            '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="white"/></svg>',
+            '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40">'
+            '<rect width="60" height="40" fill="white"/></svg>',
             None,
         ),
         (
-            '<svg xmlns="http://www.w3.org/2000/svg" width="606" height="6"><path d="M0 0h9v3z"/></svg>',
+            '<svg xmlns="http://www.w3.org/2000/svg" width="606" height="6">'
+            '<path d="M0 0h9v3z"/></svg>',
             None,
         ),
     ],
     "python": [
         (
-            'from PIL import Image\nImage.new("RGB", (9, 9)).save("a.png")\nfor w in (50, 70):\n    i = Image.new("RGB", (w, 40), "white")\n'
-            '    i.putpixel((3, 3), (0, 0, 0))\n    i.save("chart.png")\nimg = i.crop((0, 0, 20, 20))',
+            'from PIL import Image\nImage.new("RGB", (9, 9)).save("a.png")\nfor w in (50, 70):\n'
+            '    i = Image.new("RGB", (w, 40), "white")\n    i.putpixel((3, 3), (0, 0, 0))\n'
+            '    i.save("chart.png")\nimg = i.crop((0, 0, 20, 20))',
             70,
         ),
         (
-            'from PIL import Image\nimg = Image.new("RGB", (33, 40))\nimg.putpixel((3, 3), (9, 9, 9))',
+            'from PIL import Image\nimg = Image.new("RGB", (33, 40))\n'
+            "img.putpixel((3, 3), (9, 9, 9))",
             33,
         ),
         (
-            "import matplotlib.pyplot as plt\nplt.figure(figsize=(8, 6), dpi=100)\nplt.plot([1, 2])\nplt.tight_layout()",
+            "import matplotlib.pyplot as plt\nplt.figure(figsize=(8, 6), dpi=100)\n"
+            "plt.plot([1, 2])\nplt.tight_layout()",
             800,
         ),
         ('from PIL import Image\nopen("/etc/passwd")\nimg = Image.effect_noise((9, 9), 50)', None),
         (
-            "import threading\nthreading.Thread(target=print).start()\nfrom PIL import Image\nimg = Image.effect_noise((9, 9), 50)",
+            "import threading\nthreading.Thread(target=print).start()\nfrom PIL import Image\n"
+            "img = Image.effect_noise((9, 9), 50)",
             None,
         ),
         ("import pandas", None),
@@ -162,18 +287,25 @@ PICTURES = {  # what the guides say: drawn, or not, and which picture counts (by
 
 @pytest.mark.parametrize("language", PICTURES)
 def test_the_guides_say_what_the_renderer_does(language):
+    codes = [code for code, _ in PICTURES[language]]
     with render.Renderer(1, 60.0) as renderer:
         if language == "python" and renderer.refusal:
             pytest.skip(renderer.refusal)
-        for (code, width), drawn in zip(
-            PICTURES[language],
-            renderer.render([(code, language) for code, _ in PICTURES[language]]),
-        ):
-            assert (drawn.image and drawn.image.width) == width, (code, drawn.error)
+        pictures = renderer.render([(code, language) for code in codes])
+    for (code, width), drawn in zip(PICTURES[language], pictures):
+        assert (drawn.image and drawn.image.width) == width, (code, drawn.error)
 
 
 def test_solver_form_is_the_one_that_is_paid():
-    form = FILLED["solver"][FILLED["solver"].rindex("<think>") :]
-    reply = form.replace("your answer", "7")
-    assert rewards.solver_reward(reply, "7") == {"reward": 1.0, "accuracy": 1.0, "format": 1.0}
-    assert FILLED["solver"].startswith("How many bars?")
+    prompt = FILLED["solver"]
+    form = prompt[prompt.rindex("<think>") :]
+    paid = {"reward": 1.0, "accuracy": 1.0, "format": 1.0}
+    for answer in ("7", "[7]"):  # the brackets may stay
+        assert rewards.solver_reward(form.replace("[your answer]", answer), "7") == paid
+    assert rewards.solver_reward(form, "your answer")["reward"] == 0
+    assert prompt.startswith("How many bars?")
+
+    samples = re.findall(r"\\boxed\{([^{}\[]+)\}", prompt)
+    assert len(samples) >= 4
+    for sample in samples:
+        assert rewards.solver_reward(form.replace("[your answer]", sample), sample) == paid

@@ -9,6 +9,7 @@ import pytest
 from helpers_time import seconds
 
 import rewards
+from prompts import PROMPTS
 from rewards import (
     Judged,
     Proposal,
@@ -16,7 +17,6 @@ from rewards import (
     cluster_shares,
     coder_reward,
     difficulty,
-    extract_answer,
     extract_code,
     keep_for_coder,
     keep_for_solver,
@@ -68,12 +68,53 @@ def test_a_block_cut_short_does_not_swallow_the_next():
 
 
 def test_reasoning_is_skipped_and_the_first_of_two_counts():
-    assert (
-        parse_proposal("<think>" + reply(easy_answer="draft") + "</think>" + reply()).easy_answer
-        == "Hall"
-    )
+    draft = "<think>" + reply(easy_answer="draft") + "</think>"
+    assert parse_proposal(draft + reply()).easy_answer == "Hall"
     assert parse_proposal("<think>" + reply() + "</think> done") is None
     assert parse_proposal(reply() + reply(easy_answer="second")).easy_answer == "Hall"
+
+
+def test_a_quoted_end_of_reasoning_is_text_and_reasoning_alone_is_read():
+    quoted = parse_proposal(reply(caption="The label reads </think>."))
+    assert quoted.caption == "The label reads </think>." and quoted.easy_answer == "Hall"
+    assert parse_proposal("plan ...\n" + reply() + "\n</think>\n").easy_answer == "Hall"
+    both = "<think>" + reply(easy_answer="a") + "</think><think>" + reply(easy_answer="b")
+    assert parse_proposal(both + "</think>" + reply()).easy_answer == "Hall"
+    assert parse_proposal("a plan</think>" + reply()).easy_answer == "Hall"
+    # A draft that was left open does not hide the end of the reasoning.
+    assert parse_proposal("<think><caption>a</think>" + reply()).caption == BLOCKS["caption"]
+
+
+@pytest.mark.parametrize(
+    "pattern, written",
+    [
+        (r"<(/?)(\w+)>", r"< \1\2 >"),
+        (r"<(/?)(\w+)>", r"<\1\2 >"),
+        (r"<(/?)(\w+)>", r"<\1 \2>"),
+        (r"</(\w+)>", r"< / \1 >"),
+        (r"<(/?)(\w+)>", r"<\1\n\2\t>"),
+        (r"(<\w+>) (.*?) (</\w+>)", r"**\1** \2 **\3**"),
+    ],
+)
+def test_tags_as_models_write_them(pattern, written):
+    text = re.sub(pattern, written, reply(), flags=re.DOTALL)
+    assert parse_proposal(text) == Proposal(*BLOCKS.values())
+
+
+def test_what_the_prompt_shows_is_no_content():
+    for name in list(BLOCKS)[1:]:
+        for copied in (
+            "[your easy question here]",
+            "its answer",
+            "The full description of the picture",
+        ):
+            assert parse_proposal(reply(**{name: copied})) is None
+    assert parse_proposal(reply(caption="[3, 4] is marked", easy_answer="[7]")) is not None
+    example = re.search(r"<content_type>table.*?</hard_answer>", PROMPTS["proposer"], re.DOTALL)[0]
+    assert parse_proposal(example) is None
+    new = re.sub(r"Kiln|How many|Of all", "Other", example)
+    assert parse_proposal(new).hard_answer == "87%"
+    assert parse_proposal(new.replace("Other pots went", "How many pots went")) is None
 
 
 @pytest.mark.parametrize(
@@ -84,11 +125,8 @@ def test_reasoning_is_skipped_and_the_first_of_two_counts():
         ("DATA  CHART", "", "data_chart"),
         ("other", "A Bar Chart of rain", "data_chart"),  # else the caption,
         ("", "a heatmap of noise", "data_chart"),  # in which "heatmap" must not count as a map,
-        (
-            "graph",
-            "a bar chart in a flowchart",
-            "diagram",
-        ),  # nor a later hint win over an earlier one
+        # nor a later hint win over an earlier one
+        ("graph", "a bar chart in a flowchart", "diagram"),
         ("", "a triangle", "geometry"),
         ("", "Gantt", "timeline"),
         ("", "a grid", "table"),
@@ -100,46 +138,6 @@ def test_reasoning_is_skipped_and_the_first_of_two_counts():
 )
 def test_type_of(content_type, caption, expected):
     assert type_of(Proposal(content_type, caption, "q", "a", "q", "a")) == expected
-
-
-# --------------------------------------------------------------------------------------------- code
-
-
-@pytest.mark.parametrize(
-    "text, language, expected",
-    [
-        (
-            "```svg\n<svg>1</svg>\n```\n```svg\n<svg>2</svg>\n```",
-            "svg",
-            "<svg>2</svg>",
-        ),  # the last,
-        ("```svg\n<svg>1</svg>\n```\n```svg\n<svg>2", "svg", "<svg>1</svg>"),  # if closed
-        ("```python\na = 1\n```\nprints\n```text\n1\n```", "python", "a = 1"),  # output is no code
-        ("```python\na = 1\n```\nprints\n```\n1\n```", "python", "a = 1"),
-        ("```py\na = 1\n```", "python", "a = 1"),
-        ("```\na = 1\n```", "python", "a = 1"),
-        ("```\na = 1\n```\nprints\n```text\n1\n```", "python", "a = 1"),
-        ("```SVG\n<svg/>\n```\n```\n<svg>2</svg>\n```", "svg", "<svg/>"),
-        ("```xml\n<svg/>\n```", "svg", "<svg/>"),
-        ("```\n<svg/>\n```", "svg", "<svg/>"),
-        ("```svg <svg/>```", "svg", "<svg/>"),
-        ("```<svg/>```", "svg", "<svg/>"),
-        # the wrong language, and bare markup, are seen as well
-        ("```python\na = 1\n```", "svg", "a = 1"),
-        ("```svg\n<svg/>\n```", "python", "<svg/>"),
-        ("```\n<svg/>\n```\n```\na = 1\n```", "svg", "<svg/>"),
-        ("here: <svg><svg></svg></svg> done", "svg", "<svg><svg></svg></svg>"),
-        ("<svg> <rect/>", "svg", None),
-        ("</svg><svg>", "svg", None),
-        ("```python\na = 1", "python", None),
-        ("a = 1", "python", None),
-        ("", "svg", None),
-        ("``````", "svg", None),
-        ("```svg\n\n```", "svg", None),
-    ],
-)
-def test_extract_code(text, language, expected):
-    assert extract_code(text, language) == expected
 
 
 def test_unknown_language_is_refused():
@@ -436,42 +434,44 @@ def test_invalid_proposals_get_minus_one_and_count_nowhere():
     assert proposer_rewards([], []) == []
 
 
+def plain_proposer_reward(k, batch, pictures):
+    """The formula as it reads, for the k-th of the valid proposals in a batch."""
+    n = len(batch)
+    drawn = [p for p in pictures if p]
+    d = [min(p.consistency, 1 - p.consistency) for p in drawn]
+    E = 0.3 if drawn and round(sum(d) / len(d), 9) < 0.15 else 0
+    f = sum(type_of(p) == type_of(batch[k]) for p in batch) / n
+    T = 0.15 * max(0, f - 0.5) / 0.5
+    V = 0
+    for weight, name in ((0.45, "caption"), (0.20, "easy_question"), (0.35, "hard_question")):
+        V += weight * (slow_shares([getattr(p, name) for p in batch])[k] - 1 / n)
+    V = min(max(0.5 * n * V, -0.5), 0.5)
+    gain = sum(min(p.solvability, 0.5) for p in drawn) / len(pictures) + sum(d) / len(pictures)
+    return gain - E - T - V
+
+
 def test_whole_batch_against_a_plain_transcription():
     rng = random.Random(6)
-    for _ in range(30):
+    picture = [None] + [Judged(s / 5, c / 5) for s in range(6) for c in range(6)] + [None] * 11
+    compared = 0
+    for _ in range(90):
         n, total = rng.randrange(1, 9), rng.randrange(1, 5)
-        captions = random_texts(rng, n, 10)
-        types = rng.choices(rewards.CONTENT_TYPES, k=n)
-        batch = [
-            Proposal(name, c, c + " y", "1", c + " z", "2") for name, c in zip(types, captions)
-        ]
-        batch = [rng.choice((None, proposal)) for proposal in batch]
-        picture = [None] + [Judged(s / 5, c / 5) for s in range(6) for c in range(6)] + [None] * 11
+        batch = []
+        for caption in random_texts(rng, n, 10):
+            name = rng.choice(rewards.CONTENT_TYPES)
+            proposal = Proposal(name, caption, caption + " y", "1", caption + " z", "2")
+            batch.append(rng.choice((None, proposal)))
         judged = [rng.choices(picture, k=total) for _ in batch]
         valid = [p for p in batch if p]
-        for proposal, pictures, row in zip(batch, judged, proposer_rewards(batch, judged)):
+        for proposal, pictures, terms in zip(batch, judged, proposer_rewards(batch, judged)):
             if proposal is None:
-                assert row["reward"] == -1
+                assert terms["reward"] == -1
                 continue
             k = next(i for i, p in enumerate(valid) if p is proposal)
-            drawn = [p for p in pictures if p]
-            d = [min(p.consistency, 1 - p.consistency) for p in drawn]
-            E = 0.3 if drawn and round(sum(d) / len(d), 9) < 0.15 else 0
-            T = (
-                0.15
-                * max(0, sum(type_of(p) == type_of(proposal) for p in valid) / len(valid) - 0.5)
-                / 0.5
-            )
-            V = 0
-            for weight, name in (
-                (0.45, "caption"),
-                (0.20, "easy_question"),
-                (0.35, "hard_question"),
-            ):
-                V += weight * (slow_shares([getattr(p, name) for p in valid])[k] - 1 / len(valid))
-            V = min(max(0.5 * len(valid) * V, -0.5), 0.5)
-            R = sum(min(p.solvability, 0.5) for p in drawn) / total + sum(d) / total - E - T - V
-            assert row["reward"] == approx(R) and row["rendered"] == len(drawn) / total
+            assert terms["reward"] == approx(plain_proposer_reward(k, valid, pictures))
+            assert terms["rendered"] == len([p for p in pictures if p]) / total
+            compared += 1
+    assert compared > 150
 
 
 def test_proposer_rewards_refuse_what_does_not_fit():
@@ -490,15 +490,18 @@ def test_proposer_rewards_refuse_what_does_not_fit():
         ("```svg\n<svg/>\n```", "svg", Judged(1.0, 0.6), 1 + 1.0 + 0.4),  # s is not capped here
         ("```svg\n<svg/>\n```", "svg", Judged(0.0, 1.0), 1.0),
         ("```python\na = 1\n```", "python", Judged(0.2, 0.5), 1.7),
-        ("<svg></svg>", "svg", Judged(0.2, 0.5), 1.7 - 0.05),  # drawn, but not fenced
+        ("<svg></svg>", "svg", Judged(0.2, 0.5), 1.7),  # a fence is not asked for
+        ("```svg\n<svg></svg>", "svg", Judged(0.2, 0.5), 1.7),
         ("```python\na = 1\n```", "svg", Judged(0.2, 0.5), 1.7 - 0.5),
         ("```svg\n<svg/>\n```", "svg", None, -0.1),
         ("```python\na = 1\n```", "python", None, -0.1),
-        ("no code", "svg", None, -0.15),
-        ("```svg\n<svg", "svg", None, -0.15),
-        ("", "svg", None, -0.15),
-        ("<svg></svg>", "svg", None, -0.15),
-        # the floor: not -0.6
+        ("<svg></svg>", "svg", None, -0.1),
+        ("```svg\n<svg ...> ... </svg>\n```", "svg", None, -0.1),
+        # no code is not of the asked language either, and the floor is not -0.6
+        ("no code", "svg", None, -0.5),
+        ("no code", "python", None, -0.5),
+        ("```svg\n<svg", "svg", None, -0.5),
+        ("", "svg", None, -0.5),
         ("```python\na = 1\n```", "svg", None, -0.5),
         ("```svg\n<svg/>\n```", "python", None, -0.5),
         ("```html\n<html></html>\n```", "svg", None, -0.5),
@@ -514,7 +517,7 @@ def test_coder_reward(text, language, picture, reward):
 
 
 def test_coder_reward_without_a_reply_judges_the_code_alone():
-    assert coder_reward(None, None)["reward"] == approx(-0.15)
+    assert coder_reward(None, None)["reward"] == -0.5
     assert coder_reward("<svg/>", None)["reward"] == approx(-0.1)
     assert coder_reward("a = 1", None)["reward"] == -0.5
     with pytest.raises(ValueError, match="no code"):
@@ -536,6 +539,25 @@ def test_coder_reward_without_a_reply_judges_the_code_alone():
         (r"<think>a</think> \boxed{7}.", 1, 0),
         (r"<think>a</think> It is \boxed{7}", 1, 0),
         (r"So <think>a</think> \boxed{7}", 1, 0),
+        # several thoughts; the chat template wrote the first <think>
+        (r"<think>a</think><think>b</think>\boxed{7}", 1, 1),
+        ("<think>a</think>\n\nSo far.\n\n<think>b</think>\n\\boxed{7}", 1, 1),
+        (r"a</think> \boxed{7}", 1, 0),
+        (r"a</think> <think>b</think> \boxed{7}", 1, 0),
+        # spaces
+        (r"< think > a < /think > \boxed{7}", 1, 1),
+        (r"<think >a</ think>\boxed {7}", 1, 1),
+        (r"<think>a</think> \boxed{{7}}", 1, 1),
+        # a box, but not in form
+        (r"<think>a</think> \boxed 7", 1, 0),
+        (r"<think>a</think> \fbox{7}", 1, 0),
+        (r"<think>a</think> $\boxed{7}$", 1, 0),
+        (r"<think>a</think> **\boxed{7}**", 1, 0),
+        ("<think>a</think>\n\n**Answer:** \\boxed{7}", 1, 0),
+        # what the prompt shows
+        (r"<think>[your reasoning, step by step]</think> \boxed{[your answer]}", 0, 0),
+        (r"<think>a</think> \boxed{your answer}", 0, 0),
+        (r"<think>a</think> \boxed{7 units}", 1, 1),
         (r"<think>a</think> \boxed{8} \boxed{7}", 1, 0),
         (r"<think>a</think> \boxed{}", 0, 0),
         (r"<think>a</think> \boxed{7", 0, 0),
@@ -553,83 +575,59 @@ def test_a_none_label_pays_nothing():
     assert solver_reward(r"<think>a</think> \boxed{none}", "none")["reward"] == approx(0.1)
 
 
-LONG = 100_000
+def plain_coder_reward(found, asked, drawn, s, c):
+    """The rule as it reads: was code found, is it of the asked language, did it draw?"""
+    if drawn:
+        return 1 + s + min(c, 1 - c) - (0 if asked else 0.5)
+    if not found:
+        return -0.5
+    return max(-(0.1 + (0 if asked else 0.5)), -0.5)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "```",
-        "```a",
-        "```svg\n",
-        "``` ",
-        "`",
-        "<svg",
-        "<svg>",
-        "</svg>",
-        "<svg></svg>",
-        "```<svg></svg>```",
-        "<caption>",
-        "</caption>",
-        "<caption></caption>",
-        "<",
-        "<think>",
-        "</think>",
-        "\\boxed{",
-        "\\boxed{5}",
-        "\\boxed{{",
-        "{",
-        "}",
-        "\\",
-        " ",
-        "\n",
-        "a",
-        "\0",
-        "\ud800",
-    ],
-)
-def test_long_hostile_replies_take_linear_time(piece):
-    for text in (
-        (piece * LONG)[:LONG],
-        "```" + (piece * LONG)[:LONG],
-        "<think>\\boxed{" + (piece * LONG)[:LONG],
-    ):
-        for function in (
-            parse_proposal,
-            extract_code,
-            extract_answer,
-            lambda t: solver_reward(t, "5"),
-            lambda t: coder_reward(None, None, "svg", t),
-        ):
-            assert seconds(function, text) < 0.2  # quadratic: seconds to minutes
-        assert seconds(extract_answer, text) < 5e-3
+def test_the_coder_against_a_plain_transcription():
+    rng = random.Random(8)
+    codes = {"svg": ["<svg><g/></svg>", "<svg ...>...</svg>"], "python": ["import math", "a = 1"]}
+    wrappings = ("```{0}\n{1}\n```", "~~~{0}\n{1}\n~~~", "<think>no</think>Here:\n```{0}\n{1}\n```")
+    for _ in range(300):
+        language, written = rng.choice(list(codes)), rng.choice(list(codes))
+        found = rng.random() < 0.8
+        text = rng.choice(wrappings).format(written, rng.choice(codes[written])) if found else "No."
+        drawn = found and rng.random() < 0.6
+        s, c = rng.randrange(6) / 5, rng.randrange(6) / 5
+        terms = coder_reward(
+            extract_code(text, language), Judged(s, c) if drawn else None, language, text
+        )
+        expected = plain_coder_reward(found, written == language, drawn, s, c)
+        assert terms["reward"] == approx(expected), text
 
 
-def test_random_replies_never_raise():
-    rng = random.Random(7)
+def plain_form(text):
+    """<think>..</think>, a box, no more; the released code drops spaces around <, > and /."""
+    text = re.sub(r"\s*(<|>|/)\s*", r"\1", text)
+    return re.fullmatch(r"<think>.*</think>\s*\\boxed\{.*\}\s*", text, re.DOTALL) is not None
+
+
+def test_the_solver_against_a_plain_transcription():
+    """The pattern cannot see that a box is empty, or that there are two: there only we say no."""
+    rng = random.Random(9)
     pieces = [
-        "```",
-        "svg",
-        "python",
-        "<svg",
-        "</svg>",
-        "\\boxed{",
-        "}",
-        "{",
         "<think>",
         "</think>",
+        "< think >",
+        "</ think >",
+        " a ",
         "\n",
-        "5",
-        "\0",
-        "\ud800",
-        "é",
+        "\\boxed{7}",
+        "\\boxed{8}",
     ]
-    pieces += [f"<{name}>" for name in rewards.BLOCKS] + [f"</{name}>" for name in rewards.BLOCKS]
-    for _ in range(3000):
-        text = "".join(rng.choices(pieces, k=rng.randrange(25)))
-        for language in ("svg", "python"):
-            code = extract_code(text, language)
-            assert code is None or (code and code in text)
-            assert -0.5 <= coder_reward(code, None, language, text)["reward"] <= -0.1
-        assert parse_proposal(text) is None or re.search("<caption>.+</caption>", text, re.DOTALL)
-        assert solver_reward(text, "5")["reward"] in (0, approx(0.1), approx(0.9), 1)
+    both = 0
+    for _ in range(4000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(2, 7)))
+        rest = re.split(r"<\s*/\s*think\s*>", text)[-1]
+        terms = solver_reward(text, "7")
+        boxes = re.findall(r"\\boxed\{(\d)\}", text)
+        assert terms["accuracy"] == float(boxes[-1:] == ["7"])
+        assert terms["format"] == float(plain_form(text) and rest.count("\\boxed") == 1), text
+        assert terms["reward"] == approx(0.9 * terms["accuracy"] + 0.1 * terms["format"])
+        both += terms["format"] > 0
+    assert both > 50

@@ -5,53 +5,48 @@ r"""Questions from outside: where they come from, how they are put, when an answ
     a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need
                be: MMMU   zli12321/ChartQA@test   "MMMU/MMMU_Pro:standard (4 options)"
 
-The last two need `datasets` (pip install datasets), imported here only. A picture is decoded when
-its turn comes. The authors' twelve sets (split test) have `problem` with the choices written into
-it, `images` and `answer`; the originals on the hub have the choices in a column of their own.
+The last two need `datasets` (pip install datasets), imported here only. The authors' twelve sets
+have `problem` with the choices written into it; others have them in a column of their own.
+A row is read when its turn comes. Whatever is wrong with it is one ValueError that says what.
 """
 
-import ast
 import base64
 import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from prompts import fill
 from support.answers import answers_match, canonical
+from support.choices import (
+    LONGEST,
+    bare,
+    listed,
+    meant,
+    read_choices,
+    right_choices,
+    same_letters,
+    truth,
+    unpacked,
+)
 
-SETS = {
-    name.lower(): f"zli12321/{name}"
-    for name in (
-        "MMSI",
-        "mathverse",
-        "mathvision",
-        "mathvista",
-        "mm-vet",
-        "mmmu_pro_4_options",
-        "mmmu_pro_10options",
-        "mmmu-pro-vision",
-        "visnumbench",
-        "hallusionbench",
-        "MMMU",
-        "ChartQA",
-    )
-}
+NAMES = """MMSI mathverse mathvision mathvista mm-vet mmmu_pro_4_options mmmu_pro_10options
+mmmu-pro-vision visnumbench hallusionbench MMMU ChartQA"""
+SETS = {name.lower(): f"zli12321/{name}" for name in NAMES.split()}
 # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
 TOLERANCE = {"chartqa": 0.05}
 # What a column may be called; of several in a set the first that is filled counts.
+PICTURES = [f"image_{i}" for i in range(1, 8)]  # MMMU: all of these
 COLUMNS = {
-    "image": (
-        "images",
-        "decoded_image",
-        "image",
-        *(f"image_{i}" for i in range(1, 8)),
-    ),  # MMMU: all of these
-    "question": ("problem", "question", "query"),  # problem: with its choices written out
+    "image": ("images", "decoded_image", "image", *PICTURES),
+    "question": ("problem", "question", "query"),
     "answer": ("answer", "gt_answer", "label"),  # gt_answer: 0 or 1, HallusionBench's no and yes
     "choices": ("choices", "options"),
     "type": ("content_type", "category", "question_type"),
@@ -89,124 +84,177 @@ class Question:
         return [part for part in found if part != ""]
 
 
-# ------------------------------------------------------------------------------------------ reading
+# ---------------------------------------------------------------------------------------- the rows
 
 
 def load(bench, limit):
-    """-> (name, the first `limit` rows, folder of the pictures); rows[i] is a dict.
-
-    ValueError, OSError.
-    """
+    """-> (name, the first `limit` rows, folder of the pictures). ValueError, OSError."""
     path, name = Path(bench), Path(bench).stem
     if path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
     if path.suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError:
-                raise ValueError(f"{path} line {number} is not JSON") from None
-        for number, row in enumerate(rows, 1):
-            check(row if isinstance(row, dict) else ["no object"], f"{path}, question {number}")
-        check(rows[0] if rows else ["no rows"], path)
-        return name, rows[:limit], path.parent
+        return name, read_jsonl(path)[:limit], path.parent
     source, config, split = re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
     source = source if Path(source).is_dir() else SETS.get(source.lower(), source)
-    if (
-        path.suffix != ".parquet"
-        and not Path(source).is_dir()
-        and not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    ):
-        raise FileNotFoundError(
-            f"no benchmark {bench}: give charts, FILE.jsonl, FILE.parquet, a folder, a hub id, "
-            f"or one of {', '.join(SETS)}"
-        )
+    known = Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+    if path.suffix != ".parquet" and not known:
+        kinds = f"charts, FILE.jsonl, FILE.parquet, a folder, a hub id, or one of {', '.join(SETS)}"
+        raise FileNotFoundError(f"no benchmark {bench}: give {kinds}")
     try:
         import datasets
     except ImportError:
-        raise ValueError(
-            f"--bench {bench} needs the package datasets: pip install datasets"
-        ) from None
+        advice = "needs the package datasets: pip install datasets"
+        raise ValueError(f"--bench {bench} {advice}") from None
     if path.suffix == ".parquet":
         rows = datasets.Dataset.from_parquet(str(path))
     else:
         rows = datasets.load_dataset(source, config or None, split=split or "test")
         name = "-".join(filter(None, (Path(source).name, config)))
-    check(rows.column_names if len(rows) else ["no rows"], bench)
+    flaw = lacks(rows.column_names if len(rows) else ["no rows"])
+    if flaw:
+        raise ValueError(f"{bench}: {flaw}")
     return name, rows.select(range(min(limit or len(rows), len(rows)))), path.parent
 
 
-def check(columns, where):
-    """ValueError, with what was found and what is wanted, if a needed column is not there."""
+def read_jsonl(path):
+    """A row per line, or a ValueError in its place. ValueError if no row can be used."""
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            flaw = lacks(row if isinstance(row, dict) else ["no object"])
+        except (ValueError, RecursionError):
+            flaw = f"line {number} is not JSON"
+        rows.append(ValueError(flaw) if flaw else row)
+    if not rows:
+        raise ValueError(f"{path}: {lacks(['no rows'])}")
+    if all(isinstance(row, ValueError) for row in rows):
+        raise ValueError(f"{path}, question 1: {rows[0]}")
+    return rows
+
+
+def lacks(columns):
+    """Which of a picture, a question and an answer has no column, in words; "" if all have."""
     wanted = {field: COLUMNS[field] for field in ("image", "question", "answer")}
-    if missing := [field for field, names in wanted.items() if not set(names) & set(columns)]:
-        wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
-        missing, found = " and the ".join(missing), ", ".join(columns)
-        raise ValueError(f"{where}: no column for the {missing}; found {found}; wanted {wanted}")
+    missing = [field for field, names in wanted.items() if not set(names) & set(columns)]
+    if not missing:
+        return ""
+    missing, found = " and the ".join(missing), ", ".join(columns)
+    wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
+    return f"no column for the {missing}; found {found}; wanted {wanted}"
 
 
 def question(row, name, folder):
-    """One row -> Question. ValueError if a picture cannot be read or there is no answer."""
-    column = {
-        f: next((c for c in names if row.get(c) is not None), None) for f, names in COLUMNS.items()
-    }
-    text, answer = (str(row[column[f]]) if column[f] else "" for f in ("question", "answer"))
-    found = [row[c] for c in COLUMNS["image"][3:] if c in row] or row.get(column["image"])
-    pictures = [
-        picture(p, folder) for p in (found if isinstance(found, list) else [found]) if p is not None
-    ]
-    choices = row.get(column["choices"]) or ()
-    choices = tuple(
-        map(str, ast.literal_eval(choices) if isinstance(choices, str) else choices)
-    )  # "['a', 'b']": MMMU
-    if choices and column["question"] != "problem":
-        text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
-    elif not choices and re.fullmatch("[A-J]", answer):  # written in the problem: A. ..., (B) ...
-        listed = re.findall(r"^\s*\(?([A-J])[.):]\s*(.+?)\s*$", text, re.MULTILINE)
-        choices = tuple(
-            choice for i, (letter, choice) in enumerate(listed) if letter == chr(65 + i)
-        )
-    answer = (
-        {"0": "No", "1": "Yes"}.get(answer, answer) if column["answer"] == "gt_answer" else answer
-    )
-    several = row[column["answer"]] if column["answer"] else []
-    answers = tuple(
-        map(str, several if isinstance(several, list) else answer.split("<OR>"))
-    )  # <OR>: MM-Vet
-    if not "".join(answers).strip() or not text.strip():
+    """One row -> Question. ValueError, one line that names the question, if it cannot be used."""
+    if isinstance(row, ValueError):
+        raise row
+    cells, text = {}, ""
+    try:
+        for field, names in COLUMNS.items():
+            filled = [column for column in names if not is_empty(row.get(column))]
+            cells[field] = row[filled[0]] if filled else None
+            if filled[:1] == ["gt_answer"]:
+                cells[field] = {"0": "No", "1": "Yes"}.get(str(cells[field]), cells[field])
+        text = str(cells["question"] or "")
+        return read(row, cells, text, name, folder)
+    except Exception as error:  # a stranger's row may break any decoder in any way
+        reason, asked = " ".join(str(error).split()), " ".join(text.split())[:80]
+        raise ValueError(f'{reason or repr(error)} (it asks "{asked}")') from error
+
+
+def is_empty(value):
+    return value is None or isinstance(value, float) and value != value  # nan
+
+
+def read(row, cells, text, name, folder):
+    found = [row[column] for column in PICTURES if column in row] or unpacked(cells["image"])
+    found = found if isinstance(found, list | tuple) else [found]
+    pictures = [picture(p, folder) for p in found if not is_empty(p) and p != ""]
+
+    if not text.strip() or is_empty(cells["answer"]) or not str(cells["answer"]).strip(" []"):
         raise ValueError("the question or the answer is empty")
-    decimals = row.get("precision") if re.fullmatch(r"[-\d.]+", answer) else None  # MathVista
+    choices, labels = read_choices(cells["choices"])
+    written = listed(text)
+    if len(choices) != len(written):
+        text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
+    if choices:
+        answers = (right_choices(cells["answer"], choices, labels),)
+    else:
+        answers = right_answers(cells["answer"])
+        # Choices that stand in the problem count if the answer is one of them.
+        if all(meant(answer, written, as_text=True) for answer in answers):
+            choices = written
+
     tolerance = float(row.get("tolerance") or TOLERANCE.get(name.lower(), 0))
-    return Question(
-        text,
-        tuple(pictures),
-        answers,
-        choices,
-        tolerance,
-        None if decimals is None else int(decimals),
-        str(row.get(column["type"]) or "all"),
-    )
+    number = re.fullmatch(r"[-\d.]+", str(cells["answer"]))
+    decimals = row.get("precision") if number else None  # MathVista
+    decimals = None if is_empty(decimals) else int(decimals)
+    kind = " ".join(str(cells["type"] or "all").split())
+    return Question(text, tuple(pictures), answers, tuple(choices), tolerance, decimals, kind)
+
+
+def right_answers(value):
+    """Any of these is right: a list, also one that was written as text, or A<OR>B (MM-Vet)."""
+    items = unpacked(value)
+    if isinstance(value, str) and isinstance(items, list):
+        # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
+        if len(items) > 1 and not all(isinstance(item, str) for item in items):
+            items = value
+    if isinstance(items, list | tuple):
+        return tuple(map(str, items))
+    return tuple(str(value).split("<OR>"))
+
+
+# ------------------------------------------------------------------------------------ the pictures
 
 
 def picture(value, folder):
-    """A PIL.Image from what a row may hold: one already, {bytes, path}, bytes, a path, base64."""
-    if isinstance(value, Image.Image):
-        return value.convert("RGB") if value.mode not in ("RGB", "RGBA") else value
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
+    """A PIL image in RGB, upright and on white paper, from whatever a row holds. ValueError."""
     try:
-        if isinstance(value, str) and len(value) < 1000 and (folder / value).is_file():
-            value = (folder / value).read_bytes()
-        elif isinstance(value, str):
-            value = base64.b64decode(re.sub(r"^data:[^,]*,", "", value), validate=True)
-        with Image.open(io.BytesIO(value)) as file:
-            return file.convert("RGB")
-    except (OSError, TypeError, ValueError):
-        raise ValueError(f"cannot read the picture {str(value)[:80]}") from None
+        image = value
+        if not isinstance(value, Image.Image):
+            image = Image.open(io.BytesIO(content(value, folder)))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except Exception as error:  # a broken file may break a decoder in any way
+        raise ValueError(f"cannot read the picture {str(value)[:80]}") from error
 
 
-# ------------------------------------------------------------------------------------------ judging
+def content(value, folder):
+    """The bytes of a picture file: themselves, {bytes, path}, a path, a data URL, or base64."""
+    if isinstance(value, dict):
+        keys = ("bytes", "path", "url", "data", "base64")
+        value = next(value[key] for key in keys if value.get(key))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return value
+    if os.path.isfile(os.path.join(folder, value)):
+        return Path(folder, value).read_bytes()
+    head, comma, data = value.partition(",")
+    if comma and not head.endswith(";base64"):
+        return unquote_to_bytes(data)
+    data = re.sub(r"\s", "", data if comma else value).translate(str.maketrans("-_", "+/"))
+    return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
+
+
+def eight_bits(image):
+    """Grey in 16 or 32 bits, or as fractions, with 0 for black -> in 8 bits."""
+    values = np.asarray(image, dtype=float)
+    white = 65535
+    if image.mode in ("I", "F"):  # how many bits were used is not written
+        white = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+    values = np.where(values == image.info.get("transparency"), white, values)
+    return Image.fromarray((values * 255 / white).round().clip(0, 255).astype("uint8"))
+
+
+# ----------------------------------------------------------------------------------------- judging
 
 
 def right(given, q):
@@ -220,42 +268,27 @@ def right(given, q):
     [True, True, False, True]
     """
     q = q if isinstance(q, dict) else vars(q)
-    return given is not None and any(same(given, gold.strip(), q) for gold in q["answers"])
+    if given is None:
+        return False
+    return any(same(given[:LONGEST], gold.strip(), q) for gold in q["answers"])
 
 
 def same(given, gold, q):
     if q["choices"]:
-        chosen, meant = (index_of(text, q["choices"]) for text in (given, gold))
-        return chosen == meant if meant is not None else answers_match(given, gold)
-    if gold.lower() in ("yes", "no"):
-        word = re.match(r"\W*(yes|no)\b", given, re.IGNORECASE)
-        return bool(word) and word[1].lower() == gold.lower()
+        wanted = meant(gold, q["choices"], as_text=True)
+        return bool(wanted) and meant(given, q["choices"]) == wanted
+    if truth(gold) is not None:
+        return truth(given, goes_on=True) == truth(gold)
+    if same_letters(given, gold):  # the choices are not known: in the picture, say
+        return True
     if "<AND>" in gold:  # MM-Vet: all of them, in any order
         pieces = re.split(r",|;|\band\b", given)
-        return all(
-            any(answers_match(piece, part) for piece in pieces) for part in gold.split("<AND>")
-        )
+        wanted = gold.split("<AND>")
+        return all(any(answers_match(piece, text) for piece in pieces) for text in wanted)
     a, b = canonical(given), canonical(gold)
     if a and b and not isinstance(a[0], str) and not isinstance(b[0], str):  # two numbers
-        places = q["decimals"]
-        near = (
-            Fraction(str(q["tolerance"])) * abs(b[0])
-            if places is None
-            else Fraction(1, 2 * 10**places)
-        )
+        near = Fraction(str(q["tolerance"])) * abs(b[0])
+        if q["decimals"] is not None:
+            near = Fraction(1, 2 * 10 ** q["decimals"])
         return abs(a[0] - b[0]) <= near and (a[1] == b[1] or "" in (a[1], b[1]))
-    return answers_match(given, gold)
-
-
-def index_of(text, choices):
-    """Which choice a text means, by letter or in words. None if it means no choice, or several.
-
-    >>> texts = ("B", "(b)", "A. 3 cm", "5 cm", "7 cm", "A picture")
-    >>> [index_of(text, ("3 cm", "5 cm")) for text in texts]
-    [1, 1, 0, 1, None, None]
-    """
-    letter = re.fullmatch(r"\(?([A-J])(?:[.:)].*)?", text.strip(), re.IGNORECASE | re.DOTALL)
-    if letter and ord(letter[1].upper()) - 65 < len(choices):
-        return ord(letter[1].upper()) - 65
-    fits = [i for i, choice in enumerate(choices) if answers_match(text, choice)]
-    return fits[0] if len(fits) == 1 else None
+    return answers_match(given, gold) or bare(given).casefold() == bare(gold).casefold()

@@ -280,11 +280,11 @@ def kept(bench, options):
         unusable |= {row["index"]: row["unusable"] for row in found[model] if "unusable" in row}
     for model, rows in found.items():
         found[model] = [row for row in rows if row["index"] not in unusable]
-    named = [f"\n  question {i + 1}: {reason}" for i, reason in sorted(unusable.items())]
+    named = [f"  question {i + 1}: {reason}" for i, reason in sorted(unusable.items())]
     if not found[model]:
         raise ValueError(f"{bench}: no question can be used; {named[0].strip()}")
     about = f"{bench}: {len(named)} of {len(rows)} questions cannot be used and are left out"
-    return found, ["".join([about, *named])] if named else []
+    return found, ["\n".join([about, *named])] if named else []
 
 
 def with_parts(results, found, options, accepted):
@@ -322,10 +322,9 @@ def scores(options):
         comparisons.append({"set": bench, "model": options.model, "other": other} | gains)
     shown = with_parts(results, found, options, accepted)
     text = "\n\n".join([overview(shown), *notes, *map(difference, comparisons)])
-
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     rows = [{"set": bench, "model": model} | figures for (bench, model), figures in shown.items()]
     rows = [{key: row[key] for key in row if key != "per_question"} for row in rows]
-    figures = json.dumps({"results": rows, "comparisons": comparisons}, indent=2)
-    (out / "results.json").write_text(figures)
+    figures = {"results": rows, "comparisons": comparisons, "notes": notes}
+    (out / "results.json").write_text(json.dumps(figures, indent=2))
     return text

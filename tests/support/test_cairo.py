@@ -5,8 +5,8 @@ import io
 
 import cairosvg
 import pytest
-from helpers_render import DOT, HOSTILE, draw, refuse, svg, tiny, weaken
-from PIL import Image
+from helpers_render import DOT, HOSTILE, draw, refuse, svg, tiny
+from PIL import Image, ImageChops
 
 from render import Renderer
 
@@ -130,31 +130,6 @@ def test_svg_as_models_write_it(renderer, attribute, plain):
         assert drawn(attribute, form) == drawn(plain, form)
 
 
-def test_text_laid_out_once_is_drawn_as_when_laid_out_twice(renderer, monkeypatch, tmp_path):
-    """The twin is CairoSVG as it is."""
-    path = '<path id="p" d="M5 40 Q 50 5 95 40" fill="none"/>'
-    texts = [
-        '<text x="5" y="20" font-size="14">Total <tspan font-weight="bold" dy="5">42</tspan> kg'
-        '</text><text y="60">abc</text>',
-        '<text x="50" y="20" text-anchor="middle" rotate="9" letter-spacing="2" opacity=".5">abc'
-        "</text>",
-        '<text x="5 25 45" y="20" stroke="red">abc<tspan stroke="none"> def</tspan></text>',
-        '<g stroke="blue"><text x="5" y="20">abc</text></g>'
-        '<text x="5" y="50" visibility="hidden">x<tspan>abc</tspan></text>',
-        f'{path}<text><textPath href="#p">along the path</textPath></text>'
-        '<text x="5" y="20" fill="none">abc</text>',
-        '<clipPath id="c"><text x="5" y="30" font-size="30">abc</text></clipPath>'
-        '<rect width="90" height="50" clip-path="url(#c)"/>',
-        '<g style="display:none"><text x="9" y="9">abc</text></g>'
-        f'<text x="5" y="40" fill="url(#g)">abc</text>{DOT}',
-    ]
-    items = [(svg(text, 'width="100" height="70"'), "svg") for text in texts]
-    once = [rendering.image.tobytes() for rendering in renderer.render(items)]
-    weaken(monkeypatch, tmp_path, "cairo.lay_out_once = lambda surface: None")
-    with Renderer(workers=1) as plain:
-        assert once == [rendering.image.tobytes() for rendering in plain.render(items)]
-
-
 def test_svg_stops_of_gradients_too(renderer):
     def drawn(colour, opacity):
         stops = f'<stop stop-color="{colour}" stop-opacity="{opacity}"/>'
@@ -164,3 +139,332 @@ def test_svg_stops_of_gradients_too(renderer):
         return pixels(renderer, gradients + '<rect width="30" height="9" fill="url(#b)"/>')
 
     assert drawn("#00f8", "50%") == drawn("rgba(0,0,255,0.533)", "0.5") != drawn("blue", "0.5")
+
+
+# ---------------------------------------------------------------- as models write, and plainly
+FADE = '<linearGradient id="{}"><stop stop-color="red"/><stop offset="1" stop-color="blue"/>'
+FADE += "</linearGradient>"
+
+
+def box(attributes=""):
+    return f'<rect x="5" y="5" width="30" height="20" {attributes}/>'
+
+
+def group(attributes, body):
+    return f"<g {attributes}>{body}</g>"
+
+
+def line(attributes=""):
+    return f'<path d="M5 20 H60" stroke="black" stroke-width="4" {attributes}/>'
+
+
+TWINS = {
+    "ids with capitals": (
+        FADE.format("barFill") + box('fill="url(#barFill)"'),
+        FADE.format("g") + box('fill="url(#g)"'),
+    ),
+    "ids with capitals, in a style sheet": (
+        "<style>.b{fill:url('#barFill')}</style>" + FADE.format("barFill") + box('class="b"'),
+        FADE.format("g") + box('fill="url(#g)"'),
+    ),
+    "markers that are not there": (
+        line('marker-end="url(#nope)" marker-start="arrow"'),
+        line(),
+    ),
+    "a marker of another case": (
+        '<marker id="tip"><path d="M0 0h3v3z"/></marker>' + line('marker-end="url(#Tip)"'),
+        line(),
+    ),
+    "clip paths and masks that are not there": (
+        box('clip-path="url(#a)" mask="url(#b)" filter="url(#c)"'),
+        box(),
+    ),
+    "no fill, no stroke": (
+        group('fill="red" stroke="lime"', box("fill='' stroke=' '")),
+        box('fill="red" stroke="lime"'),
+    ),
+    "colours that are none": (
+        group('fill="red"', box("fill='reddish' stroke='#12345'")),
+        box('fill="red"'),
+    ),
+    "initial": (group('fill="red"', box("fill='initial'")), box()),
+    "a fallback": (box('fill="url(#nope) rgb(255, 0, 0)"'), box('fill="red"')),
+    "no fallback": (box('fill="url(#nope)" stroke="red"'), box('fill="none" stroke="red"')),
+    "currentColor": (
+        group('style="color:teal"', box("fill='currentcolor' stroke='CurrentColor'")),
+        box('fill="teal" stroke="teal"'),
+    ),
+    "variables": (
+        "<style>:root{--ink:#00f;--line:var(--ink)} rect{fill:var(--ink);stroke:var(--no, red)}"
+        f"</style>{box()}",
+        box('fill="blue" stroke="red"'),
+    ),
+    "style sheets": (
+        "<style><![CDATA[ /* x */ .a:hover{fill:red} g>.a{fill:blue!important} "
+        ".a::before{x:y} @media print{.a{fill:red}} ..{} ]]></style>"
+        + group("", box('class="a" style="fill:lime"')),
+        box('fill="blue"'),
+    ),
+    "geometry in a style sheet": (
+        "<style>rect{x:5px;y:5px;width:30px;height:20px}</style><rect/>",
+        box(),
+    ),
+    "lengths": (
+        '<g font-size="10"><rect x=".5em" y="5px" width="3em" height="20.0" rx="calc(1)"/></g>',
+        box(),
+    ),
+    "numbers that are none": (
+        '<rect x="NaN" y="5" width="35" height="20" stroke-width="" opacity="null"/>'
+        '<rect width="undefined" height="9"/><circle r="-5"/><rect width="9" height="-9"/>',
+        '<rect y="5" width="35" height="20"/>',
+    ),
+    "paths up to the first error": (
+        '<path d="M5 5H35V25 L 7"/><path d="L9 9"/><path d="M50 5a9 9 0 11.1 0z M70 NaN"/>',
+        '<path d="M5 5 35 5 35 25"/><path d="M50 5 a 9 9 0 1 1 0.1 0 z"/>',
+    ),
+    "points": (
+        '<polygon points="5,5 35,5, 35 25 9"/><polyline points="1,1 2,NaN" stroke="red"/>',
+        '<polygon points="5 5 35 5 35 25"/>',
+    ),
+    "transforms of style sheets": (
+        box('style="transform: translateX(2em) rotate(.05turn) scale(1.1)"'),
+        box('transform="translate(32 0) rotate(18) scale(1.1)"'),
+    ),
+    "transforms that are none": (
+        box('transform="translate(9px, 3px)"') + box('style="transform:rotate(9)"'),
+        box(),
+    ),
+    "transform-origin": (
+        box('style="transform:rotate(30deg);transform-origin:20px 15px"'),
+        box('transform="rotate(30 20 15)"'),
+    ),
+    "transform-origin in a box": (
+        box('style="transform:rotate(30deg);transform-box:fill-box;transform-origin:center"'),
+        box('transform="rotate(30 20 15)"'),
+    ),
+    "transform-origin in the view": (
+        box('style="transform:rotate(30deg);transform-origin:center"'),
+        box('transform="rotate(30 50 35)"'),
+    ),
+    "paint-order": (
+        box('stroke="red" stroke-width="8" fill="blue" paint-order="stroke"'),
+        box('stroke="red" stroke-width="8" fill="none"') + box('fill="blue"'),
+    ),
+    "fill and stroke fade together": (
+        box('stroke="red" stroke-width="8" opacity=".5"'),
+        group('opacity=".5"', box("stroke='red' stroke-width='8'")),
+    ),
+    "a faded use": (
+        "<defs>" + box('id="a"') + '</defs><use href="#a" x="9" opacity=".5"/>',
+        box('transform="translate(9 0)" fill-opacity=".5"'),
+    ),
+    "use before its definition": (
+        '<use href="#a" fill="red"/><defs>' + box('id="a"') + '</defs><use href="a"/>',
+        box('fill="red"'),
+    ),
+    "no dashes in a dashed group": (
+        '<g stroke-dasharray="3" stroke-linecap="round" fill="none">'
+        + line('stroke-dasharray="none" stroke-linecap="butt"')
+        + "</g>",
+        line(),
+    ),
+    "pathLength": (
+        line('pathLength="10" stroke-dasharray="2 1" stroke-dashoffset="1"'),
+        line('stroke-dasharray="11 5.5" stroke-dashoffset="5.5"'),
+    ),
+    "a stroke that does not scale": (
+        '<g transform="scale(2)"><path d="M2.5 10H30" stroke="black" stroke-width="4" '
+        'vector-effect="non-scaling-stroke"/></g>',
+        line(),
+    ),
+    "clip-rule": (
+        '<clipPath id="c"><path clip-rule="evenodd" d="M5 5H45V45H5zM15 15H35V35H15z"/></clipPath>'
+        '<rect width="90" height="60" clip-path="url(#c)"/>',
+        '<path fill-rule="evenodd" d="M5 5H45V45H5zM15 15H35V35H15z"/>',
+    ),
+    "a mask with a hole": (
+        '<mask id="m"><rect width="99" height="99" fill="#fff"/><rect x="15" y="15" width="20" '
+        'height="20"/></mask><rect x="5" y="5" width="40" height="40" mask="url(#m)"/>',
+        '<path fill-rule="evenodd" d="M5 5H45V45H5zM15 15H35V35H15z"/>',
+    ),
+    "a mask with a frame": (
+        '<mask id="m" maskUnits="userSpaceOnUse" x="5" y="5" width="30" height="20"><rect '
+        'width="99" height="99" fill="white"/></mask><rect width="99" height="60" mask="url(#m)"/>',
+        box(),
+    ),
+    "patterns": (
+        '<pattern id="dP" width="20" height="50" patternUnits="userSpaceOnUse"><rect width="10" '
+        'height="50" fill="red"/></pattern><rect width="40" height="50" fill="url(#dP)"/>'
+        '<rect x="40" width="40" height="50" fill="url(#dP)" opacity=".5"/>',
+        '<path d="M0 0h10v50h-10zM20 0h10v50h-10z" fill="red"/>'
+        '<path d="M40 0h10v50h-10zM60 0h10v50h-10z" fill="red" fill-opacity=".5"/>',
+    ),
+    "a pattern in parts of a box": (
+        '<pattern id="p" width=".5" height="1"><rect width="10" height="50" fill="red"/></pattern>'
+        '<rect x="10" width="40" height="50" fill="url(#p)"/>',
+        '<path d="M10 0h10v50h-10zM30 0h10v50h-10z" fill="red"/>',
+    ),
+    "markers are not scaled without a viewBox": (
+        '<marker id="m" markerWidth="9" markerHeight="9" refY="2" orient="auto">'
+        '<path d="M0 0H4V4H0z" fill="red"/></marker>'
+        '<path d="M5 20H40V50" fill="none" stroke="black" marker-end="url(#m)"/>',
+        '<path d="M5 20H40V50" fill="none" stroke="black"/><path d="M38 50h4v4h-4z" fill="red"/>',
+    ),
+    "markers at the ends of curves": (
+        '<marker id="m" viewBox="0 0 4 4" refY="2" markerWidth="4" markerHeight="4" '
+        'orient="auto-start-reverse"><path d="M0 0H4V4H0z" fill="context-stroke"/></marker>'
+        '<path d="M20 40C20 10 60 10 60 40" fill="none" stroke="green" stroke-width="2" '
+        'marker-end="url(#m)" marker-start="url(#m)"/>',
+        '<path d="M20 40C20 10 60 10 60 40" fill="none" stroke="green" stroke-width="2"/>'
+        '<path d="M16 40h8v8h-8zM56 40h8v8h-8z" fill="green"/>',
+    ),
+    "nested documents": (
+        '<svg x="5" y="5" width="30" height="20" viewBox="0 0 3 2"><rect width="100%" height="9"/>'
+        "</svg>",
+        box(),
+    ),
+    "links": (f"<a href='https://x.org'>{box()}</a>", box()),
+    "what is not drawn": (
+        box() + "<title>a</title><desc>b</desc><foo>" + box('fill="red"') + "</foo><Rect/>"
+        "<script>1</script><foreignObject width='50' height='50'><p>c</p></foreignObject>",
+        box(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_shapes_as_models_write_them(renderer, kind):
+    written, plain = (pixels(renderer, body, SIZE) for body in TWINS[kind])
+    assert near(written, plain)
+
+
+SIZE = 'width="100" height="70"'
+
+
+def near(a, b):
+    """Equal but for a few shades at edges."""
+    images = [Image.frombytes("RGB", (100, 70), rows) for rows in (a, b)]
+    return max(band[1] for band in ImageChops.difference(*images).getextrema()) <= 40
+
+
+TEXT = '<text x="{}" y="40" font-size="20" {}>{}</text>'
+TEXTS = {
+    "sizes": [
+        '<g font-size="10"><text x="5" y="40" font-size="2em">abc</text></g>',
+        '<g font-size="10"><text x="5" y="40"><tspan font-size="200%">abc</tspan></text></g>',
+        '<text x="5" y="40" font-size="1.25rem">abc</text>',
+        '<text x="5" y="40" font-size="15pt">abc</text>',
+        '<text x="5" y="40" style="font: 20px/1 Arial, sans-serif">abc</text>',
+        '<g font-size="16.6667px"><text x="5" y="40" font-size="larger">abc</text></g>',
+        '<g font-size="20"><text x="5" y="40" font-size="huge">abc</text></g>',
+    ],
+    "places": [
+        TEXT.format(5, "", "a<tspan>b</tspan>c"),
+        '<text x="5" y="30" dy="10" font-size="20">a<tspan>bc</tspan></text>',
+        '<text x="5" y="30" dy="-10" font-size="20"><tspan dy="10">abc</tspan></text>',
+        '<text font-size="20"><tspan x="5" y="40">abc</tspan></text>',
+        '<text y="40" dx="5" font-size="20"><tspan/>abc</text>',
+        '<text y="40" dx=".25em" font-size="20">\n  <tspan>abc</tspan>\n</text>',
+        '<text x="9" y="9" font-size="20"><tspan x="5" y="40">a<tspan>bc</tspan></tspan></text>',
+        '<a><text x="5" y="40" font-size="20">a<a href="#x">b</a>c<title>no</title></text></a>',
+        '<text x="5" y="40" font-size="20">abc<tspan display="none">def</tspan></text>',
+        '<text x="5" y="40" font-size="20">abc<tspan visibility="hidden">def</tspan></text>',
+        '<text x="5" y="40" font-size="20">abc<textPath href="#no">def</textPath></text>',
+        '<text x="5" y="40" font-size="20" style="text-transform:lowercase">ABC</text>',
+        '<text x="5" y="40" font-size="20" font-family="Futura, Arial">abc</text>',
+        '<text x="5" y="40" font-size="20" letter-spacing="normal" text-anchor="left">abc</text>',
+    ],
+    "baselines": [
+        '<text x="5" y="40" font-size="20">abc</text>',
+        '<text x="5" y="33" font-size="20" dominant-baseline="central">abc</text>',
+        '<text x="5" y="21" font-size="20" dominant-baseline="text-before-edge">abc</text>',
+        '<text x="5" y="45" font-size="20" dominant-baseline="text-after-edge">abc</text>',
+        '<g dominant-baseline="central"><text x="5" y="33" font-size="20">abc</text></g>',
+        '<text x="5" y="33" font-size="20"><tspan alignment-baseline="central">abc</tspan></text>',
+        '<text x="5" y="40" font-size="20" dominant-baseline="text-top">abc</text>',
+        '<text x="5" y="52" font-size="20"><tspan baseline-shift="super">abc</tspan></text>',
+        '<text x="5" y="28" font-size="20"><tspan style="baseline-shift:sub">abc</tspan></text>',
+        '<text x="5" y="50" font-size="20"><tspan baseline-shift="50%">abc</tspan></text>',
+        '<text x="5" y="50" font-size="20"><tspan baseline-shift=".5em">abc</tspan></text>',
+    ],
+    "paint": [
+        TEXT.format(5, 'stroke="red" stroke-width="6" paint-order="stroke"', "abc"),
+        TEXT.format(5, 'stroke="red" stroke-width="6" fill="none"', "abc")
+        + TEXT.format(5, "", "abc"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_text_as_models_write_it(renderer, kind):
+    first, *others = (pixels(renderer, body, SIZE) for body in TEXTS[kind])
+    for number, other in enumerate(others, 1):
+        assert near(first, other), TEXTS[kind][number]
+
+
+def ink(renderer, body):
+    """Where a picture is not white: left, top, right, bottom."""
+    picture = draw(renderer, svg(body, SIZE), "svg")
+    return ImageChops.invert(picture).getbbox()
+
+
+@pytest.mark.parametrize("anchor, x", [("start", 5), ("middle", 50), ("end", 95)])
+def test_text_anchor_moves_the_whole_chunk(renderer, anchor, x):
+    anchor = f'text-anchor="{anchor}"'
+    whole = ink(renderer, TEXT.format(x, anchor, "a: 42 kg"))
+    parts = 'a: <tspan fill="#222">4<tspan>2</tspan></tspan> kg'
+    assert ink(renderer, TEXT.format(x, anchor, parts)) == whole
+    lines = f'<tspan x="{x}">a: 42 kg</tspan><tspan x="{x}" dy="9">a: 42 kg</tspan>'
+    assert ink(renderer, TEXT.format(x, anchor, lines))[::2] == whole[::2]
+
+
+def test_spaces_between_letters(renderer):
+    def width(attribute, text="abcd"):
+        left, _, right, _ = ink(renderer, TEXT.format(5, attribute, text))
+        return right - left
+
+    assert width('letter-spacing="0.2em"') == width('letter-spacing="4"') == width("") + 12
+    assert width('word-spacing="10"', "ab cd") == width("", "ab cd") + 10
+    assert width("", "ab \n  cd") == width("", "ab cd")
+    assert width('xml:space="preserve"', "ab   cd") > width("", "ab   cd")
+    assert abs(width('textLength="80"') - 80) <= 3
+    assert abs(width('textLength="30" lengthAdjust="spacingAndGlyphs"') - 30) <= 3
+    # Neighbours that go well together stand closer.
+    assert width("", "AV") < width("", "A") + width("", "V")
+
+
+def test_lines_under_text(renderer):
+    plain = ink(renderer, TEXT.format(5, "", "nnn"))
+    assert plain[3] == 40
+    under = ink(renderer, TEXT.format(5, 'text-decoration="underline"', "nnn"))
+    assert 41 <= under[3] <= 45 and under[1] == plain[1]
+    over = ink(renderer, TEXT.format(5, 'style="text-decoration:overline"', "nnn"))
+    assert over[1] < plain[1] and over[3] == plain[3]
+
+
+def test_text_on_a_path(renderer):
+    path = '<path id="Way" d="M10 {0}H90" fill="none"/>'
+    words = '<text font-size="20" {}><textPath href="#Way" {}>abc</textPath></text>'
+    plain = ink(renderer, TEXT.format(10, "", "abc"))
+    assert ink(renderer, path.format(40) + words.format("", "")) == plain
+    centre = ink(renderer, TEXT.format(50, 'text-anchor="middle"', "abc"))
+    for way in (
+        ('text-anchor="middle"', 'startOffset="50%"'),
+        ("", 'text-anchor="middle" startOffset="40"'),
+    ):
+        assert ink(renderer, path.format(40) + words.format(*way)) == centre
+    beyond = ink(renderer, path.format(40) + words.format("", 'startOffset="60"'))
+    assert beyond[0] >= 70 and beyond[2] < 98  # letters that are beyond its end are not drawn
+
+
+def test_the_paper_of_the_root(renderer):
+    for style in ("background:#123456", "background-color: #123456 ; x: y"):
+        image = draw(renderer, svg(DOT, f'{SIZE} style="{style}"'), "svg")
+        assert image.getpixel((90, 60)) == (0x12, 0x34, 0x56)
+    sheet = "<style>svg{background:var(--b)} :root{--b:teal}</style>"
+    assert draw(renderer, svg(sheet + DOT, SIZE), "svg").getpixel((90, 60)) == (0, 128, 128)
+
+
+def test_a_malformed_viewbox_does_not_count(renderer):
+    image = draw(renderer, svg(DOT, 'width="40" height="20" viewBox="0 0 400 200px"'), "svg")
+    assert image.tobytes() == pixels(renderer, DOT)

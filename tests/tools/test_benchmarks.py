@@ -1,11 +1,17 @@
 """Questions from outside: reading, pictures, and what is right (tools/benchmarks.py)."""
 
 import base64
+import io
 import json
 import re
+import time
+import urllib.parse
+from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers_eval import png, write_bench
+from PIL import Image, ImageDraw
 
 from tools import benchmarks
 
@@ -39,9 +45,8 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         [(8, 8), (5, 7)],
         [],
     ]
-    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)] and found[
-        0
-    ].text == "q\u2028r"
+    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)]
+    assert found[0].text == "q\u2028r"
     assert [q.type for q in found] == ["all", "map", "all", "all"]
     assert found[2].text == "s\n(A) red\n(B) blue" and found[2].choices == ("red", "blue")
     assert len(questions_of(path, 2)) == 2
@@ -239,6 +244,143 @@ def test_pictures_stand_where_the_tags_are(text, count, expected):
     )
 
 
+def test_of_several_rows_a_bad_one_costs_itself(tmp_path):
+    good = {"image": "a.png", "question": "Is it?", "answer": "yes"}
+    path = write_bench(tmp_path, good, "{", "[1]", good | {"image": "gone.png"}, {"a": 1}, good)
+    name, rows, folder = benchmarks.load(str(path), None)
+    assert len(rows) == 6
+    flaws = ["line 2 is not JSON", "found no object", "the picture gone.png", "no column for the"]
+    for row, flaw in zip(rows[1:5], flaws):
+        with pytest.raises(ValueError, match=flaw) as error:
+            benchmarks.question(row, name, folder)
+        assert "\n" not in str(error.value)
+    for row in (rows[0], rows[5]):
+        assert benchmarks.question(row, name, folder).answers == ("yes",)
+
+
+BAD_ROWS = [
+    {"choices": ["red", "blue"], "answer": "green"},
+    {"choices": ["red", "blue"], "answer": 2},
+    {"choices": ["red", "blue"], "answer": ["A", "C"]},
+    {"options": "A. red B. blue", "answer": "B"},
+    {"options": "red", "answer": "A"},
+    {"options": 42, "answer": "B"},
+    {"options": [{"a": 1}], "answer": "B"},
+    {"answer": None},
+    {"answer": float("nan")},
+    {"answer": []},
+    {"answer": "[]"},
+    {"answer": "1", "tolerance": "some"},
+    {"answer": "1", "precision": "x"},
+    {"answer": "1", "image": "gone\n.png"},
+    {"answer": "1", "image": ["a.png", {"bytes": None, "path": None}]},
+    {"answer": "1", "image": 10**12},
+    {"answer": "1", "image": base64.b64encode(png()[:50]).decode()},
+]
+
+
+@pytest.mark.parametrize("flaw", BAD_ROWS)
+def test_a_bad_row_is_one_line_that_names_its_question(flaw, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"image": "a.png", "question": "Which colour\nis it?"} | flaw
+    with pytest.raises(ValueError, match='it asks "Which colour is it') as error:
+        benchmarks.question(row, "mine", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def by_all_routes(data, folder):
+    """A picture file in every form in which a row may hold it."""
+    (folder / "file").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    broken = "\n".join(text[i : i + 60] for i in range(0, len(text), 60))
+    yield from ("file", str(folder / "file"), folder / "file", data, bytearray(data))
+    yield from (text, broken, text.rstrip("="), base64.urlsafe_b64encode(data).decode())
+    yield f"data:image/png;base64,{text}"
+    yield f"data:image/png,{urllib.parse.quote(data)}"
+    yield from ({"bytes": data, "path": "gone"}, {"bytes": None, "path": "file"}, {"bytes": text})
+    yield Image.open(io.BytesIO(data))
+
+
+GREY = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
+CLEAR = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+PALETTE = Image.new("P", (10, 10), 0)
+PALETTE.putpalette([0, 0, 0, 255, 0, 0] + [0] * 762)
+for spotted, spot in ((CLEAR, (255, 0, 0, 255)), (PALETTE, 1)):
+    spotted.putpixel((9, 0), spot)
+LA = Image.new("LA", (10, 10), (0, 0))
+LA.putpixel((9, 0), (128, 255))
+BLACK = Image.new("1", (10, 10), 1)
+BLACK.putpixel((9, 0), 0)
+DARK = Image.new("L", (10, 10), 0)
+DARK.putpixel((9, 0), 200)
+DEEP = Image.fromarray(np.where(np.arange(100).reshape(10, 10) == 9, 40000, 77).astype(np.uint16))
+CYAN_FREE = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+WHITE, RED = (255, 255, 255), (255, 0, 0)
+
+# A file, and what two of its pixels are (about: JPEG).
+FILES = {
+    "16 bits": (encoded(Image.fromarray(GREY)), {(0, 0): (0, 0, 0), (32, 0): (130,) * 3}),
+    "16 bits, TIFF": (
+        encoded(Image.fromarray(GREY), "TIFF"),
+        {(32, 0): (130,) * 3, (63, 0): WHITE},
+    ),
+    "32 bits": (encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"), {(32, 0): (130,) * 3}),
+    "fractions": (
+        encoded(Image.fromarray((GREY / 65535).astype(np.float32)), "TIFF"),
+        {(32, 0): (130,) * 3, (63, 0): WHITE},
+    ),
+    "16 bits, clear": (encoded(DEEP, transparency=77), {(0, 0): WHITE, (9, 0): (156,) * 3}),
+    "RGBA": (encoded(CLEAR), {(0, 0): WHITE, (9, 0): RED}),
+    "WebP": (encoded(CLEAR, "WEBP", lossless=True), {(0, 0): WHITE, (9, 0): RED}),
+    "GIF": (encoded(CLEAR, "GIF"), {(0, 0): WHITE, (9, 0): RED}),
+    "palette": (encoded(PALETTE), {(0, 0): (0, 0, 0), (9, 0): RED}),
+    "palette, clear": (encoded(PALETTE, transparency=0), {(0, 0): WHITE, (9, 0): RED}),
+    "LA": (encoded(LA), {(0, 0): WHITE, (9, 0): (128,) * 3}),
+    "LA, half clear": (encoded(Image.new("LA", (4, 4), (0, 128))), {(0, 0): (127,) * 3}),
+    "1 bit": (encoded(BLACK), {(0, 0): WHITE, (9, 0): (0, 0, 0)}),
+    "grey, clear": (encoded(DARK, transparency=0), {(0, 0): WHITE, (9, 0): (200,) * 3}),
+    "CMYK": (encoded(CYAN_FREE, "JPEG"), {(0, 0): RED}),
+    "CMYK, TIFF": (encoded(CYAN_FREE, "TIFF"), {(0, 0): RED}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pictures_lie_on_white_paper_by_all_routes(name, tmp_path):
+    data, pixels = FILES[name]
+    for value in by_all_routes(data, tmp_path):
+        image = benchmarks.picture(value, tmp_path)
+        assert image.mode == "RGB"
+        for place, colour in pixels.items():
+            assert np.abs(np.subtract(image.getpixel(place), colour)).max() <= 2, type(value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pictures_are_upright_by_all_routes(orientation, kind, tmp_path):
+    upright = Image.new("RGB", (20, 10), "white")
+    ImageDraw.Draw(upright).rectangle([0, 0, 7, 7], fill="red")
+    # What a camera that is held so would store.
+    turns = (None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE")
+    turn = (*turns, "ROTATE_90", "TRANSVERSE", "ROTATE_270")[orientation - 1]
+    stored = upright.transpose(Image.Transpose[turn]) if turn else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, kind, exif=exif, quality=100, subsampling=0)
+    for value in by_all_routes(data, tmp_path):
+        image = benchmarks.picture(value, tmp_path)
+        assert image.size == (20, 10), type(value)
+        assert image.getpixel((1, 1))[1] < 60 and image.getpixel((18, 8))[1] > 200
+
+
 # ---- what is right -------------------------------------------------------------------------------
 
 
@@ -260,7 +402,7 @@ def test_pictures_stand_where_the_tags_are(text, count, expected):
         (
             dict(answers=["40"], tolerance=0.05),
             ["42", "38", "40.0", "41 %", "42.0"],
-            ["42.1", "37.9", "-40", "forty"],
+            ["42.1", "37.9", "-40", "forty-five"],
         ),
         (dict(answers=["-2"], tolerance=0.05), ["-2.1", "-1.9"], ["2", "-2.2"]),
         (dict(answers=["0"], tolerance=0.05), ["0", "0.0"], ["0.01"]),
@@ -272,19 +414,112 @@ def test_pictures_stand_where_the_tags_are(text, count, expected):
     ],
 )
 def test_right_and_wrong(question, good, bad):
-    question = benchmarks.Question(
-        "?", (), **{k: tuple(v) if isinstance(v, list) else v for k, v in question.items()}
-    )
-    kept = json.loads(
-        json.dumps({k: v for k, v in vars(question).items() if k != "pictures"})
-    )  # the same rule on what the JSONL keeps
-    for q in (question, kept):
-        assert (
-            [a for a in good if not benchmarks.right(a, q)]
-            == []
-            == [a for a in bad if benchmarks.right(a, q)]
-        )
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in question.items()}
+    question = benchmarks.Question("?", (), **fields)
+    # The same rule holds on what the JSONL keeps.
+    kept = {key: value for key, value in vars(question).items() if key != "pictures"}
+    for q in (question, json.loads(json.dumps(kept))):
+        assert [answer for answer in good if not benchmarks.right(answer, q)] == []
+        assert [answer for answer in bad if benchmarks.right(answer, q)] == []
         assert not benchmarks.right(None, q)
+
+
+def question_of(row):
+    text = base64.b64encode(png()).decode()
+    return benchmarks.question({"image": text, "question": "Which?"} | row, "mine", Path())
+
+
+CASES = json.loads((Path(__file__).parent.parent / "cases/bench.json").read_text())
+YES = [
+    "Yes",
+    r"\text{Yes}",
+    "**yes**",
+    "$\\text{Yes}$",
+    "(Yes)",
+    "Yes, it is",
+    "True",
+    "Answer: yes",
+]
+NO = ["No", r"\text{No}", "**no**.", "no", "No, it is not", "False", "'False'"]
+OTHER = ["not sure", "maybe yes", "none", "yesterday", ""]
+CASES += [
+    *[{"row": {"answer": a}, "right": YES, "wrong": NO + OTHER} for a in ("Yes", "true", True)],
+    *[{"row": {"answer": a}, "right": NO, "wrong": YES + OTHER} for a in ("no.", False, "False")],
+    {"row": {"gt_answer": 0, "answer": None}, "right": NO, "wrong": YES},
+    {
+        "row": {"answer": "['Oslo', 'Norway']"},
+        "right": ["Oslo", r"\text{Norway}"],
+        "wrong": ["Rome"],
+    },
+    {"row": {"answer": ["7", "seven"]}, "right": ["7", "7.0", "Seven"], "wrong": ["8", "7, seven"]},
+    {"row": {"answer": "[7]"}, "right": ["7"], "wrong": ["8"]},
+    {"row": {"answer": "[1, 2]"}, "right": ["[1, 2]"], "wrong": ["1", "2", "[2, 1]"]},
+    {"row": {"answer": 0}, "right": ["0", r"\text{0}"], "wrong": ["1"]},
+    {"row": {"answer": "None"}, "right": ["none", r"\text{None}"], "wrong": ["0"]},
+    # A letter where the choices are in the picture.
+    {
+        "row": {"answer": "C"},
+        "right": ["C", "(c)", "Option C", "C. a fish"],
+        "wrong": ["A", "fish"],
+    },
+    {"row": {"answer": "A, C"}, "right": ["C and A", "AC", "(A), (C)"], "wrong": ["A", "A, B"]},
+    {
+        "row": {"problem": "Which?\nA. red\nB. blue\nC. green", "answer": "A, C"},
+        "right": ["C and A", "AC", "red, green"],
+        "wrong": ["A", "C", "ABC", "red"],
+    },
+    {
+        "row": {"problem": "Which? (A) red (B) blue", "answer": r"\text{B}"},
+        "right": ["B", "blue", "(B) blue", "B - blue"],
+        "wrong": ["A", "red"],
+    },
+    {
+        "row": {"problem": "Add (A) one to (B) two.", "answer": "3"},
+        "right": ["3", "3.0"],
+        "wrong": ["A", "2"],
+    },
+    {
+        "row": {"options": {"A": "C", "B": "A", "C": "B"}, "answer": "B"},
+        "right": ["B", "(B) A"],
+        "wrong": ["C", "(A) C"],
+        "asked": "(B) A",
+    },
+    {
+        "row": {"options": '["one", "two"]', "answer": 1},
+        "right": ["B", "two", "B: two"],
+        "wrong": ["A", "one"],
+        "asked": "\n(A) one\n(B) two",
+    },
+]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "error" not in case])
+def test_rows_as_data_sets_write_them(case):
+    question = question_of({k: v for k, v in case["row"].items() if v != "PICTURE"})
+    assert [a for a in case["right"] if not benchmarks.right(a, question)] == []
+    assert [a for a in case["wrong"] if benchmarks.right(a, question)] == []
+    assert case.get("asked", "") in question.text
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "error" in case])
+def test_rows_that_are_refused(case):
+    with pytest.raises(ValueError, match='it asks "Which') as error:
+        question_of({k: v for k, v in case["row"].items() if v != "PICTURE"})
+    assert "\n" not in str(error.value)
+
+
+def test_choices_that_stand_in_the_problem_are_not_written_twice():
+    for text in ("Which?\nA. red\nB. blue", "Which? (A) red (B) blue"):
+        question = question_of({"question": text, "choices": ["red", "blue"], "answer": "B"})
+        assert question.text == text and question.choices == ("red", "blue")
+
+
+def test_hostile_answers_take_no_time():
+    questions = [question_of({"answer": answer}) for answer in ("C", "yes", "word", "7")]
+    start = time.perf_counter()
+    for text in ("A, ", "(", "$", "{", "**", r"\text{", "1", "the "):
+        assert not any(benchmarks.right(text * 100_000, question) for question in questions)
+    assert time.perf_counter() - start < 2
 
 
 def test_chartqa_alone_is_tolerant(tmp_path):

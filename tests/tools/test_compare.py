@@ -190,10 +190,9 @@ def independent_scores(path):
     return np.mean(sampled), np.mean(greedy)
 
 
-def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys, monkeypatch):
+def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys):
     """The real tiny base on its charts; the same figures as `evaluate`, with which a run
     measures itself."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run("--questions", "14", "-n", "2", "--max-new-tokens", "64", "--out", tmp_path)
     result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
     sampled, greedy = independent_scores(tmp_path / "tiny/charts.jsonl")
@@ -240,6 +239,62 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkey
         run(*command, broken)
 
 
+def test_what_cannot_be_used_is_named_and_left_out(models, capsys, tmp_path, monkeypatch):
+    """Rows with all kinds of flaws, one that only the model refuses, and three good ones."""
+    monkeypatch.setattr(compare, "CHUNK", 4)
+    asked = Models.encode
+
+    def encode(self, parts):
+        if self.name == "half" and "q6" in parts[1]:
+            raise ValueError("its picture is\n200 times as wide as high")
+        return asked(self, parts)
+
+    monkeypatch.setattr(Models, "encode", encode)
+    flaws = [
+        {"answer": "green", "choices": ["red", "blue"]},
+        {"image": "gone.png"},
+        {"answer": None},
+        {},
+        {"options": "A. red B. blue"},
+        {"tolerance": []},
+        {},
+        {"image": {"bytes": None, "path": None}},
+        {},
+    ]
+    rows = [{"image": "a.png", "question": f"q{i}", "answer": "1"} for i in range(9)]
+    rows = [row | flaw for row, flaw in zip(rows, flaws)]
+    rows[5] = "{"
+    bench = write_bench(tmp_path, *rows)
+    command = ["--model", "good", "--compare", "half", "--bench", bench, "--out", tmp_path / "out"]
+    run(*command)
+    out = capsys.readouterr().out
+    assert re.search(r"\| bench.jsonl \| +good \| +100.0 .* 2 \|", out)
+    assert re.search(r"\| bench.jsonl \| +half \| +0.0 .* 2 \|", out)
+    assert f"{bench}: 7 of 9 questions cannot be used and are left out" in out
+    for line in (
+        'question 1: the answer green is none of the choices red, blue (it asks "q0")',
+        'question 2: cannot read the picture gone.png (it asks "q1")',
+        'question 3: the question or the answer is empty (it asks "q2")',
+        "question 5: cannot read the choices 'A. red B. blue' (it asks \"q4\")",
+        "question 6: line 6 is not JSON",
+        "question 7: its picture is 200 times as wide as high",
+        "question 8: cannot read the picture {'bytes': None, 'path': None} (it asks \"q7\")",
+    ):
+        assert f"\n  {line}\n" in out
+    notes = json.loads((tmp_path / "out/results.json").read_text())["notes"]
+    assert len(notes) == 1 and notes[0] in out and notes[0].count("\n") == 7
+    assert "good minus half" in out and (tmp_path / "out/results.md").read_text() == out
+    run(*command, "--rescore")
+    assert capsys.readouterr().out == out
+
+
+def test_a_set_of_which_nothing_can_be_used_is_one_line(models, tmp_path):
+    bench = six(tmp_path, image="gone.png")
+    with pytest.raises(SystemExit, match="no question can be used; question 1: cannot") as stop:
+        run("--model", "half", "--bench", bench, "--out", tmp_path)
+    assert "\n" not in stop.value.code
+
+
 def test_an_interrupt_is_one_line(models, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -283,8 +338,7 @@ def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_p
     assert re.search(r"\| +half \| +50.0 ", capsys.readouterr().out)
 
 
-def test_the_judge_is_any_model_of_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_the_judge_is_any_model_of_ours(tmp_path):
     path = tmp_path / "judge.jsonl"
     rows = [row_of([r"\boxed{2}", "?"], r"\boxed{1}")]
     accepted, read = compare.judge("tiny", rows, path)

@@ -1,0 +1,127 @@
+"""The units of answers: 12 km/h, 12 kph and 12 kilometres per hour are the same, 12 km is not."""
+
+import re
+from collections import Counter
+
+# A unit and its other names, plurals aside. Upper and lower case tell only mW from MW and the like.
+TABLE = """
+mm millimeter millimetre | cm centimeter centimetre | m meter metre | km kilometer kilometre |
+μm micrometer micron | in inch | ft foot feet | yd yard | mi mile | ha hectare | acre |
+ml mL milliliter millilitre | cl | l L liter litre ltr | gal gallon | qt quart | oz ounce |
+mg milligram | μg microgram | g gram gramme gm | kg kilogram kilo | t tonne | ton | lb pound |
+ms millisecond | μs microsecond | s sec second | min minute | h hr hour | day | wk week |
+mo mth month | yr year | am | pm | V volt | kV | mV | A amp ampere | mA | Ω ω ohm | kΩ kω |
+W watt | kW kilowatt | MW megawatt | mW milliwatt | GW gigawatt | J joule | kJ kilojoule |
+cal calorie | kcal kilocalorie | N newton | kN | Pa pascal | kPa | hPa | MPa | psi ψ | bar | atm |
+Hz hertz | kHz | MHz megahertz | GHz gigahertz | rpm | bpm | dB decibel | mol mole | px pixel |
+K kelvin | kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | bit | byte | % percent pct |
+° deg degree | rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ |
+€ euro eur | £ gbp | ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent |
+pt point | person people | child children | man men | woman women | pc piece | bus buses |
+leaf leaves | shelf shelves | knife knives | nm nanometer nanometre | hp horsepower | eV | knot kn |
+tbsp tablespoon | tsp teaspoon
+"""
+# Several units written as one word.
+COMPOUNDS = dict(
+    pair.split("=")
+    for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m""".split()
+)
+
+
+def compound(match):
+    word = match[0]
+    return COMPOUNDS.get(word) or COMPOUNDS.get(word.lower(), word)
+
+
+PHRASES = [
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"(?<=[a-z])-(?=[a-z])", " "),
+        (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
+        (r"\bper cent\b", "%"),
+        (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
+        (r"\b(?:cubic|cu\.?) ([a-z]+)", r"\1^3"),
+        (r"([a-z]) squared\b", r"\1^2"),
+        (r"([a-z]) cubed\b", r"\1^3"),
+        (r" ?\bper ", "/"),
+        (r"[a-z]+", compound),
+    )
+]
+# Right behind its number, a single letter is a unit if it is one of these: 5m, 12V, but not 3C.
+GLUED = set("m s g h l L V W N J".split())
+# They only describe a number: 5 units are 5, 5 m wide are 5 m.
+SILENT = set("unit total long wide tall high deep old".split())
+# What a number counts may be any word, but these change the number.
+NOT_UNITS = set(
+    """and or of to by sin cos tan log exp sqrt half halve third quarter dozen less fewer below
+    minus plus than""".split()
+)
+
+
+def singular(word):
+    """One form for singular and plural; it need not be a word: boxes -> box, movies -> movy."""
+    word = re.sub(r"(?<=[a-z]{2})ies?$", "y", word)
+    word = re.sub(r"(ss|x|ch|sh|o)es?$", r"\1", word)
+    return re.sub(r"(?<=[a-z])(?<![sui])s$", "", word)
+
+
+SYMBOLS = {name: entry.split()[0] for entry in TABLE.split("|") for name in entry.split()}
+ANY_CASE = {}
+for name, symbol in SYMBOLS.items():
+    if len(name) > 1:
+        ANY_CASE.setdefault(singular(name.lower()), symbol)
+        ANY_CASE.setdefault(name.lower(), symbol)
+
+
+def symbol_of(word, glued):
+    """The symbol of a unit, the singular of another word that can be counted, or None."""
+    if glued and len(word) == 1 and word.isascii() and word.isalpha() and word not in GLUED:
+        return None
+    low = word.lower()
+    one = singular(low)
+    known = SYMBOLS.get(word) or ANY_CASE.get(low) or ANY_CASE.get(one)
+    if known:
+        return known
+    if glued or len(one) < 3 or one in NOT_UNITS or not re.fullmatch(r"[^\W\d_]+", one):
+        return None
+    return one
+
+
+def unit_of(text, currency=""):
+    """One spelling for what stands behind a number ("" for nothing), or None if it is no unit.
+
+    currency: what stands before the number, as in $5 per kg.
+
+    >>> unit_of(" km per hour"), unit_of("kph"), unit_of(" square metres"), unit_of("x")
+    ('h^-1 km', 'h^-1 km', 'm^2', None)
+    """
+    if len(text) > 60:
+        return None
+    glued = not text.startswith(" ")
+    text = text.strip(" .")
+    for pattern, replacement in PHRASES:
+        text = pattern.sub(replacement, text)
+    powers, others = Counter(), []
+    for place, side in enumerate(text.split("/")):
+        for factor in re.split(r"[ ·*×()]+", side.strip()):
+            if not factor:
+                continue
+            parts = re.fullmatch(r"([^\d^]+)(?:\^?([+-]?\d))?", factor)
+            word = parts and symbol_of(parts[1].rstrip("."), glued)
+            if word is None:
+                return None
+            glued = False
+            if word not in SYMBOLS:
+                others.append(parts[1])
+            if word not in SILENT:
+                powers[word] += int(parts[2] or 1) * (-1 if place else 1)
+
+    # "12 small red circles" counts circles, "2 Main Street" is an address.
+    if len(others) > 3 or (len(others) > 1 and not "".join(others).islower()):
+        return None
+    currency = SYMBOLS.get(currency.strip(" .").lower(), currency.strip())
+    if currency:
+        powers[currency] = 1
+    names = [f"{name}^{power}" if power != 1 else name for name, power in sorted(powers.items())]
+    return " ".join(names)

@@ -1,0 +1,164 @@
+r"""One way of writing for what models write in many: LaTeX, Unicode, words, signs with spaces.
+
+Every pattern takes linear time, whatever the text, and groups are opened at most six deep.
+"""
+
+import re
+import unicodedata
+
+CHARACTERS = str.maketrans("−–—‐‑―⋅∙•º˚“”„«»‘’`´。、÷∶", '------···°°"""""\'\'\'\'.,/:')
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+GREEK = dict(
+    zip(
+        """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
+        sigma tau upsilon phi chi psi omega""".split(),
+        "αβγδεζηθικλμνξοπρστυφχψω",
+    )
+)
+SYMBOLS = dict(
+    pair.split("=")
+    for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
+    rightarrow=→ angle=∠ circ=° degree=° ldots=... dots=... left= right= displaystyle=
+    textstyle= textdegree=° celsius=°C pounds=£ euro=€""".split()
+)
+
+
+def command(match):
+    r"""The character for a LaTeX command: \le, \pi, \varphi. Other commands stay as they are."""
+    name = match[1]
+    letter = GREEK.get(name.removeprefix("var").lower())
+    if letter and name[0].isupper():
+        return letter.upper()
+    return letter or SYMBOLS.get(name, match[0])
+
+
+def bracketed(text, simple):
+    return text if re.fullmatch(simple, text) else f"({text})"
+
+
+def fraction(match):
+    r"""\frac{a}{b} as a/b. The space keeps 1\frac{1}{2} a mixed number, 1 1/2."""
+    top = bracketed((match[1] or match[2]).strip(), r"[+-]?[\w.√]+")
+    bottom = bracketed((match[3] or match[4]).strip(), r"[\d.]+|√?\d+|√?[^\W\d]")
+    return f" {top}/{bottom}"
+
+
+def root(match):
+    r"""\sqrt{13}, \sqrt13, sqrt(13) and √(13) as √13; \sqrt[3]{13} as √[3]13."""
+    degree = f"[{match[1]}]" if match[1] else ""
+    inside = next(group for group in match.groups()[1:] if group is not None)
+    return f"√{degree}" + bracketed(inside.strip(), r"[\d.]+|[^\W\d]")
+
+
+def power(match):
+    return match[1] + bracketed(match[2].strip(), r"[+-]?\w+")
+
+
+def compiled(pairs, flags=0):
+    return [(re.compile(pattern, flags), replacement) for pattern, replacement in pairs]
+
+
+WRAPPER = r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]box|boxed|boldsymbol|bm|emph)"
+ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
+
+# LaTeX without braces, once.
+COMMANDS = compiled(
+    [
+        # $...$ is math, a single $ is money.
+        (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),
+        (r"(?<=\d)\\[,;:](?=\d)|\\[()\[\]{}!]", ""),
+        (r"\\[,;:]", " "),
+        (r"\\ |~|\\\\|\\q?quad(?![a-z])", " "),
+        (r"\{,\}", ","),
+        (r"\\(?:text)?color ?\{[^{}]*\}", ""),
+        (r"\^ ?\{? ?(?:\\circ(?![a-z])|°) ?\}?", "°"),
+        (r"\\([a-zA-Z]+) ?", command),
+        (r"\\([%$#&_])", r"\1"),
+    ]
+)
+# Groups, from the innermost braces outwards.
+GROUPS = compiled(
+    [
+        (WRAPPER + r" ?\{([^{}]*)\}", r"\1"),
+        (ROOT + r"(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]))", root),
+        (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\w)) ?(?:\{([^{}]+)\}|(\w))", fraction),
+        (r"(\^|_) ?\{([^{}]*)\}", power),
+    ]
+)
+SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen""".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NAMES = GREEK | {word: str(number) for number, word in enumerate(SMALL)}
+NAMES["infinity"] = "∞"
+PARTS = "half third fourth fifth sixth seventh eighth ninth tenth".split()
+
+
+def tens(match):
+    """Twenty, twenty-one."""
+    ten, one = match[1].lower(), (match[2] or "zero").lower()
+    return str(10 * TENS.index(ten) + 20 + SMALL.index(one))
+
+
+def part_of_one(match):
+    """Half, a third, two thirds; one and a half keeps its whole number in front."""
+    whole, count, name = match.groups()
+    if not count and name.lower() != "half":
+        return match[0]  # "third" alone is a place
+    if not (count or "").isdigit():
+        count = "1"
+    return f"{whole or ''} {count}/{PARTS.index(name.lower()) + 2}"
+
+
+# Words and signs, in lower case or not.
+WORDS = compiled(
+    [
+        (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
+        (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
+        (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
+        (r"^(?:minus|negative) (?=[\d.$])", "-"),
+        (r"\b(?:the )?square root of ", "√"),
+        (r"_(\d)", r"\1"),
+        (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
+        (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
+        (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
+        (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
+        (r"->", "→"),
+        (r"<=", "≤"),
+        (r">=", "≥"),
+        (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
+        (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
+        (r"(?<=\d)[ -]to[ -](?=\d)", ":"),
+        (r"^([+-]?)10\^", r"\g<1>1×10^"),
+    ],
+    re.IGNORECASE,
+)
+
+
+def plain(answer, longest=500):
+    r"""The answer in one way of writing: no LaTeX, no rare characters, no spaces around signs.
+
+    Characters may stand for several: what becomes longer than `longest` is no answer, but "".
+
+    >>> plain(r"$\frac{\sqrt{3}}{2}\,\text{cm}$"), plain("Twenty-one × 10³"), plain("2 pi")
+    ('√3/2 cm', '21×10^3', '2π')
+    """
+    text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", lambda m: "^" + m[0].translate(SUPERSCRIPTS), answer)
+    text = re.sub("([¼-¾⅐-⅞])", r" \1", text)
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+    text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).replace("⁄", "/")
+    text = text.replace("∛", "√[3]")
+    text = " ".join(text.split())
+    if len(text) > longest:
+        return ""
+    for pattern, replacement in COMMANDS:
+        text = pattern.sub(replacement, text)
+    for _ in range(6):
+        before = text
+        for pattern, replacement in GROUPS:
+            text = pattern.sub(replacement, text)
+        if text == before:
+            break
+    text = text.replace("{", "").replace("}", "")
+    for pattern, replacement in WORDS:
+        text = pattern.sub(replacement, text)
+    return text.strip()
