@@ -176,7 +176,7 @@ def reply_states(vlm, bundles):
     batch["input_ids"] = tokens[None].to(vlm.device)
     batch["position_ids"] = positions[:, None].to(vlm.device)
     # Attention as the mask says, or the same results faster. Inside `vlm.attention("packed")`.
-    if flash.pays(lengths, vlm.device):
+    if flash.pays(lengths):
         batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device)}
     else:
         batch["attention_mask"] = visible_tokens(lengths)[None, None].to(vlm.device)

@@ -231,7 +231,7 @@ def is_that_of_separate_sequences(vlm, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_separate_sequences(models, family, monkeypatch):
     """With the mask. The faster ways: tests/support/test_flash_packed.py."""
-    monkeypatch.setattr(flash, "pays", lambda lengths, device: False)
+    monkeypatch.setattr(flash, "pays", lambda lengths: False)
     is_that_of_separate_sequences(copy.deepcopy(models[family]), monkeypatch)
 
 
@@ -340,7 +340,7 @@ def test_attention_is_what_it_was_when_a_pass_raises(vlm, monkeypatch):
 @pytest.mark.parametrize("fast", [False, True])
 def test_with_checkpointing_the_gradient_is_the_same(models, family, fast, monkeypatch):
     """The layers are computed again in the backward pass, and must find the same attention."""
-    monkeypatch.setattr(flash, "pays", lambda lengths, device: fast)
+    monkeypatch.setattr(flash, "pays", lambda lengths: fast)
     vlm = copy.deepcopy(models[family])
     rollouts, found, passes = make_rollouts(vlm), [], []
     layer = vlm.model.model.language_model.layers[0].mlp
