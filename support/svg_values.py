@@ -134,10 +134,15 @@ def plain_colour(text):
     ('rgba(255,0,0,0.502)', 'rgb(255,0,0)', None)
     """
     colour = tinycss2.color4.parse_color(text)
-    try:
-        rgb = [round(255 * min(max(c, 0), 1)) for c in colour.to("srgb").coordinates]
-    except (AttributeError, NotImplementedError):  # none, currentcolor, spaces that few know
+    # The parser says None of what is no colour, and keeps the word currentcolor.
+    if colour is None or isinstance(colour, str):
         return None
+    try:
+        srgb = colour.to("srgb")
+    except NotImplementedError:
+        # A space that the parser reads and cannot convert, as docs/rendering.md says.
+        return None
+    rgb = [round(255 * min(max(c, 0), 1)) for c in srgb.coordinates]
     numbers = ",".join(map(str, rgb))
     return f"rgb({numbers})" if colour.alpha == 1 else f"rgba({numbers},{colour.alpha:.3g})"
 
