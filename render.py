@@ -11,6 +11,7 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -68,9 +69,9 @@ class Renderer:
             raise ValueError(f"workers at least 1, timeout above 0: not {workers}, {timeout}")
         self.workers, self.timeout = workers or os.cpu_count(), timeout
         self.unsafe_python, self.refusal, self.helpers = unsafe_python, None, []
-        self.scratch, lock = programs.make_scratch()
+        self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-render-"))
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.
-        self.close = weakref.finalize(self, _close, self.helpers, self.scratch, lock)
+        self.close = weakref.finalize(self, _close, self.helpers, self.scratch)
         self.environment = programs.pin_fonts(self.scratch)
         self._start(1)  # one now, so that a missing library is noticed here
 
@@ -166,25 +167,24 @@ class Renderer:
         helper.stop()
 
 
-def _close(helpers, scratch, lock):
+def _close(helpers, scratch):
     for helper in helpers:
         helper.stop()
     shutil.rmtree(scratch, ignore_errors=True)
-    os.close(lock)
 
 
 # -------------------------------------------------------------------------------- in a helper
-def worker(scratch, timeout, pixels):
+def worker(scratch, timeout):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
         from support import cairo_draw
     except (ImportError, OSError):
-        return sandbox.reply(1, 0, 0, f"{NO_CAIRO}\n\n".encode())
+        return sandbox.reply(sys.stdout.buffer, 0, 0, f"{NO_CAIRO}\n\n".encode())
     cairo_draw.mend()
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
     drawers, readable = {"svg": draw_svg, "python": draw_python}, programs.readable(scratch)
-    sandbox.serve(scratch, timeout, pixels, drawers, programs.prepare, readable)
+    sandbox.serve(scratch, timeout, drawers, programs.prepare, readable)
 
 
 # -------------------------------------------------------------------------------- in a child
@@ -241,7 +241,7 @@ if __name__ == "__main__":
         # Not this file's folder: no file beside it passes for a module that a program imports.
         del sys.path[0]
         try:
-            worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+            worker(sys.argv[2], float(sys.argv[3]))
         except FileNotFoundError:
             if not sandbox.select.select([0], [], [], 5)[0]:
                 raise  # (else stdin ended: the trainer left, and scratch went, before we began)

@@ -85,7 +85,7 @@ def weaken(monkeypatch, tmp_path, patch):
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "import render\nfrom support import cairo, sandbox\ndel sys.path[0]\n"
-        f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))\n"
+        f"{patch}\nrender.worker(sys.argv[2], float(sys.argv[3]))\n"
     )
     monkeypatch.setattr(render, "__file__", str(script))
 

@@ -290,8 +290,8 @@ def test_a_child_sees_no_environment_no_descriptor_no_torch(renderer, monkeypatc
             "raise ValueError(found)"
         )
         draw(fresh, tiny("red"), "svg")  # so that there are descriptors of another child to inherit
-        # Null three times; source, result, pixels.
-        found = ["/dev/", "/dev/", "/dev/", "pipe:", "pipe:", "/memf"]
+        # Null three times; source, result.
+        found = ["/dev/", "/dev/", "/dev/", "pipe:", "pipe:"]
         assert refuse(fresh, code) == f"ValueError: {found} (line 6)"
         state = "['torch' in sys.modules, threading.active_count()]"
         code = f"import sys, threading; raise ValueError({state})"
@@ -327,7 +327,7 @@ def test_a_forged_result_is_refused(renderer, forged):
 
 
 def test_a_program_finds_no_rows_of_another():
-    """All children of a helper share the file for rows: it is empty when a program starts."""
+    """Whatever stays open in a child, nothing of another program lies in it."""
     look = (
         "import os\nfound = b''\nfor f in range(3, 40):\n"
         "  try: found += os.pread(f, 99, 0)\n  except OSError: 0\n"
@@ -434,18 +434,12 @@ def test_with_too_little_left_python_is_refused_and_svg_is_not(
         assert pid is None or wait_for(lambda: not alive(pid))
 
 
-def test_numbers_of_system_calls():
-    """libseccomp knows them too."""
-    try:
-        resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name_arch
-    except OSError:
-        pytest.skip("needs libseccomp2")
-    words = " ".join((sandbox.SYSCALLS, sandbox.OPENS, sandbox.CHANGES)).split()
-    assert len(words) % 3 == 0
-    for architecture, column in sandbox.ARCHITECTURES.values():
-        for name, number in zip(words[::3], words[column::3]):
-            known = resolve(architecture, name.encode())
-            assert number == (str(known) if known >= 0 else "-"), name
+def test_names_of_system_calls():
+    """A name that libseccomp does not know would be left out in silence."""
+    resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name
+    names = sandbox.SYSCALLS + sandbox.OPENS + sandbox.CHANGES
+    assert [name for name in [*names, "nonsense"] if resolve(name.encode()) == -1] == ["nonsense"]
+    assert set(sandbox.FORMS) < set(names)
 
 
 # ---------------------------------------------------------------- many items, crashes, kills
@@ -538,31 +532,6 @@ def test_a_trainer_that_leaves_or_is_interrupted_leaves_no_words_of_helpers(end,
     _, words = trainer.communicate(timeout=60)
     assert words.count("Traceback") == words.count("KeyboardInterrupt\n") == (end == "pass"), words
     assert bool(words) == (end == "pass") and not scratch.exists()
-
-
-def test_what_was_killed_with_all_its_helpers_is_cleaned_up_by_the_next_start(
-    monkeypatch, tmp_path
-):
-    code = TRAINER + "r = Renderer(workers=1)\nprint(r.helpers[0].process.pid, flush=True)\ninput()"
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT)],
-        stdin=subprocess.PIPE,
-        text=True,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )
-    helper = int(trainer.stdout.readline())
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Renderer(workers=1):  # while the other lives, its folder stays
-        assert len(list(tmp_path.iterdir())) == 2
-        os.kill(helper, signal.SIGKILL)
-        trainer.kill()
-        trainer.wait()
-        assert wait_for(lambda: not alive(helper)) and len(list(tmp_path.iterdir())) == 2
-        with Renderer(workers=1) as third:
-            draw(third, tiny("red"), "svg")
-            assert len(list(tmp_path.iterdir())) == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_trainer_leaves_no_process_and_no_scratch():
