@@ -69,7 +69,7 @@ class Renderer:
             raise ValueError(f"workers at least 1, timeout above 0: not {workers}, {timeout}")
         self.workers, self.timeout = workers or os.cpu_count(), timeout
         self.unsafe_python, self.refusal, self.helpers = unsafe_python, None, []
-        self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-render-"))
+        self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-drawings-"))
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch)
         self.environment = programs.pin_fonts(self.scratch)

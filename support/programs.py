@@ -1,13 +1,11 @@
 """What a Python program finds around itself, and which of its pictures counts.
 
-In the trainer: `make_scratch`, the place for all files. In a helper, before it forks: `readable`,
-`prepare`. In the child that runs the program: the rest.
+In the trainer: `pin_fonts`. In a helper, before it forks: `readable`, `prepare`. In the child that
+runs the program: the rest.
 """
 
 import builtins
 import contextlib
-import fcntl
-import functools
 import gc
 import importlib.util
 import io
@@ -16,9 +14,7 @@ import math
 import os
 import random
 import re
-import shutil
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -35,37 +31,25 @@ PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw 
     colorsys copy csv datetime decimal fractions heapq json logging lzma pickle pprint secrets
     statistics string textwrap typing unicodedata uuid""".split()
 FONTS = {}  # file name -> bytes, in a helper that has run Python
+# Which DejaVu font comes nearest to one that is not here, by a part of its name; else Sans.
+FAMILIES = {"mono|courier|consol": "SansMono", "sans": "Sans", "times|georgia|serif": "Serif"}
 VECTORS = {"pdf", "eps", "ps", "svg", "svgz", "pgf"}
 ELSEWHERE = {"mnt", "content", "output", "outputs"}  # places of other sandboxes, as /mnt/data
 RASTER_OPTIONS = "dpi facecolor edgecolor bbox_inches pad_inches transparent".split()
 
 
-def make_scratch():
-    """-> a new folder, and a descriptor that holds a lock on it while we live. Deletes folders
-    without a lock: they belonged to trainers that were killed together with their helpers."""
-    for folder in Path(tempfile.gettempdir()).glob("mmzero-render-*"):
-        with contextlib.suppress(OSError):  # locked, another user's, or gone
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
-    folder = Path(tempfile.mkdtemp(prefix="mmzero-"))
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # before it has the name that others look for
-    return folder.rename(folder.with_name(folder.name.replace("-", "-render-", 1))), lock
+def font_folder():
+    spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
+    if spec is None:
+        raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
+    return Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
 
 
 def pin_fonts(scratch):
     """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
-    spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
-    if spec is None:
-        raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
-    folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
     # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
     (scratch / "fonts").mkdir()
-    for font in folder.glob("DejaVu*.ttf"):
+    for font in font_folder().glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
     rules = ""
     for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
@@ -103,9 +87,7 @@ def prepare(language, source):
         for name in PRELOADED:
             importlib.import_module(name)
         Image.init()  # all file formats
-        sys.modules["PIL.ImageFont"].load_default(16)
-        for path in Path(os.environ["XDG_DATA_DIRS"], "fonts").iterdir():
-            FONTS[path.name] = path.read_bytes()
+        FONTS.update((path.name, path.read_bytes()) for path in font_folder().glob("*.ttf"))
         gc.freeze()
     # It makes forks dearer: only if used.
     if language == "python" and b"matplotlib" in source and "matplotlib" not in sys.modules:
@@ -123,13 +105,11 @@ def prepare_matplotlib():
     home = os.path.dirname(fonts.__file__)
     ours = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
     fonts.fontManager.ttflist = ours
-    # After a fork matplotlib opens fonts anew, by io.open: from memory this needs no right to open.
-    data = {str(path): path.read_bytes() for path in Path(home).glob("mpl-data/fonts/ttf/*.ttf")}
 
+    # After a fork matplotlib opens fonts anew: from memory this needs no right to open.
     def open_font(name, *args, **kwargs):
-        if isinstance(name, str) and name in data:
-            return io.BytesIO(data[name])
-        return builtins.open(name, *args, **kwargs)
+        data = FONTS.get(os.path.basename(name)) if isinstance(name, str) else None
+        return io.BytesIO(data) if data else builtins.open(name, *args, **kwargs)
 
     io.open = open_font
     plt.plot([1], label="$a^2$")
@@ -190,7 +170,7 @@ def keep_one_folder():
     made, mkdir = {"."}, os.mkdir
 
     def local(path):
-        if isinstance(path, int) or not inside(path):
+        if not inside(path):
             return path
         return "." if os.path.relpath(path) in made else os.path.basename(path)
 
@@ -202,11 +182,7 @@ def keep_one_folder():
             mkdir(path, *args, **kwargs)
 
     def at_home(function):
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            return function(*map(local, args[:1]), *args[1:], **kwargs)
-
-        return call
+        return lambda *args, **kwargs: function(*map(local, args[:1]), *args[1:], **kwargs)
 
     os.mkdir = make_folder
     for name in ("stat", "listdir", "scandir", "chdir", "remove", "unlink"):
@@ -221,53 +197,34 @@ def replace_fonts():
     truetype = ImageFont.truetype
 
     def nearest(font=None, *args, **kwargs):
-        path = os.fspath(font).lower() if isinstance(font, (str, os.PathLike)) else ""
+        name = os.fspath(font).lower() if isinstance(font, (str, os.PathLike)) else ""
         try:
             return truetype(font, *args, **kwargs)
         except OSError:
             # A file of another kind, which may not be read, is no font.
-            if not path or "/" in path and not path.endswith((".ttf", ".otf", ".ttc")):
+            if not name or "/" in name and not name.endswith((".ttf", ".otf", ".ttc")):
                 raise
-        name, family = os.path.basename(path), "Sans"
-        if re.search("mono|courier|consol", name):
-            family = "SansMono"
-        elif re.search("times|georgia|(?<!sans)(?<!sans-)serif", name):
-            family = "Serif"
+        fits = [family for part, family in FAMILIES.items() if re.search(part, name)] or ["Sans"]
         bold = "-Bold" if re.search(r"bold|bd\.ttf", name) else ""
-        return truetype(io.BytesIO(FONTS[f"DejaVu{family}{bold}.ttf"]), *args, **kwargs)
+        return truetype(io.BytesIO(FONTS[f"DejaVu{fits[0]}{bold}.ttf"]), *args, **kwargs)
 
     ImageFont.truetype = nearest
 
 
 def watch_saves():
     """-> a list that holds the last picture that was saved."""
-    saved, late, save = [], [], Image.Image.save
-
-    def write_late(event, _):
-        if late and event in ("open", "os.listdir", "os.scandir", "os.rename"):
-            picture, target, args, kwargs = late.pop()
-            save(picture, target, *args, **kwargs)
+    saved, save = [], Image.Image.save
 
     def save_and_keep(self, target, *args, **kwargs):
-        kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
-        picture = self.copy()  # the program may go on changing it
+        if kind_of(target) in VECTORS:
+            args, kwargs = ("PNG",), {}
         if isinstance(target, (str, os.PathLike)):
-            # Whatever folder it names. Few programs read what they saved, and a PNG takes a third
-            # of a short one's time: at first only one pixel is written (which finds what is wrong
-            # with the arguments), the rest when the next file is opened.
-            kind, target = kind_of(target), os.path.basename(target)
-            if kind in VECTORS:
-                args, kwargs = ("PNG",), {"compress_level": 1}
-            later = kind == "png" and "save_all" not in kwargs
-            now = self.crop((0, 0, 1, 1)) if later else self
-            with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
-                save(now, target, *args, **kwargs)
-                late[:] = [(picture, target, args, kwargs)] if later else []
-        else:
+            target = os.path.basename(target)  # whatever folder it names
+        kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
+        with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
             save(self, target, *args, **kwargs)
-        saved[:] = [picture]
+        saved[:] = [self.copy()]  # the program may go on changing it
 
-    sys.addaudithook(write_late)
     Image.Image.save = save_and_keep
     Image.Image.show = lambda self, *args, **kwargs: None
     return saved
