@@ -22,8 +22,8 @@ import numpy as np
 
 # prompts: their placeholders are refused as answers.
 import prompts
-from support.answers import answers_match, extract_answer, is_placeholder, vote
-from support.replies import check_language, extract_code, in_form, language_of, tagged_blocks
+from support.answers import answers_match, extract_answer, in_form, is_placeholder, vote
+from support.replies import check_language, extract_code, language_of, tagged_blocks
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 

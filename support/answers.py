@@ -59,12 +59,10 @@ def last_box(text):
         at = box.end()
         if text.startswith("{", at):
             end = group_end(text, at)
-            if end < 0:
-                return None
             content = text[at + 1 : end - 1].strip()
             while content.startswith("{") and group_end(content, 0) == len(content):
                 content = content[1:-1].strip()
-            return content, start, end
+            return (content, start, end) if end > 0 else None
 
         # Without braces: a number, a letter, or whatever the reply ends with.
         word = UNBRACED.match(text[at : at + MAX_ANSWER])
@@ -88,6 +86,27 @@ def extract_answer(text):
     if box is None or not box[0] or is_placeholder(box[0]):
         return None
     return box[0]
+
+
+THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
+FORM = re.compile(
+    rf"\s*+<\s*+think\s*+>.*{THINK_END.pattern}\s*+\\boxed\s*+(?=\{{)", re.I | re.DOTALL
+)
+
+
+def in_form(reply):
+    r"""Is the whole reply <think>...</think> and then one \boxed{...} that is not empty?
+
+    Several thoughts, one after the other, are reasoning as well. A reply that begins in the middle
+    of the reasoning is not in form, in the released reward neither.
+
+    >>> in_form(r"<think>a</think> <think>b</think> \boxed {7}"), in_form(r"a</think> \boxed{7}")
+    (True, False)
+    """
+    form = FORM.match(reply)
+    box = reply[form.end() :].rstrip() if form else ""
+    content = box.strip("{} \n")
+    return bool(content) and group_end(box, 0) == len(box) and not is_placeholder(content)
 
 
 # ------------------------------------------------------------------------------ what is no answer

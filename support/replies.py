@@ -6,15 +6,12 @@ A model wrote the reply: every pattern takes linear time on any text.
 import re
 import textwrap
 
-from support.answers import group_end, is_placeholder
+from support.answers import THINK_END
 
 # How models label their code, by the language that was asked for.
 FENCE_TAGS = {"svg": ("svg", "xml", "html"), "python": ("python", "py", "python3")}
 
 # -------------------------------------------------------------------------- reasoning, XML blocks
-
-THINK_START = re.compile(r"\s*+<\s*+think\s*+>", re.IGNORECASE)
-THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
 
 
 def after_reasoning(text):
@@ -27,63 +24,26 @@ def after_reasoning(text):
     return rest if rest.strip() else text
 
 
-def in_form(reply):
-    r"""Is the whole reply <think>...</think> and then one \boxed{...} that is not empty?
-
-    Several thoughts, one after the other, are reasoning as well. A reply that begins in the middle
-    of the reasoning is not in form, in the released reward neither.
-
-    >>> in_form(r"<think>a</think> <think>b</think> \boxed {7}"), in_form(r"a</think> \boxed{7}")
-    (True, False)
-    """
-    rest = THINK_END.split(reply)[-1].strip()
-    box = re.match(r"\\boxed\s*+(?=\{)", rest)
-    if not THINK_START.match(reply) or len(rest) == len(reply.strip()) or box is None:
-        return False
-    content = rest[box.end() : -1].strip("{} ")
-    alone = group_end(rest, box.end()) == len(rest)
-    return alone and content != "" and not is_placeholder(content)
-
-
 def tagged_blocks(text, names):
     """{name: content} of the blocks <name>...</name>; of a block given twice the first counts.
 
-    Reasoning is skipped as in `after_reasoning`. Spaces inside a tag do not matter.
+    Reasoning is skipped as in `after_reasoning`, but a </think> inside a block was quoted. A block
+    has no tag of another in it: one cut short swallows no other. Spaces in a tag do not matter.
 
     >>> tagged_blocks("<a>1</a> < b >2< /b > <a>3</a> <b>4 <a>5</a>", ["a", "b"])
     {'a': '1', 'b': '2'}
     """
-    pattern = rf"<\s*+(/?)\s*+({'|'.join(names)}|think)\s*+>"
-    found, opened = [], None
-    # Where the reasoning ended, and where it may have ended: the next tag will tell.
-    reasoned, pending = 0, 0
-    for tag in re.finditer(pattern, text, re.IGNORECASE | re.ASCII):
-        name, closes = tag[2].lower(), bool(tag[1])
-        if name == "think":
-            pending = tag.end() if closes else pending
-            continue
-
-        # A block is an opening tag that the *next* tag closes: one cut short swallows no other.
-        whole = closes and opened and opened[2].lower() == name
-        if whole:
-            found.append((opened, tag))
-        # A </think> inside a block was quoted. Any other ended the reasoning.
-        elif pending:
-            reasoned = pending
-        pending = 0
-        opened = None if closes else tag
-
-    reasoned = pending or reasoned
-    if not text[reasoned:].strip():
-        reasoned = 0
+    name, flags = "|".join(names), re.IGNORECASE | re.ASCII | re.DOTALL
+    content = rf"(?:[^<]|<(?!\s*+/?\s*+(?:{name})\s*+>))*+"
+    block = re.compile(rf"<\s*+({name})\s*+>({content})<\s*+/\s*+\1\s*+>", flags)
+    outside = block.sub(lambda found: "-" * len(found[0]), text)
     blocks = {}
-    for start, end in found:
-        if start.start() >= reasoned:
-            content = text[start.end() : end.start()].strip()
-            # **<caption>** ... **</caption>**: the bold is that of the tags.
-            if len(content) > 4 and content.startswith("**") and content.endswith("**"):
-                content = content[2:-2].strip()
-            blocks.setdefault(start[2].lower(), content)
+    for found in block.finditer(text, len(text) - len(after_reasoning(outside))):
+        content = found[2].strip()
+        # **<caption>** ... **</caption>**: the bold is that of the tags.
+        if len(content) > 4 and content.startswith("**") and content.endswith("**"):
+            content = content[2:-2].strip()
+        blocks.setdefault(found[1].lower(), content)
     return blocks
 
 
@@ -178,17 +138,25 @@ def whole_svgs(text):
     return [text[start:end] for start, end in spans]
 
 
-def svgs_in(blocks):
-    return [svg for _, code, _ in blocks for svg in whole_svgs(code)]
-
-
-def closed_codes(blocks):
-    return [code for _, code, closed in blocks if closed]
-
-
 def draws(code):
     """An SVG draws if there are elements in it, a program only if it imports something."""
-    return code.count("<") > 2 if language_of(code) == "svg" else IMPORT.search(code)
+    return code.count("<") > 2 if language_of(code) == "svg" else bool(IMPORT.search(code))
+
+
+def candidates(blocks, language):
+    """(does it draw, how well it is labelled, code) for all that may be meant, as it comes."""
+    for label, code, closed in blocks:
+        asked = label_language(label or "")
+        labelled = 0 if label is None else 2 if asked else 1
+        if language == "svg" and asked in (None, "svg"):
+            for svg in whole_svgs(code):
+                yield draws(svg), labelled, svg
+        program = asked == "python" or (label == "" and language_of(code) == "python")
+        if language == "python" and closed and program:
+            yield draws(code), labelled, code
+        # It will not render, but the reward sees what was written.
+        if closed and labelled:
+            yield False, -1 if asked == language else -2, code
 
 
 def extract_code(text, language="svg"):
@@ -204,21 +172,7 @@ def extract_code(text, language="svg"):
     True
     """
     check_language(language)
-    blocks = fenced_blocks(after_reasoning(text))
-    outside = [block for block in blocks if block[0] is None]
-    fenced = [block for block in blocks if block[0] is not None]
-    own = [block for block in fenced if label_language(block[0]) == language]
-    free = [block for block in fenced if label_language(block[0]) is None]
-
-    if language == "svg":
-        groups = [svgs_in(own), svgs_in(free), svgs_in(outside)]
-    else:
-        bare = [block for block in free if not block[0] and language_of(block[1]) == "python"]
-        groups = [closed_codes(own), closed_codes(bare)]
-
-    # What draws goes before what is a part to be changed, a form, or output.
-    drawing = [[code for code in codes if draws(code)] for codes in groups]
-    for codes in drawing + groups + [closed_codes(own), closed_codes(fenced)]:
-        if codes:
-            return codes[-1]
-    return None
+    found = list(candidates(fenced_blocks(after_reasoning(text)), language))
+    # What draws goes before what is a part to be changed, a form, or output. Of equals the last.
+    found.sort(key=lambda candidate: candidate[:2])
+    return found[-1][2] if found else None

@@ -288,18 +288,8 @@ FORMS = {
 READ_ONLY = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (os.O_RDONLY,)
 # Not O_RDONLY | O_TRUNC: it empties files that Landlock before version 3 (Linux 6.2) lets us read.
 READ_WRITE = os.O_ACCMODE | os.O_TRUNC, (0, 1, 2, 1 | os.O_TRUNC, 2 | os.O_TRUNC)
-ALLOW, REFUSE = 0x7FFF0000, 0x00050001  # verdicts of libseccomp; REFUSE: with errno 1, EPERM
-
-
-class Comparison(ctypes.Structure):
-    """libseccomp's scmp_arg_cmp: argument & mask == value, if the operator is 7."""
-
-    _fields_ = [
-        ("argument", ctypes.c_uint),
-        ("operator", ctypes.c_int),
-        ("mask", ctypes.c_uint64),
-        ("value", ctypes.c_uint64),
-    ]
+# Constants of libseccomp; REFUSE: with errno 1, EPERM.
+ALLOW, REFUSE, MASKED_EQUAL, OF_OTHER_MACHINES = 0x7FFF0000, 0x00050001, 7, 2
 
 
 def seccomp(ruleset, is_program):
@@ -313,15 +303,15 @@ def seccomp(ruleset, is_program):
     forms = FORMS | {"open": (1, *opens), "openat": (2, *opens)}
     names = SYSCALLS + CHANGES * bool(ruleset) + OPENS * bool(ruleset or not is_program)
 
-    # Whatever is not named is refused, and so is a call in another machine's numbering (2).
+    # Whatever is not named is refused, and so is a call in another machine's numbering.
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(REFUSE))
-    library.seccomp_attr_set(rules, 2, REFUSE)
+    library.seccomp_attr_set(rules, OF_OTHER_MACHINES, REFUSE)
     for name in names:
         number = library.seccomp_syscall_resolve_name(name.encode())
         argument, mask, values = forms.get(name, (0, 0, (0,)))
         for value in values if number >= 0 else ():
-            form = ctypes.byref(Comparison(argument, 7, mask, value))
+            form = struct.pack("IIQQ", argument, MASKED_EQUAL, mask, value)
             library.seccomp_rule_add_array(rules, ALLOW, number, name in forms, form)
     with tempfile.TemporaryFile() as file:
         library.seccomp_export_bpf(rules, file.fileno())

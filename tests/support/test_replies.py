@@ -11,8 +11,8 @@ from helpers_time import seconds
 import rewards
 from render import Renderer
 from rewards import coder_reward, extract_code, parse_proposal, solver_reward
-from support.answers import extract_answer
-from support.replies import after_reasoning, fenced_blocks, in_form, label_language, whole_svgs
+from support.answers import extract_answer, in_form
+from support.replies import after_reasoning, fenced_blocks, label_language, whole_svgs
 
 approx = pytest.approx
 CASES = json.loads(
