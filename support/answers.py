@@ -15,6 +15,7 @@ A model wrote the answers: no eval, a cap on their length, no pattern of quadrat
 
 import functools
 import re
+from calendar import day_name, month_name
 from collections import Counter
 from fractions import Fraction
 
@@ -25,29 +26,31 @@ MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
 # -------------------------------------------------------------------------------- the boxed answer
 
-# What may follow a \boxed that is only mentioned; a box without braces, without its punctuation.
+# A box without braces holds a number or a letter; else the \boxed is only mentioned.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-MENTIONS = ("form", "format", "command", "notation")
-UNBRACED = re.compile(r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[^\s${}]*[^\s${}.,;:!?*)]")
+UNBRACED = re.compile(
+    r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[a-zA-Z](?![^\W_])|[^\s${}*]*\d[^\s${}*]*"
+)
 
 
-def group_end(text, start):
-    r"""Where the group that opens with "{" at text[start] ends; -1: nowhere near. \{ is text."""
+def group_at(text, start):
+    r"""The group that opens with "{" at text[start]; "" if it ends nowhere near. \{ is text.
+
+    >>> group_at(r"a{b{c}\}} d", 1)
+    '{b{c}\\}}'
+    """
     depth = 0
     for brace in re.finditer(r"\\.|[{}]", text[start : start + MAX_ANSWER + 2], re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return start + brace.end()
-    return -1
+            return text[start : start + brace.end()]
+    return ""
 
 
 def last_box(text):
-    r"""(content, start, end) of the last box, or None if there is none or it never closes.
+    r"""What the last box holds; "" if it never closes, None if there is none.
 
     \boxed{42}, \boxed {42}, \boxed{{42}}, \fbox{42}, \boxed 42 are boxes, "in \boxed form" is none.
-
-    >>> last_box(r"so \boxed {42}.")
-    ('42', 3, 14)
     """
     start = len(text)
     # A mention in prose sends us back to the box before it. A few times are enough.
@@ -56,20 +59,14 @@ def last_box(text):
         box = BOX.match(text, start) if start >= 0 else None
         if box is None:
             return None
-        at = box.end()
-        if text.startswith("{", at):
-            end = group_end(text, at)
-            content = text[at + 1 : end - 1].strip()
-            while content.startswith("{") and group_end(content, 0) == len(content):
+        if text.startswith("{", box.end()):
+            content = group_at(text, box.end())
+            while content.startswith("{") and group_at(content, 0) == content:
                 content = content[1:-1].strip()
-            return (content, start, end) if end > 0 else None
-
-        # Without braces: a number, a letter, or whatever the reply ends with.
-        word = UNBRACED.match(text[at : at + MAX_ANSWER])
-        if word and word[0].lower() not in MENTIONS:
-            ends = not re.search(r"\w", text[at + word.end() : at + MAX_ANSWER])
-            if ends or len(word[0]) == 1 or re.search(r"\d", word[0]):
-                return word[0], start, at + word.end()
+            return content
+        word = UNBRACED.match(text[box.end() : box.end() + MAX_ANSWER])
+        if word:
+            return word[0].rstrip(".,;:!?)")
     return None
 
 
@@ -82,10 +79,8 @@ def extract_answer(text):
     >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}") is None
     True
     """
-    box = last_box(text)
-    if box is None or not box[0] or is_placeholder(box[0]):
-        return None
-    return box[0]
+    content = last_box(text)
+    return content if content and not is_placeholder(content) else None
 
 
 THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
@@ -106,7 +101,7 @@ def in_form(reply):
     form = FORM.match(reply)
     box = reply[form.end() :].rstrip() if form else ""
     content = box.strip("{} \n")
-    return bool(content) and group_end(box, 0) == len(box) and not is_placeholder(content)
+    return content != "" and group_at(box, 0) == box and not is_placeholder(content)
 
 
 # ------------------------------------------------------------------------------ what is no answer
@@ -138,9 +133,9 @@ def is_placeholder(text):
 
 # Possessive quantifiers (*+, ++) give back no digit once read: a kilobyte of digits costs one pass.
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}|[ ]\d{3})++(?![\d/])|\d++)(?:\.\d*+)?+|\.\d++)"
-POWERS = {"hundred": 2, "thousand": 3, "lakh": 5, "crore": 7, "trillion": 12, "tn": 12}
-POWERS |= dict.fromkeys("million mil mln mn m mm".split(), 6) | {"k": 3, "t": 12}
-POWERS |= dict.fromkeys("billion bn b".split(), 9)
+POWERS = {"hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "crore": 7}
+POWERS |= dict.fromkeys("million mil mln mn mm m".split(), 6)
+POWERS |= dict.fromkeys("billion bn b".split(), 9) | dict.fromkeys("trillion tn t".split(), 12)
 # 5m are metres, $5m are millions; a small b only right behind its number.
 SCALE = r"(?i:(?:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|trillion|tn)s?)"
 SCALE += r"|[kKMBT]|(?<=\d)b|(?(currency)m{1,2}|[^\s\S])"
@@ -190,14 +185,9 @@ def quantity(text):
     return value, unit or number["name"] or ""
 
 
-MONTHS = """january february march april may june july august september october november
-december""".split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-ORDINALS = dict(
-    pair.split("=")
-    for pair in """first=1st second=2nd third=3rd fourth=4th fifth=5th sixth=6th seventh=7th
-    eighth=8th ninth=9th tenth=10th eleventh=11th twelfth=12th""".split()
-)
+MONTHS, DAYS = ([name.lower() for name in names] for names in (month_name, day_name))
+PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+ORDINALS = dict(zip(PLACES, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split()))
 DATE = re.compile(
     r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
     r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
@@ -205,9 +195,9 @@ DATE = re.compile(
 
 
 def name_in(word, names):
-    """The place of the name that the word is, or is short for, from 1; 0 if there is none."""
-    fits = [place for place, name in enumerate(names, 1) if name.startswith(word)]
-    return fits[0] if len(word) > 2 and fits else 0
+    """The place of the name that the word is, or is short for; None if there is none."""
+    fits = [place for place, name in enumerate(names) if name.startswith(word)]
+    return fits[0] if len(word) > 2 and fits else None
 
 
 def calendar(text):
@@ -223,10 +213,9 @@ def calendar(text):
         month, day = name_in(word, MONTHS), name_in(word, DAYS)
         if month and not (before and after):
             return f"{year or ''}-{month}-{int(before or after or 0)}", ""
-        if day and date[0].rstrip(".") == word:
-            return DAYS[day - 1], ""
+        if day is not None and date[0].rstrip(".") == word:
+            return DAYS[day], ""
 
-    # 2020-01-05
     date = re.fullmatch(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})", text)
     if date:
         return "-".join(str(int(number)) for number in date.groups()), ""
@@ -358,14 +347,13 @@ def tally(answers):
     """
     keys = [canonical(answer) for answer in answers]
     counts = Counter(keys)  # it keeps the order of first appearance
-    camp = {None: None}
-    for key in filter(None, counts):
-        value, unit = key
-        united = [other for other in counts if other and other[0] == value and other[1]]
-        camp[key] = key
-        if united and not unit:
-            camp[key] = max(united, key=counts.get)  # the first of equals
-    votes = Counter(camp[key] for key in keys)
+
+    def camp(key):
+        united = [other for other in counts if key and other and other[0] == key[0] and other[1]]
+        # The first of equals.
+        return max(united, key=counts.get) if united and not key[1] else key
+
+    votes = Counter(map(camp, keys))
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}
 
 

@@ -17,7 +17,6 @@ from support.answers import (
     canonical,
     extract_answer,
     is_placeholder,
-    last_box,
     tally,
     vote,
 )
@@ -69,7 +68,7 @@ CASES = Path(__file__).resolve().parent.parent / "cases"
         (r"\boxed42", "42"),
         (r"\boxed -3.5 cm", "-3.5"),
         (r"\boxed B is right", "B"),
-        (r"so \boxed blue.", "blue"),
+        (r"so \boxed blue.", None),
         (r"\boxed \frac{1}{2}", r"\frac{1}{2}"),
         # a mention is no box
         (r"I give \boxed{42} in \boxed form.", "42"),
@@ -84,12 +83,6 @@ CASES = Path(__file__).resolve().parent.parent / "cases"
 )
 def test_extract_answer(text, expected):
     assert extract_answer(text) == expected
-
-
-def test_last_box_says_where_it_is():
-    text = r"a \boxed{1} b \boxed {\frac{2}{3}} c"
-    content, start, end = last_box(text)
-    assert content == r"\frac{2}{3}" and text[start:end] == r"\boxed {\frac{2}{3}}"
 
 
 # ---------------------------------------------------------------------------------------- comparing
