@@ -149,7 +149,7 @@ class Renderer:
         self.helpers += fresh
         for helper in fresh:
             try:
-                word, lacks, danger = helper.receive()[2].decode().split("\n")
+                word, danger = helper.receive()[2].decode().split("\n")
             except EOFError:
                 word = "a rendering process did not start (its own message is above)"
             if word != "ready":
@@ -157,9 +157,10 @@ class Renderer:
                 raise RuntimeError(word)
             if danger and not self.unsafe_python:
                 self.refusal = f"{danger} on this machine: refused (--unsafe-python runs them)"
-            for line in {lacks, self.refusal or danger} - {""} - SAID:
-                SAID.add(line)
-                print(f"render.py: {line}", file=sys.stderr)
+            problem = self.refusal or danger
+            if problem and problem not in SAID:
+                SAID.add(problem)
+                print(f"render.py: {problem}", file=sys.stderr)
 
     def _drop(self, helper):
         self.helpers.remove(helper)
@@ -179,7 +180,7 @@ def worker(scratch, timeout):
     try:
         from support import cairo_draw
     except (ImportError, OSError):
-        return sandbox.reply(sys.stdout.buffer, 0, 0, f"{NO_CAIRO}\n\n".encode())
+        return sandbox.reply(sys.stdout.buffer, 0, 0, f"{NO_CAIRO}\n".encode())
     cairo_draw.mend()
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages

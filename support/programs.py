@@ -26,11 +26,8 @@ from support.sandbox import NoPicture
 PACKAGES = """PIL numpy matplotlib mpl_toolkits pylab contourpy kiwisolver cycler dateutil six
     fontTools packaging pyparsing cairosvg cairocffi cffi _cffi_backend tinycss2 cssselect2
     defusedxml webencodings""".split()
-PRELOADED = """numpy.random numpy.linalg numpy.fft PIL.ImageChops PIL.ImageDraw PIL.ImageEnhance
-    PIL.ImageFilter PIL.ImageFont PIL.ImageOps PIL.ImagePath PIL.ImageStat bisect bz2 calendar cmath
-    colorsys copy csv datetime decimal fractions heapq json logging lzma pickle pprint secrets
-    statistics string textwrap typing unicodedata uuid""".split()
-FONTS = {}  # file name -> bytes, in a helper that has run Python
+PRELOADED = """numpy.random numpy.linalg PIL.ImageDraw PIL.ImageEnhance PIL.ImageFilter
+    PIL.ImageFont PIL.ImageOps csv datetime decimal json statistics textwrap""".split()
 # Which DejaVu font comes nearest to one that is not here, by a part of its name; else Sans.
 FAMILIES = {"mono|courier|consol": "SansMono", "sans": "Sans", "times|georgia|serif": "Serif"}
 VECTORS = {"pdf", "eps", "ps", "svg", "svgz", "pgf"}
@@ -38,18 +35,15 @@ ELSEWHERE = {"mnt", "content", "output", "outputs"}  # places of other sandboxes
 RASTER_OPTIONS = "dpi facecolor edgecolor bbox_inches pad_inches transparent".split()
 
 
-def font_folder():
+def pin_fonts(scratch):
+    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
     spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
     if spec is None:
         raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
-    return Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
-
-
-def pin_fonts(scratch):
-    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
+    folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
     # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
     (scratch / "fonts").mkdir()
-    for font in font_folder().glob("DejaVu*.ttf"):
+    for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
     rules = ""
     for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
@@ -82,16 +76,14 @@ def readable(scratch):
 
 
 def prepare(language, source):
-    """Import once what each program would import in its fork (or, without Landlock, could not)."""
-    if language == "python" and not FONTS:
+    """Import once what each program would import in its fork."""
+    if language == "python":
         for name in PRELOADED:
             importlib.import_module(name)
         Image.init()  # all file formats
-        FONTS.update((path.name, path.read_bytes()) for path in font_folder().glob("*.ttf"))
-        gc.freeze()
-    # It makes forks dearer: only if used.
-    if language == "python" and b"matplotlib" in source and "matplotlib" not in sys.modules:
-        prepare_matplotlib()
+        # It makes forks dearer: only if used.
+        if b"matplotlib" in source and "matplotlib" not in sys.modules:
+            prepare_matplotlib()
         gc.freeze()
 
 
@@ -105,13 +97,6 @@ def prepare_matplotlib():
     home = os.path.dirname(fonts.__file__)
     ours = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
     fonts.fontManager.ttflist = ours
-
-    # After a fork matplotlib opens fonts anew: from memory this needs no right to open.
-    def open_font(name, *args, **kwargs):
-        data = FONTS.get(os.path.basename(name)) if isinstance(name, str) else None
-        return io.BytesIO(data) if data else builtins.open(name, *args, **kwargs)
-
-    io.open = open_font
     plt.plot([1], label="$a^2$")
     plt.legend()
     plt.savefig(io.BytesIO())  # loads the writer
@@ -206,7 +191,7 @@ def replace_fonts():
                 raise
         fits = [family for part, family in FAMILIES.items() if re.search(part, name)] or ["Sans"]
         bold = "-Bold" if re.search(r"bold|bd\.ttf", name) else ""
-        return truetype(io.BytesIO(FONTS[f"DejaVu{fits[0]}{bold}.ttf"]), *args, **kwargs)
+        return truetype(f"DejaVu{fits[0]}{bold}.ttf", *args, **kwargs)
 
     ImageFont.truetype = nearest
 
@@ -221,8 +206,7 @@ def watch_saves():
         if isinstance(target, (str, os.PathLike)):
             target = os.path.basename(target)  # whatever folder it names
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
-        with contextlib.suppress(PermissionError):  # without Landlock: a picture, but no file
-            save(self, target, *args, **kwargs)
+        save(self, target, *args, **kwargs)
         saved[:] = [self.copy()]  # the program may go on changing it
 
     Image.Image.save = save_and_keep
@@ -252,12 +236,11 @@ def choose(saved, names):
             if value.dtype.kind in "fb":  # shares of white
                 value = (numpy.clip(value, 0, 1) * 255).astype("uint8")
             return Image.fromarray(value)
-    with contextlib.suppress(PermissionError):  # without Landlock there are no files
-        for entry in sorted(os.scandir("."), key=lambda entry: -entry.stat().st_mtime_ns):
-            with contextlib.suppress(OSError):  # it is no picture
-                picture = Image.open(entry.path)
-                picture.load()
-                return picture
+    for entry in sorted(os.scandir("."), key=lambda entry: -entry.stat().st_mtime_ns):
+        with contextlib.suppress(OSError):  # it is no picture
+            picture = Image.open(entry.path)
+            picture.load()
+            return picture
     raise NoPicture("no picture: nothing was saved, no variable img or image, no open figure")
 
 
