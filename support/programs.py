@@ -30,9 +30,8 @@ PRELOADED = """numpy.random numpy.linalg PIL.ImageDraw PIL.ImageEnhance PIL.Imag
     PIL.ImageFont PIL.ImageOps csv datetime decimal json statistics textwrap""".split()
 # Which DejaVu font comes nearest to one that is not here, by a part of its name; else Sans.
 FAMILIES = {"mono|courier|consol": "SansMono", "sans": "Sans", "times|georgia|serif": "Serif"}
-VECTORS = {"pdf", "eps", "ps", "svg", "svgz", "pgf"}
+VECTORS = "pdf eps ps svg svgz pgf".split()  # drawn as pixels: nobody reads these files
 ELSEWHERE = {"mnt", "content", "output", "outputs"}  # places of other sandboxes, as /mnt/data
-RASTER_OPTIONS = "dpi facecolor edgecolor bbox_inches pad_inches transparent".split()
 
 
 def pin_fonts(scratch):
@@ -92,6 +91,7 @@ def prepare_matplotlib():
     import matplotlib
     import matplotlib.font_manager as fonts
     import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     # Other fonts of this machine would draw another text elsewhere.
     home = os.path.dirname(fonts.__file__)
@@ -103,16 +103,8 @@ def prepare_matplotlib():
     plt.close()
     # There is no screen: programs that ask for a window get the same pictures.
     matplotlib.use = plt.switch_backend = lambda *args, **kwargs: None
-    savefig = matplotlib.figure.Figure.savefig
-
-    def save_figure(self, name, *args, format=None, **kwargs):
-        """Draw pixels for what was to be vectors; nobody reads the file."""
-        if (format or kind_of(name)) in VECTORS:
-            format, kwargs = "png", {k: v for k, v in kwargs.items() if k in RASTER_OPTIONS}
-            name = name if isinstance(name, (str, os.PathLike)) else io.BytesIO()
-        return savefig(self, name, *args, format=format, **kwargs)
-
-    matplotlib.figure.Figure.savefig = save_figure
+    for kind in VECTORS:
+        setattr(FigureCanvasAgg, f"print_{kind}", FigureCanvasAgg.print_png)
 
 
 def set_up():
@@ -136,13 +128,6 @@ class OnlyKnown:
         if known or os.path.exists(f"{top}.py"):
             return None
         raise ModuleNotFoundError(f"No module named {top!r}", name=name)
-
-
-def kind_of(name):
-    """-> "png" of a path that ends in .png; '' of what is no path."""
-    if not isinstance(name, (str, os.PathLike)):
-        return ""
-    return os.path.splitext(os.fspath(name))[1][1:].lower()
 
 
 def inside(path):
@@ -182,12 +167,12 @@ def replace_fonts():
     truetype = ImageFont.truetype
 
     def nearest(font=None, *args, **kwargs):
-        name = os.fspath(font).lower() if isinstance(font, (str, os.PathLike)) else ""
+        name = str(font).lower()
         try:
             return truetype(font, *args, **kwargs)
         except OSError:
             # A file of another kind, which may not be read, is no font.
-            if not name or "/" in name and not name.endswith((".ttf", ".otf", ".ttc")):
+            if "/" in name and not name.endswith((".ttf", ".otf", ".ttc")):
                 raise
         fits = [family for part, family in FAMILIES.items() if re.search(part, name)] or ["Sans"]
         bold = "-Bold" if re.search(r"bold|bd\.ttf", name) else ""
@@ -201,10 +186,10 @@ def watch_saves():
     saved, save = [], Image.Image.save
 
     def save_and_keep(self, target, *args, **kwargs):
-        if kind_of(target) in VECTORS:
-            args, kwargs = ("PNG",), {}
         if isinstance(target, (str, os.PathLike)):
             target = os.path.basename(target)  # whatever folder it names
+            if target.lower().endswith(tuple(VECTORS)):
+                args, kwargs = ("PNG",), {}
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
         save(self, target, *args, **kwargs)
         saved[:] = [self.copy()]  # the program may go on changing it
