@@ -4,36 +4,27 @@ import re
 from collections import Counter
 
 # A unit and its other names, plurals aside. Upper and lower case tell only mW from MW and the like.
-TABLE = """
-mm millimeter millimetre | cm centimeter centimetre | m meter metre | km kilometer kilometre |
-μm micrometer micron | in inch | ft foot feet | yd yard | mi mile | ha hectare | acre |
-ml mL milliliter millilitre | cl | l L liter litre ltr | gal gallon | qt quart | oz ounce |
-mg milligram | μg microgram | g gram gramme gm | kg kilogram kilo | t tonne | ton | lb pound |
-ms millisecond | μs microsecond | s sec second | min minute | h hr hour | day | wk week |
-mo mth month | yr year | am | pm | V volt | kV | mV | A amp ampere | mA | Ω ω ohm | kΩ kω |
-W watt | kW kilowatt | MW megawatt | mW milliwatt | GW gigawatt | J joule | kJ kilojoule |
-cal calorie | kcal kilocalorie | N newton | kN | Pa pascal | kPa | hPa | MPa | psi ψ | bar | atm |
-Hz hertz | kHz | MHz megahertz | GHz gigahertz | rpm | bpm | dB decibel | mol mole | px pixel |
-K kelvin | kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | bit | byte | % percent pct |
-° deg degree | rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ |
-€ euro eur | £ gbp | ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent |
-pt point | person people | child children | man men | woman women | pc piece | bus buses |
-leaf leaves | shelf shelves | knife knives | nm nanometer nanometre | hp horsepower | eV | knot kn |
-tbsp tablespoon | tsp teaspoon
+PREFIXED = """
+m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp ampere | V volt |
+W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV | mol mole
 """
+TABLE = """
+in inch | ft foot feet | yd yard | mi mile | ha hectare | acre | gal gallon | qt quart | oz ounce |
+kg kilo | t tonne | ton | lb pound | min minute | h hr hour | day | wk week | mo mth month |
+yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
+kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree |
+rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
+¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot |
+tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
+woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
+"""
+PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", n="nano", h="hecto")
 # Several units written as one word.
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
     wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m""".split()
 )
-
-
-def compound(match):
-    word = match[0]
-    return COMPOUNDS.get(word) or COMPOUNDS.get(word.lower(), word)
-
-
 PHRASES = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -45,7 +36,7 @@ PHRASES = [
         (r"([a-z]) squared\b", r"\1^2"),
         (r"([a-z]) cubed\b", r"\1^3"),
         (r" ?\bper ", "/"),
-        (r"[a-z]+", compound),
+        (r"[a-z]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
     )
 ]
 # Right behind its number, a single letter is a unit if it is one of these: 5m, 12V, but not 3C.
@@ -67,6 +58,13 @@ def singular(word):
 
 
 SYMBOLS = {name: entry.split()[0] for entry in TABLE.split("|") for name in entry.split()}
+for entry in PREFIXED.split("|"):
+    symbol, *names = entry.split()
+    SYMBOLS |= dict.fromkeys([symbol, *names], symbol)
+    for letter, prefix in PREFIXES.items():
+        SYMBOLS |= dict.fromkeys(
+            [letter + symbol, *(prefix + name for name in names)], letter + symbol
+        )
 ANY_CASE = {}
 for name, symbol in SYMBOLS.items():
     if len(name) > 1:

@@ -6,15 +6,10 @@ Every pattern takes linear time, whatever the text, and groups are opened at mos
 import re
 import unicodedata
 
-CHARACTERS = str.maketrans("−–—‐‑―⋅∙•º˚“”„«»‘’`´。、÷∶", '------···°°"""""\'\'\'\'.,/:')
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-GREEK = dict(
-    zip(
-        """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
-        sigma tau upsilon phi chi psi omega""".split(),
-        "αβγδεζηθικλμνξοπρστυφχψω",
-    )
-)
+CHARACTERS = str.maketrans("−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:')
+LETTERS = [chr(code) for code in range(ord("α"), ord("ω") + 1)]
+GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in LETTERS}
+GREEK["lambda"] = GREEK["lamda"]  # as Unicode has it
 SYMBOLS = dict(
     pair.split("=")
     for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
@@ -27,9 +22,9 @@ def command(match):
     r"""The character for a LaTeX command: \le, \pi, \varphi. Other commands stay as they are."""
     name = match[1]
     letter = GREEK.get(name.removeprefix("var").lower())
-    if letter and name[0].isupper():
-        return letter.upper()
-    return letter or SYMBOLS.get(name, match[0])
+    if letter:
+        return letter.upper() if name[0].isupper() else letter
+    return SYMBOLS.get(name, match[0])
 
 
 def bracketed(text, simple):
@@ -142,7 +137,7 @@ def plain(answer, longest=500):
     >>> plain(r"$\frac{\sqrt{3}}{2}\,\text{cm}$"), plain("Twenty-one × 10³"), plain("2 pi")
     ('√3/2 cm', '21×10^3', '2π')
     """
-    text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", lambda m: "^" + m[0].translate(SUPERSCRIPTS), answer)
+    text = re.sub("([⁰¹²³⁴-⁹⁺⁻]+)", r"^\1", answer)
     text = re.sub("([¼-¾⅐-⅞])", r" \1", text)
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).replace("⁄", "/")
