@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 
+from support.writing import rewrite
+
 # A unit and its other names, plurals aside. Upper and lower case tell only mW from MW and the like.
 PREFIXED = """
 m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp ampere | V volt |
@@ -26,18 +28,15 @@ COMPOUNDS = dict(
     wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m""".split()
 )
 PHRASES = [
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        (r"(?<=[a-z])-(?=[a-z])", " "),
-        (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
-        (r"\bper cent\b", "%"),
-        (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
-        (r"\b(?:cubic|cu\.?) ([a-z]+)", r"\1^3"),
-        (r"([a-z]) squared\b", r"\1^2"),
-        (r"([a-z]) cubed\b", r"\1^3"),
-        (r" ?\bper ", "/"),
-        (r"[a-z]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
-    )
+    (r"(?<=[a-z])-(?=[a-z])", " "),
+    (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
+    (r"\bper cent\b", "%"),
+    (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
+    (r"\b(?:cubic|cu\.?) ([a-z]+)", r"\1^3"),
+    (r"([a-z]) squared\b", r"\1^2"),
+    (r"([a-z]) cubed\b", r"\1^3"),
+    (r" ?\bper ", "/"),
+    (r"[a-z]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
 ]
 # Right behind its number, a single letter is a unit if it is one of these: 5m, 12V, but not 3C.
 GLUED = set("m s g h l L V W N J".split())
@@ -97,9 +96,7 @@ def unit_of(text, currency=""):
     if len(text) > 60:
         return None
     glued = not text.startswith(" ")
-    text = text.strip(" .")
-    for pattern, replacement in PHRASES:
-        text = pattern.sub(replacement, text)
+    text = rewrite(text.strip(" ."), PHRASES, re.IGNORECASE)
     powers, others = Counter(), []
     for place, side in enumerate(text.split("/")):
         for factor in re.split(r"[ ·*×()]+", side.strip()):

@@ -49,37 +49,35 @@ def power(match):
     return match[1] + bracketed(match[2].strip(), r"[+-]?\w+")
 
 
-def compiled(pairs, flags=0):
-    return [(re.compile(pattern, flags), replacement) for pattern, replacement in pairs]
+def rewrite(text, rules, flags=0):
+    """Replace what the patterns match, one rule (pattern, replacement) after the other."""
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text, flags=flags)
+    return text
 
 
 WRAPPER = r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]box|boxed|boldsymbol|bm|emph)"
 ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
 
 # LaTeX without braces, once.
-COMMANDS = compiled(
-    [
-        # $...$ is math, a single $ is money.
-        (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),
-        (r"(?<=\d)\\[,;:](?=\d)|\\[()\[\]{}!]", ""),
-        (r"\\[,;:]", " "),
-        (r"\\ |~|\\\\|\\q?quad(?![a-z])", " "),
-        (r"\{,\}", ","),
-        (r"\\(?:text)?color ?\{[^{}]*\}", ""),
-        (r"\^ ?\{? ?(?:\\circ(?![a-z])|°) ?\}?", "°"),
-        (r"\\([a-zA-Z]+) ?", command),
-        (r"\\([%$#&_])", r"\1"),
-    ]
-)
+COMMANDS = [
+    # $...$ is math, a single $ is money.
+    (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),
+    (r"(?<=\d)\\[,;:](?=\d)|\\[()\[\]{}!]", ""),
+    (r"\\[ ,;:\\]|~|\\q?quad(?![a-z])", " "),
+    (r"\{,\}", ","),
+    (r"\\(?:text)?color ?\{[^{}]*\}", ""),
+    (r"\^ ?\{? ?(?:\\circ(?![a-z])|°) ?\}?", "°"),
+    (r"\\([a-zA-Z]+) ?", command),
+    (r"\\([%$#&_])", r"\1"),
+]
 # Groups, from the innermost braces outwards.
-GROUPS = compiled(
-    [
-        (WRAPPER + r" ?\{([^{}]*)\}", r"\1"),
-        (ROOT + r"(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]))", root),
-        (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\w)) ?(?:\{([^{}]+)\}|(\w))", fraction),
-        (r"(\^|_) ?\{([^{}]*)\}", power),
-    ]
-)
+GROUPS = [
+    (WRAPPER + r" ?\{([^{}]*)\}", r"\1"),
+    (ROOT + r"(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]))", root),
+    (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\w)) ?(?:\{([^{}]+)\}|(\w))", fraction),
+    (r"(\^|_) ?\{([^{}]*)\}", power),
+]
 SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -105,28 +103,25 @@ def part_of_one(match):
 
 
 # Words and signs, in lower case or not.
-WORDS = compiled(
-    [
-        (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
-        (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
-        (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
-        (r"^(?:minus|negative) (?=[\d.$])", "-"),
-        (r"\b(?:the )?square root of ", "√"),
-        (r"_(\d)", r"\1"),
-        (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
-        (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
-        (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
-        (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
-        (r"->", "→"),
-        (r"<=", "≤"),
-        (r">=", "≥"),
-        (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
-        (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
-        (r"(?<=\d)[ -]to[ -](?=\d)", ":"),
-        (r"^([+-]?)10\^", r"\g<1>1×10^"),
-    ],
-    re.IGNORECASE,
-)
+WORDS = [
+    (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
+    (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
+    (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
+    (r"^(?:minus|negative) (?=[\d.$])", "-"),
+    (r"\b(?:the )?square root of ", "√"),
+    (r"_(\d)", r"\1"),
+    (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
+    (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
+    (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
+    (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
+    (r"->", "→"),
+    (r"<=", "≤"),
+    (r">=", "≥"),
+    (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
+    (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
+    (r"(?<=\d)[ -]to[ -](?=\d)", ":"),
+    (r"^([+-]?)10\^", r"\g<1>1×10^"),
+]
 
 
 def plain(answer, longest=500):
@@ -145,15 +140,8 @@ def plain(answer, longest=500):
     text = " ".join(text.split())
     if len(text) > longest:
         return ""
-    for pattern, replacement in COMMANDS:
-        text = pattern.sub(replacement, text)
+    text = rewrite(text, COMMANDS)
     for _ in range(6):
-        before = text
-        for pattern, replacement in GROUPS:
-            text = pattern.sub(replacement, text)
-        if text == before:
-            break
-    text = text.replace("{", "").replace("}", "")
-    for pattern, replacement in WORDS:
-        text = pattern.sub(replacement, text)
+        text = rewrite(text, GROUPS)
+    text = rewrite(text.replace("{", "").replace("}", ""), WORDS, re.IGNORECASE)
     return text.strip()
