@@ -121,7 +121,7 @@ def bare(text):
 def refuse(texts):
     """From now on these texts are placeholders: no answer, no block of a proposal, no label."""
     PLACEHOLDERS.update(filter(None, map(bare, texts)))
-    _canonical.cache_clear()
+    canonical.cache_clear()
 
 
 def is_placeholder(text):
@@ -203,8 +203,8 @@ def name_in(word, names):
 def calendar(text):
     """A date, a time of day or a weekday as (value, unit), else None; text is in lower case.
 
-    >>> calendar("jan. 5th, 2020"), calendar("2020-01-05"), calendar("09:30 am"), calendar("tues")
-    (('2020-1-5', ''), ('2020-1-5', ''), ('9:30', 'am'), ('tuesday', ''))
+    >>> calendar("jan. 5th, 2020"), calendar("9:30 am"), calendar("tues")
+    (('2020-1-5', ''), ('9:30', 'am'), ('tuesday', ''))
     """
     # January 5, 2020; 5th of January; March 2021; Monday
     date = DATE.fullmatch(text)
@@ -216,17 +216,9 @@ def calendar(text):
         if day is not None and date[0].rstrip(".") == word:
             return DAYS[day], ""
 
-    date = re.fullmatch(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})", text)
-    if date:
-        return "-".join(str(int(number)) for number in date.groups()), ""
-
-    # 09:30, 9:00 am
-    time = re.fullmatch(r"(\d{1,2}):(\d\d)(?: ([ap]m))?", text)
-    if time and time[2] == "00" and time[3]:
-        return Fraction(time[1]), time[3]
-    if time:
-        return f"{int(time[1])}:{time[2]}", time[3] or ""
-    return None
+    # 9:30, 9:30 am; but 9 am is a number
+    time = re.fullmatch(r"(\d{1,2}:\d\d)(?: ([ap]m))?", text)
+    return (time[1], time[2] or "") if time else None
 
 
 def wording(text):
@@ -240,13 +232,17 @@ def wording(text):
 SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
 
 
-def pieces(text):
-    """The parts of a list: A, B and C. A comma without a space may be that of 1,000."""
+def pieces(text, pair):
+    """The parts of a list: A, B and C. The comma may be that of 1,000, but not in a pair: (1,234).
+
+    >>> pieces("1,000, 2 and 3,4", False), pieces("1,234", True)
+    (['1,000', '2', '3', '4'], ['1', '234'])
+    """
     # "2 h 30 min" is a list of two, like "2 h and 30 min".
     text = re.sub(r"(?<=\d) ?([a-zA-Z]+)[ ,]+(?=\d[\d.]* ?[a-zA-Z])", r" \1, ", text)
     parts = []
     for part in SEPARATOR.split(text):
-        thousands = "," in part and quantity(part)
+        thousands = "," in part and not pair and quantity(part)
         parts += [part] if thousands else part.split(",")
     return [stripped(part) for part in parts]
 
@@ -265,17 +261,12 @@ def stripped(text):
     return stripped(inside)
 
 
-PREFIX = re.compile(
-    r"^(?:(?:the )?(?:final )?answer(?: is |:|=)(?=.)|(?:approximately |about |≈)(?=\d))",
-    re.IGNORECASE,
-)
-
-
 def single(text):
     """The key of a date, a time or a number; None for words."""
     return calendar(text.casefold()) or quantity(text)
 
 
+@functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
 def canonical(answer):
     r"""The key (value, unit) an answer is compared by, or None for what is never an answer.
 
@@ -289,12 +280,7 @@ def canonical(answer):
     """
     if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
         return None
-    return _canonical(answer)
-
-
-@functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
-def _canonical(answer):
-    whole = re.sub(PREFIX, "", plain(answer))
+    whole = plain(answer)
     text = stripped(whole)
     if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
@@ -306,9 +292,7 @@ def _canonical(answer):
         return key
 
     # A list: the same elements in the same order.
-    parts = pieces(text)
-    if pair and ", " not in text:
-        parts = [stripped(part) for part in text.split(",")]
+    parts = pieces(text, pair)
     if not 1 < len(parts) <= 20 or not all(parts):
         return wording(text)
     keys = [single(part) or wording(part) for part in parts]
@@ -367,7 +351,5 @@ def vote(answers):
     """
     votes = tally(answers)
     votes.pop(None, 0)
-    if not votes:
-        return None, 0.0
-    winner = max(votes, key=votes.get)
-    return winner, votes[winner] / len(answers)
+    winner = max(votes, key=votes.get, default=None)
+    return winner, votes.get(winner, 0) / max(len(answers), 1)
