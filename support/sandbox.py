@@ -311,7 +311,8 @@ def seccomp(ruleset):
             form = struct.pack("IIQQ", argument, MASKED_EQUAL, mask, value)
             library.seccomp_rule_add_array(rules, ALLOW, number, name in forms, form)
     with tempfile.TemporaryFile() as file:
-        library.seccomp_export_bpf(rules, file.fileno())
+        if library.seccomp_export_bpf(rules, file.fileno()):
+            raise OSError("libseccomp could not write its filter")
         return os.pread(file.fileno(), 1 << 20, 0)
 
 
