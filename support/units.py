@@ -6,6 +6,7 @@ from collections import Counter
 from support.writing import rewrite
 
 # A unit and its other names, plurals aside. Upper and lower case tell only mW from MW and the like.
+# The first ones are used with prefixes as well: km, kilometer.
 PREFIXED = """
 m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp ampere | V volt |
 W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV | mol mole
@@ -61,9 +62,8 @@ for entry in PREFIXED.split("|"):
     symbol, *names = entry.split()
     SYMBOLS |= dict.fromkeys([symbol, *names], symbol)
     for letter, prefix in PREFIXES.items():
-        SYMBOLS |= dict.fromkeys(
-            [letter + symbol, *(prefix + name for name in names)], letter + symbol
-        )
+        SYMBOLS[letter + symbol] = letter + symbol
+        SYMBOLS |= {prefix + name: letter + symbol for name in names}
 ANY_CASE = {}
 for name, symbol in SYMBOLS.items():
     if len(name) > 1:
