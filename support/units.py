@@ -16,7 +16,7 @@ in inch | ft foot feet | yd yard | mi mile | ha hectare | acre | gal gallon | qt
 kg kilo | t tonne | ton | lb pound | min minute | h hr hour | day | wk week | mo mth month |
 yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
 kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree |
-rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
+rad radian | MW | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
 ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot |
 tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
 woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
@@ -66,9 +66,9 @@ for entry in PREFIXED.split("|"):
         SYMBOLS |= {prefix + name: letter + symbol for name in names}
 ANY_CASE = {}
 for name, symbol in SYMBOLS.items():
-    if len(name) > 1:
-        ANY_CASE.setdefault(singular(name.lower()), symbol)
-        ANY_CASE.setdefault(name.lower(), symbol)
+    for form in (singular(name.lower()), name.lower()):
+        if len(form) > 1:
+            ANY_CASE.setdefault(form, symbol)
 
 
 def symbol_of(word, glued):
