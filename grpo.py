@@ -11,7 +11,7 @@ What MM-Zero (arXiv 2603.09206) trains its roles with. Letters and words of the 
     group          a prompt with all its rollouts
     bundle         a prompt with some of its rollouts, as they lie in a packed sequence
     micro-batch    bundles: one packed sequence; mini-batch: whole groups, one update
-    chunk, window  some tokens of the loss; some words or columns: what is taken at a time
+    chunk          some tokens of the loss: those whose logits are in memory at a time
     row, part      a record of a table or file; a separately saved piece of a phase's data
     terms, share   the summands of a reward; a number from 0 to 1
     slot           a row of the KV cache: room for one reply
@@ -36,9 +36,19 @@ from functools import partial
 import torch
 
 from support import flash, parallel
-from support.fused_loss import FusedLoss, logps_and_loss
-from support.parallel import micro_batches, mini_batches
+from support.flash import pack, visible_tokens
+from support.parallel import micro_batches, mini_batches, with_memory
 from vlm import Prompt
+
+
+def flat(lists):
+    """[[a, b], [c]] -> [a, b, c]"""
+    return [item for each in lists for item in each]
+
+
+def count_tokens(rollouts):
+    return sum(len(rollout.tokens) for rollout in rollouts)
+
 
 # ---- advantages and loss -------------------------------------------------------------------------
 
@@ -79,8 +89,8 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
 
     >>> half, A = torch.tensor([math.log(0.5)]), torch.tensor([2.0])
     >>> loss, statistics = policy_loss(half + 0.5, half, half + 0.5, A, LossSettings())
-    >>> round(loss.item(), 4), statistics["clip_high"]    # exp(0.5) = 1.65 is held at 1.3; -2 * 1.3
-    (-2.6, 1.0)
+    >>> round(loss.item(), 4), statistics["clip_high"].item()  # exp(0.5) = 1.65 is held at 1.3
+    (-2.6, 1)
     """
     # The ratio rho = pi / pi_old. Clamped before exp, so that nothing overflows.
     log_ratio = (logp - old_logp).clamp(-20, 20)
@@ -101,16 +111,16 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
 
     loss = (settings.kl * kl - surrogate).sum()
     rises, falls = advantages > 0, advantages < 0
-    sums = {
-        "loss": loss,
-        "kl": kl.sum(),
+    # They stay where they are: to look at each of them would make a GPU wait.
+    return loss, {
+        "loss": loss.detach(),
+        "kl": kl.detach().sum(),
         # k3 again, of KL(pi_old || pi).
-        "approx_kl": (ratio - 1 - log_ratio).sum(),
+        "approx_kl": (ratio - 1 - log_ratio).detach().sum(),
         "clip_high": (rises & (ratio > 1 + settings.clip_high)).sum(),
         "clip_low": (falls & (ratio < 1 - settings.clip_low)).sum(),
         "clip_dual": (falls & (ratio > settings.clip_dual)).sum(),
     }
-    return loss, dict(zip(sums, torch.stack(list(sums.values())).tolist()))
 
 
 # ---- log-probs of rollouts in one sequence -------------------------------------------------------
@@ -128,73 +138,100 @@ class Rollout:
     group: int = 0  # which prompt of the rollout batch it answers
 
 
-def pack(bundles):
-    """Bundles one behind the other in one sequence, nothing padded:
-
-        prompt | reply | reply | ... | prompt | reply | ...
-
-    Prompt and picture go through the network once, and autograd adds up their gradients.
-    -> tokens [L], positions [3, L], sources [n]: where the state stands that predicts each reply
-    token, and lengths: of each bundle its prompt's and those of its replies.
-    """
-    tokens, positions, sources, lengths = [], [], [], []
-    for bundle in bundles:
-        prompt = bundle[0].prompt
-        tokens += prompt.tokens
-        positions.append(prompt.positions)
-        end_of_prompt = len(tokens) - 1
-        for rollout in bundle:
-            # The first token is predicted by the prompt's last, the others by the one before.
-            sources += [end_of_prompt, *range(len(tokens), len(tokens) + len(rollout.tokens) - 1)]
-            tokens += rollout.tokens
-            # A reply goes on where its prompt ends, whatever stands between the two.
-            follow = prompt.next_position + torch.arange(len(rollout.tokens))
-            positions.append(follow.expand(3, -1))
-        # A reply ends where its length says: a pad token inside was sampled, and is trained.
-        lengths.append([len(prompt.tokens), *(len(rollout.tokens) for rollout in bundle)])
-    return torch.tensor(tokens), torch.cat(positions, dim=1), torch.tensor(sources), lengths
-
-
-def visible_tokens(lengths):
-    """The attention mask [L, L]: a token sees its prompt and its own reply, up to itself.
-
-    >>> visible_tokens([[1, 2, 1]]).int().tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
-    """
-    # In which bundle is a token, and in which segment of it: 0 the prompt, 1, 2, ... the replies?
-    bundle = [b for b, each in enumerate(lengths) for _ in range(sum(each))]
-    segment = [i for each in lengths for i, length in enumerate(each) for _ in range(length)]
-    bundle, segment = torch.tensor([bundle, segment])
-    visible = (segment == 0) | (segment == segment[:, None])
-    return (visible & (bundle == bundle[:, None])).tril()
-
-
 def reply_states(vlm, bundles):
     """-> states [n, D] that predict the tokens of all replies in order, and these tokens [n]"""
     tokens, positions, sources, lengths = pack(bundles)
     batch = vlm.picture_inputs([bundle[0].prompt for bundle in bundles])
-    batch["input_ids"] = tokens[None].to(vlm.device)
-    batch["position_ids"] = positions[:, None].to(vlm.device)
+    batch["input_ids"] = vlm.send(tokens[None])
+    batch["position_ids"] = vlm.send(positions[:, None])
     # Attention as the mask says, or the same results faster. Inside `vlm.attention("packed")`.
     if flash.pays(lengths):
-        batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device)}
+        dtype = parallel.working_dtype(vlm.lm_head)
+        batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device, dtype)}
     else:
-        batch["attention_mask"] = visible_tokens(lengths)[None, None].to(vlm.device)
-    hidden = vlm.hidden(batch)[0].index_select(0, sources.to(vlm.device))
+        batch["attention_mask"] = vlm.send(visible_tokens(lengths)[None, None])
+    hidden = vlm.hidden(batch)[0].index_select(0, vlm.send(sources))
     targets = [token for bundle in bundles for rollout in bundle for token in rollout.tokens]
-    return hidden, torch.tensor(targets, device=vlm.device)
+    return hidden, vlm.send(torch.tensor(targets))
 
 
-def token_logps(vlm, bundles, temperature=1.0, objective=None):
-    """Of all replies in order -> (logp [n], entropy [n], loss); see support/fused_loss.py. With
-    checkpointing, the loss's backward() needs vlm.attention("packed") around it too."""
+# ---- logits: never those of all tokens -----------------------------------------------------------
+
+
+# How many logits are in memory at a time: 100 MB of float32 and, as a GPU wants few and large
+# products, 1.2 GB. Those of 16,384 tokens and 151,936 words would be 10 GB.
+LOGITS = {"cpu": 25_000_000, "cuda": 300_000_000}
+
+
+def chunks(count, lm_head):
+    """`count` tokens in slices whose logits may be in memory together."""
+    size = max(1, LOGITS[lm_head.device.type] // len(lm_head))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+@torch.no_grad()
+def predict(hidden, lm_head, targets, temperature):
+    """z = h W^T / temperature -> logp [t], entropy [t], probabilities p [t, V]
+
+    logp = z[target] - log sum exp z        entropy = - sum p log p
+    """
+    logits = (hidden.to(lm_head.dtype) @ lm_head.T).float().div_(temperature)  # [t, V]
+    logps = logits.log_softmax(1)
+    logp = logps.gather(1, targets[:, None])[:, 0]
+    p = torch.exp(logps, out=logits)
+    return logp, -logps.mul_(p).sum(1), p
+
+
+@torch.no_grad()
+def reply_logps(vlm, bundles, temperature=1.0):
+    """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
 
     def forward():
         hidden, targets = reply_states(vlm, bundles)
-        return logps_and_loss(hidden, vlm.lm_head, targets, temperature, objective)
+        lm_head, found = vlm.lm_head.to(parallel.working_dtype(vlm.lm_head)), []
+        for at in chunks(len(targets), lm_head):
+            found.append(predict(hidden[at], lm_head, targets[at], temperature)[:2])
+        return [torch.cat(each) for each in zip(*found)]
 
     with vlm.attention("packed"):
         return parallel.within(vlm.model, forward)
+
+
+def loss_gradients(hidden, lm_head, targets, temperature, advantages, old_logp, ref_logp, settings):
+    """The loss of n reply tokens, and at once its gradients. old_logp None: the policy itself.
+
+    -> logp [n], statistics (sums), and the gradients by hidden [n, D] and lm_head [V, D] (None if
+    that is frozen, as with LoRA). Autograd would hold the logits of all tokens, or ask for a fourth
+    product of their size. So the step from log-probs to states is written out, chunk by chunk:
+
+        g = d loss / d logp      dz = g (onehot(target) - p) / temperature
+        dh = dz W                dW = sum of dz^T h over the chunks
+    """
+    weight = lm_head.detach().to(parallel.working_dtype(lm_head))  # W: under autocast in bf16
+    d_hidden, d_lm_head = torch.zeros_like(hidden), None
+    if lm_head.requires_grad:
+        d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
+    logps, statistics = [], Counter()
+    for at in chunks(len(targets), weight):
+        h = hidden.detach()[at].to(weight.dtype)
+        logp, entropy, p = predict(h, weight, targets[at], temperature)
+
+        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
+        old = logp if old_logp is None else old_logp[at]
+        ref = logp if ref_logp is None else ref_logp[at]
+        leaf = logp.clone().requires_grad_()
+        loss, sums = policy_loss(leaf, old, ref, advantages[at], settings)
+        statistics.update(sums | {"entropy": entropy.sum()})
+        g = torch.autograd.grad(loss, leaf)[0][:, None] / temperature  # [t, 1]
+
+        dz = p.mul_(-g).scatter_add_(1, targets[at, None], g).to(weight.dtype)
+        d_hidden[at] = dz @ weight
+        if d_lm_head is not None and d_lm_head.dtype == dz.dtype:
+            d_lm_head.addmm_(dz.T, h)  # no second [V, D]
+        elif d_lm_head is not None:
+            d_lm_head += dz.T @ h
+        logps.append(logp)
+    return torch.cat(logps), statistics, d_hidden, d_lm_head
 
 
 # ---- the step ------------------------------------------------------------------------------------
@@ -210,29 +247,41 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
 
 def policy_pass(policy, reference, bundles, old_logp, temperature, settings):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
-    replies = [rollout for bundle in bundles for rollout in bundle]
-    advantages = torch.tensor([r.advantage for r in replies for _ in r.tokens]).to(policy.device)
-    sampled = torch.tensor([x for r in replies for x in r.sampler_logps]).to(policy.device)  # [n]
+    replies = flat(bundles)
+    advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
+    sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
     ref_logp = None
     if settings.kl:
-        with torch.no_grad():
-            ref_logp = token_logps(reference, bundles, temperature)[0]  # [n]
+        ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
 
-    # The logits of all tokens at once would not fit: a chunk of them at a time.
     hidden, targets = reply_states(policy, bundles)
-    fused = FusedLoss(hidden, policy.lm_head, targets, temperature)
-    sums = Counter(tokens=len(targets))
-    for at, logp in fused.chunks():
-        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
-        old = logp.detach() if old_logp is None else old_logp[at]
-        ref = logp.detach() if ref_logp is None else ref_logp[at]
-        loss, parts = policy_loss(logp, old, ref, advantages[at], settings)
-        fused.add(loss)
-        sums.update(parts)
+    facts = temperature, advantages, old_logp, ref_logp, settings
+    logp, sums, *gradients = loss_gradients(hidden, policy.lm_head, targets, *facts)
+    loss = parallel.KnownGradients.apply(hidden, policy.lm_head, sums["loss"], *gradients)
 
-    gaps = (sampled - (fused.logp if old_logp is None else old_logp)).abs()
-    sums.update(entropy=fused.entropy.sum().item(), logp_gap_mean=gaps.sum().item())
-    return fused.loss(), sums, gaps.max().item()
+    gaps = (sampled - (logp if old_logp is None else old_logp)).abs()
+    sums["logp_gap_mean"] = gaps.sum()
+    return loss, sums, gaps.max()
+
+
+def update_gradients(policy, reference, mini, old_logps, temperature, settings, token_budget):
+    """The gradient of one update's loss -> statistics (sums), largest gaps to the sampler."""
+    policy.model.zero_grad(set_to_none=True)
+    sums, gaps = Counter(), []
+    for bundles, weight in parallel.deal(micro_batches(mini, token_budget)):
+        old_logp = None
+        if bundles[0][0] in old_logps:
+            old_logp = torch.cat([old_logps[rollout] for rollout in flat(bundles)])
+        facts = policy, reference, bundles, old_logp, temperature, settings
+        # Around the backward pass too: checkpointed layers are computed again in it.
+        with policy.attention("packed"):
+            loss, parts, gap = parallel.within(policy.model, partial(policy_pass, *facts))
+            # The mean over all tokens of the update, whichever pass and rank they are in.
+            (loss * weight / count_tokens(mini)).backward()
+        gaps.append(gap)
+        if weight:
+            sums.update(parts)
+    return sums, gaps
 
 
 def train_step(
@@ -252,59 +301,53 @@ def train_step(
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
     everything = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
-    dealt = [parallel.deal(micro_batches(mini, token_budget)) for mini in minis]
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
     old_logps = {}
-    with torch.no_grad():
-        for bundles, _ in sum(dealt[1:], []):
-            old_logps[id(bundles)] = token_logps(policy, bundles, temperature)[0]
+    for mini in minis[1:]:
+        for bundles, _ in parallel.deal(micro_batches(mini, min(token_budget, policy.token_limit))):
+            replies = flat(bundles)
+            logps = reply_logps(policy, bundles, temperature)[0]
+            old_logps.update(zip(replies, logps.split([len(r.tokens) for r in replies])))
 
-    totals, norms, gaps = Counter(), [], []
-    for mini, batches in zip(minis, dealt):
-        tokens, sums = sum(len(rollout.tokens) for rollout in mini), Counter()
-        optimizer.zero_grad(set_to_none=True)
-        for bundles, weight in batches:
-            facts = bundles, old_logps.get(id(bundles)), temperature, loss_settings
-            # Around the backward pass too: checkpointed layers are computed again in it.
-            with policy.attention("packed"):
-                forward = partial(policy_pass, policy, reference, *facts)
-                loss, parts, gap = parallel.within(policy.model, forward)
-                # The mean over all tokens of the update, whichever pass and rank they are in.
-                (loss * weight / tokens).backward()
-            gaps.append(gap)
-            if weight:
-                sums.update(parts)
+    totals, tokens, norms, gaps = Counter(), 0, [], []
+    for mini in minis:
+        facts = policy, reference, mini, old_logps, temperature, loss_settings
+        sums, new_gaps = with_memory(partial(update_gradients, *facts), policy, token_budget)
+        gaps += new_gaps
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))
         # A step along a gradient that is not finite would turn every weight into nan.
         if math.isfinite(norms[-1]):
             optimizer.step()
             totals.update(sums)
+            tokens += count_tokens(mini)
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
-    return summary(rollouts, totals, norms, gaps) | {"no_signal": len(everything) - len(minis)}
+    facts = {"tokens": tokens, "no_signal": len(everything) - len(minis)}
+    return summary(rollouts, totals, norms, gaps, tokens) | facts
 
 
-def summary(rollouts, totals, norms, gaps):
+def summary(rollouts, totals, norms, gaps, tokens):
     """Statistics of a step. First, means over the tokens of its updates: kl is to the reference,
     approx_kl to the policy before the step, clip_* are shares of tokens whose ratio is cut.
     logp_gap: largest |sampler - trainer|. zero_variance: share of groups. nan: no update made."""
-    names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual")
     made = [norm for norm in norms if math.isfinite(norm)]
     if len(made) < len(norms) and parallel.rank() == 0:
         print(f"grpo: update skipped, gradient norms were {norms}", file=sys.stderr)
+    # All figures that are still on the device, in one look.
+    figures = [figure.double() for figure in (*totals.values(), *gaps)]
+    figures = torch.stack(figures).tolist() if figures else []
     sums = Counter()
-    for of_rank in parallel.gather([totals]):
+    for of_rank in parallel.gather([dict(zip(totals, figures))]):
         sums.update(of_rank)
-    tokens = sums["tokens"] if made else math.nan
+    names = "loss kl approx_kl entropy clip_high clip_low clip_dual logp_gap_mean".split()
     groups, heard = {r.group for r in rollouts}, {r.group for r in rollouts if r.advantage}
     return {
-        **{name: sums[name] / tokens for name in (*names, "logp_gap_mean")},
-        "logp_gap": max(parallel.gather(gaps), default=math.nan),
+        **{name: sums[name] / tokens if made else math.nan for name in names},
+        "logp_gap": max(parallel.gather(figures[len(totals) :]), default=math.nan),
         "grad_norm": sum(made) / len(made) if made else math.nan,
         "zero_variance": 1 - len(heard) / len(groups),
         "truncated": sum(not r.finished for r in rollouts) / len(rollouts),
-        "tokens": sums["tokens"],
         "updates": len(made),
         "skipped": len(norms) - len(made),
     }

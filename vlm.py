@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prompts import PROMPTS
-from support import checkpoint, parallel
+from support import checkpoint, flash, parallel
 from support.chat import Chat
 from support.lora import merged_state
 
@@ -141,6 +141,7 @@ class VLM:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.family = model.config.model_type
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
+        self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
         self.prompts = PROMPTS
         if (folder / "prompts.json").exists():
             self.prompts = json.loads((folder / "prompts.json").read_text())
@@ -229,14 +230,18 @@ class VLM:
         if not pictures:
             return {}
         distinct = list(dict.fromkeys(pictures))
-        pixels = torch.cat([picture.pixels for picture in distinct]).to(self.device)
-        grids = [picture.grid for picture in distinct]
-        inputs = {"pixel_values": self.normalise(pixels), "image_grid_thw": torch.tensor(grids)}
+        pixels = self.send(torch.cat([picture.pixels for picture in distinct]))
+        # Sizes stay on the host, where they are needed: to ask a GPU for them is to wait for it.
+        grids = torch.tensor([picture.grid for picture in distinct])
+        inputs = {"pixel_values": self.normalise(pixels), "image_grid_thw": grids}
         if len(distinct) < len(pictures):
             number = {picture: i for i, picture in enumerate(distinct)}
-            order = [number[picture] for picture in pictures]
-            inputs["pictures"] = torch.tensor(order)
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+            inputs["pictures"] = torch.tensor([number[picture] for picture in pictures])
+        return inputs
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        return parallel.send(tensor, self.device)
 
     def collate(self, prompts) -> dict[str, Tensor]:
         """Prompts as one batch, padded on the right with mask 0 and position 0, on the device."""
@@ -247,7 +252,7 @@ class VLM:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True),
             "position_ids": pad_sequence(positions, True).permute(2, 0, 1),  # [3, B, L]
         }
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch = {name: self.send(tensor) for name, tensor in batch.items()}
         return batch | self.picture_inputs(prompts)
 
     def hidden(self, batch, past=None) -> Tensor:
@@ -278,7 +283,9 @@ class VLM:
         """Features of every image token, [image tokens, D]. Of Qwen3-VL also those that enter the
         first layers directly ("deepstack"), one tensor for each."""
         visual, grids = self.model.model.visual, batch["image_grid_thw"]
-        output = visual(batch["pixel_values"].to(visual.dtype), grid_thw=grids)
+        pixels = batch["pixel_values"].to(visual.dtype)
+        layout = flash.lay_out_pictures(visual, grids, pixels)
+        output = visual(pixels, grid_thw=self.send(grids), **layout)
         features = [output.pooler_output]
         if self.family == "qwen3_vl":
             features += output.deepstack_features

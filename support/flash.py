@@ -7,12 +7,21 @@ equal to its plain twin.
 
 import os
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+from support.parallel import send, working_dtype
 
 try:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
@@ -186,7 +195,7 @@ def bucket(m: int) -> int:
     return 1 << (m - 1).bit_length()
 
 
-# ---- packed sequences (plain twin: the mask of grpo.visible_tokens) ------------------------------
+# ---- packed sequences (plain twin of what follows: the mask of `visible_tokens`) -----------------
 
 # Up to this many tokens of a packed sequence, a mask over all of them is as fast on a CPU: at 100
 # tokens 0.7 against 2.1 ms, at 280 3.9 against 3.6, at 1,400 127 against 15 (a layer with 4 heads
@@ -194,9 +203,76 @@ def bucket(m: int) -> int:
 SHORT = 256
 
 
+def pack(bundles):
+    """Bundles one behind the other in one sequence, nothing padded:
+
+        prompt | reply | reply | ... | prompt | reply | ...
+
+    Prompt and picture go through the network once, and autograd adds up their gradients.
+    -> tokens [L], positions [3, L], sources [n]: where the state stands that predicts each reply
+    token, and lengths: of each bundle its prompt's and those of its replies.
+    """
+    tokens, positions, sources, lengths = [], [], [], []
+    for bundle in bundles:
+        prompt = bundle[0].prompt
+        tokens += prompt.tokens
+        positions.append(prompt.positions)
+        end_of_prompt = len(tokens) - 1
+        for rollout in bundle:
+            # The first token is predicted by the prompt's last, the others by the one before.
+            sources += [end_of_prompt, *range(len(tokens), len(tokens) + len(rollout.tokens) - 1)]
+            tokens += rollout.tokens
+            # A reply goes on where its prompt ends, whatever stands between the two.
+            follow = prompt.next_position + torch.arange(len(rollout.tokens))
+            positions.append(follow.expand(3, -1))
+        # A reply ends where its length says: a pad token inside was sampled, and is trained.
+        lengths.append([len(prompt.tokens), *(len(rollout.tokens) for rollout in bundle)])
+    return torch.tensor(tokens), torch.cat(positions, dim=1), torch.tensor(sources), lengths
+
+
+def visible_tokens(lengths):
+    """The attention mask [L, L]: a token sees its prompt and its own reply, up to itself.
+
+    >>> visible_tokens([[1, 2, 1]]).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    """
+    # In which bundle is a token, and in which segment of it: 0 the prompt, 1, 2, ... the replies?
+    bundle = [b for b, each in enumerate(lengths) for _ in range(sum(each))]
+    segment = [i for each in lengths for i, length in enumerate(each) for _ in range(length)]
+    bundle, segment = torch.tensor([bundle, segment])
+    visible = (segment == 0) | (segment == segment[:, None])
+    return (visible & (bundle == bundle[:, None])).tril()
+
+
+def has_kernels(device, dtype) -> bool:
+    """Can flash kernels take sequences of any lengths here? Those of flash-attn, or else those that
+    come with torch. They know no float32, and no GPU before Ampere."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return False
+    if flash_attn_varlen_func is not None:
+        return True
+    new_enough = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.backends.cuda.is_flash_attention_available() and new_enough
+
+
+# From torch 2.12 on the kernels want to be told that heads are grouped.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+def varlen(q, k, v, query_ends, key_ends, longest_query, longest_key, scaling, causal):
+    """Attention of segments that lie one behind the other, q [Lq, heads, H], k and v [Lk, key/value
+    heads, H] -> [Lq, heads, H]. The ends count from 0, int32. Causal means from the end of the
+    keys: the last query of a segment sees all of them, the one before all but one."""
+    facts = q, k, v, query_ends, key_ends, longest_query, longest_key
+    if flash_attn_varlen_func is not None:
+        return flash_attn_varlen_func(*facts, softmax_scale=scaling, causal=causal)
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(*facts, scale=scaling, window_size=window, **GROUPED)
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """For flash-attn. A segment is a prompt or a reply; its queries are its own tokens."""
+    """For `varlen`. A segment is a prompt or a reply; its queries are its own tokens."""
 
     keys: Tensor  # where the keys of one segment after the other stand in the packed sequence
     query_ends: Tensor  # [segments + 1] int32, from 0
@@ -219,8 +295,9 @@ def pays(lengths) -> bool:
     return sum(map(sum, lengths)) > SHORT
 
 
-def lay_out(lengths, device):
-    """Where the segments of a packed sequence are, as the kernels want it -> Segments or Blocks.
+def lay_out(lengths, device, dtype=torch.float32):
+    """Where the segments of a packed sequence are, as attention in `dtype` wants it -> Segments or
+    Blocks.
 
     The queries of a segment are its tokens. Its keys are the same tokens, and for a reply those of
     its prompt before them.
@@ -235,19 +312,19 @@ def lay_out(lengths, device):
             segments.append((reply, torch.cat([prompt, reply])))
             start += length
 
-    if flash_attn_varlen_func is not None and device.type == "cuda":
-        return for_flash_attn(segments, device)
+    if has_kernels(device, dtype):
+        return rows_of_segments(segments, device)
     return padded_blocks(segments, start, device)
 
 
-def for_flash_attn(segments, device) -> Segments:
+def rows_of_segments(segments, device) -> Segments:
     lengths, ends = [], []
-    for kind in (0, 1):
-        lengths.append([len(segment[kind]) for segment in segments])
-        total = torch.tensor(lengths[kind]).cumsum(0, dtype=torch.int32)
-        ends.append(F.pad(total, (1, 0)).to(device))
-    keys = torch.cat([keys for _, keys in segments]).to(device)
-    return Segments(keys, *ends, *map(max, lengths))
+    for kind in zip(*segments):
+        lengths.append([len(places) for places in kind])
+        total = torch.tensor(lengths[-1]).cumsum(0, dtype=torch.int32)
+        ends.append(send(F.pad(total, (1, 0)), device))
+    keys = torch.cat([keys for _, keys in segments])
+    return Segments(send(keys, device), *ends, *map(max, lengths))
 
 
 def padded_blocks(segments, total, device) -> Blocks:
@@ -269,8 +346,8 @@ def padded_blocks(segments, total, device) -> Blocks:
         results = done + torch.arange(queries.numel()).view_as(queries)
         places[torch.cat([queries for queries, _ in block])] = results[i < own]
         done += queries.numel()
-        blocks.append((queries.to(device), keys.to(device), visible[:, None].to(device)))
-    return Blocks(blocks, places.to(device))
+        blocks.append([send(tensor, device) for tensor in (queries, keys, visible[:, None])])
+    return Blocks(blocks, send(places, device))
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **_):
@@ -286,19 +363,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
 
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
     if isinstance(layout, Segments):
-        # Causal from the end of the keys, so that a reply's first query sees its whole prompt.
-        found = flash_attn_varlen_func(
-            q,
-            k.index_select(0, layout.keys),
-            v.index_select(0, layout.keys),
-            layout.query_ends,
-            layout.key_ends,
-            layout.longest_query,
-            layout.longest_key,
-            softmax_scale=scaling,
-            causal=True,
-        )
-        return found[None], None
+        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
+        ends = layout.query_ends, layout.key_ends, layout.longest_query, layout.longest_key
+        return varlen(q, k, v, *ends, scaling, causal=True)[None], None
 
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     found = []
@@ -310,10 +377,41 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
     return torch.cat(found).index_select(0, layout.places)[None], None
 
 
-AttentionInterface.register("packed", packed_attention)
-
-
 def pick(x, places):
     """[L, heads, H] at places [B, q] -> [B, heads, q, H]"""
     # index_select, because its backward is much faster than that of x[places].
     return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+# ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------
+
+
+def lay_out_pictures(visual, grids, pixels) -> dict:
+    """What the vision tower derives from the sizes [pictures, 3] of pictures on the host. On a GPU
+    it would wait for them, in each of its layers. Its kind of attention is set here as well."""
+    layout = {"position_ids": get_vision_position_ids(grids, visual.spatial_merge_size)}
+    borders = {"seqlens": get_vision_cu_seqlens(grids)}
+    if hasattr(visual, "window_size"):
+        facts = grids, visual.spatial_merge_size, visual.window_size, visual.patch_size
+        layout["window_index"], borders["window_seqlens"] = get_vision_window_index(*facts)
+    layout = {name: send(tensor, pixels.device) for name, tensor in layout.items()}
+
+    if not has_kernels(pixels.device, working_dtype(pixels)):
+        # Picture by picture, as the library does it with borders on the host.
+        return layout | {f"cu_{name}": ends for name, ends in borders.items()}
+    visual.config._attn_implementation = "flash_pictures"
+    for name, ends in borders.items():
+        layout[f"cu_{name}"] = send(ends, pixels.device)
+        layout[f"max_{name}"[:-1]] = int(ends.diff().max())
+    return layout
+
+
+def picture_attention(module, q, k, v, attention_mask, scaling, cu_seq_lens_q, max_length_q, **_):
+    """Called by transformers: q, k, v [1, heads, L, H] of several pictures -> [1, L, heads, H]"""
+    q, k, v = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
+    ends = cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    return varlen(q, k, v, *ends, scaling, causal=False)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionInterface.register("flash_pictures", picture_attention)

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from helpers_models import for_the_library, make_checkpoint, padded
-from oracle import policy_loss, score, slow_logps, train_step
+from oracle import policy_loss, score, slow_logps, token_logps, train_step
 from PIL import Image
 
 import grpo
@@ -19,9 +19,8 @@ from grpo import (
     make_optimizer,
     micro_batches,
     mini_batches,
-    token_logps,
 )
-from support import flash, fused_loss
+from support import flash
 from support.parallel import bundle_length
 from vlm import VLM
 
@@ -203,15 +202,14 @@ def test_padding_is_left_out_and_sums_are_over_tokens():
 def is_that_of_separate_sequences(vlm, monkeypatch):
     """Nothing padded, prompt and picture computed once: the same values and gradients as one
     sequence at a time."""
-    monkeypatch.setattr(fused_loss, "tokens_at_once", lambda vocabulary: 7)
+    sevens = lambda count, lm_head: [slice(i, i + 7) for i in range(0, count, 7)]
+    monkeypatch.setattr(grpo, "chunks", sevens)
     rollouts = make_rollouts(vlm)
     bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     lengths = [len(r.tokens) for r in rollouts]
     weights = torch.randn(sum(lengths))
     vlm.model.zero_grad()
-    logps, entropies, loss = token_logps(
-        vlm, bundles, 0.8, lambda logp, at: (logp * weights[at]).sum()
-    )
+    logps, entropies, loss = token_logps(vlm, bundles, 0.8, weights)
     loss.backward()
     packed = gradients(vlm)
 
@@ -262,7 +260,7 @@ def test_untied_head(tmp_path):
     vlm = VLM.load(make_checkpoint(tmp_path / "m", tie=False, std=0.15), device="cpu")
     assert vlm.lm_head is not vlm.model.get_input_embeddings().weight
     r = make_rollouts(vlm, groups=1, size=1)[0]
-    token_logps(vlm, [[r]], objective=lambda logp, at: logp.sum())[2].backward()
+    token_logps(vlm, [[r]], weights=torch.ones(len(r.tokens)))[2].backward()
     fast = gradients(vlm)
     vlm.model.zero_grad()
     slow_logps(vlm, r)[0].sum().backward()
@@ -278,7 +276,7 @@ def test_replies_end_where_they_ended_and_the_end_token_is_trained(vlm):
     torch.testing.assert_close(logp[:4], slow_logps(vlm, bundles[0][0])[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logp[4:], slow_logps(vlm, bundles[0][1])[0], atol=1e-5, rtol=1e-5)
     # A step on the first reply makes each of its tokens likelier: also the pad and the end token.
-    token_logps(vlm, bundles, objective=lambda logp, at: -logp[:4].sum())[2].backward()
+    token_logps(vlm, bundles, weights=torch.tensor([-1.0, -1, -1, -1, 0]))[2].backward()
     with torch.no_grad():
         for p in vlm.model.parameters():
             if p.grad is not None:

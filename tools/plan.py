@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
+from grpo import LOGITS
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
-from support.fused_loss import tokens_at_once, words_at_once
 from support.settings import PRESETS, Settings, check
 
 # Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model
@@ -135,14 +135,12 @@ def memory(shape, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpointi
     stream = stream if shape.family == "qwen3_vl" else half
     sizes = *[shape.vision_width] * 3, shape.vision_inner
     vision = shape.patches * seen * kept(shape.vision_layers, *sizes, stream, half, checkpointing)
-    # The loss has all logits of a chunk of tokens, and once more those of a block of words.
-    chunk = min(tokens, tokens_at_once(shape.words))
-    block = min(shape.words, words_at_once(chunk))
-    loss = 4 * chunk * (shape.words + block)
+    # The loss has the logits of a chunk of tokens, and their log-softmax.
+    loss = 8 * min(tokens * shape.words, LOGITS["cuda"])
     if lora:  # which leaves vision tower and lm_head alone
         vision = 0
     else:  # lm_head in bf16 and a block of it, and its float32 gradient
-        loss += (4 + half) * shape.words * shape.width + half * block * shape.width
+        loss += (4 + half) * shape.words * shape.width
 
     training = {"gradients": 4 * trained, "gathered": gathered, "layers": layers}
     training |= {"vision": vision, "loss": loss}

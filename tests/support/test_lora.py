@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers_models import make_checkpoint
-from oracle import score, train_step
+from oracle import score, token_logps, train_step
 from safetensors.torch import load_file
 from test_grpo import make_rollouts
 
 import mmzero
 from generate import generate
-from grpo import Rollout, make_optimizer, token_logps
+from grpo import Rollout, make_optimizer
 from support.lora import LoRALinear, add_lora, merged_state, twin
 from support.run_folder import Phase, Run
 from vlm import VLM
@@ -100,8 +100,9 @@ def test_the_gradient_is_that_of_the_merged_weights(folder, tmp_path):
     vlm.save(tmp_path / "saved")
     plain = VLM.load(tmp_path / "saved", device="cpu")
     bundles = [[r] for r in make_rollouts(vlm, groups=1, size=2)]
+    tokens = sum(len(bundle[0].tokens) for bundle in bundles)
     for network in (vlm, plain):
-        token_logps(network, bundles, objective=lambda logp, at: logp.sum())[2].backward()
+        token_logps(network, bundles, weights=torch.ones(tokens))[2].backward()
     whole = dict(plain.model.named_parameters())
     for name, module in vlm.model.named_modules():
         if isinstance(module, LoRALinear):
