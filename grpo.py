@@ -173,13 +173,13 @@ def chunks(count, lm_head):
 def predict(hidden, lm_head, targets, temperature):
     """z = h W^T / temperature -> logp [t], entropy [t], probabilities p [t, V]
 
-    logp = z[target] - log sum exp z        entropy = - sum p log p
+    logp = z[target] - lse      lse = log sum exp z      entropy = - sum p log p = lse - E[z]
     """
     logits = (hidden.to(lm_head.dtype) @ lm_head.T).float().div_(temperature)  # [t, V]
-    logps = logits.log_softmax(1)
-    logp = logps.gather(1, targets[:, None])[:, 0]
-    p = torch.exp(logps, out=logits)
-    return logp, -logps.mul_(p).sum(1), p
+    lse = logits.logsumexp(1)
+    logp = logits.gather(1, targets[:, None])[:, 0] - lse
+    p = logits.softmax(1)
+    return logp, lse - logits.mul_(p).sum(1), p
 
 
 @torch.no_grad()

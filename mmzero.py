@@ -37,7 +37,7 @@ from PIL import Image
 import rewards
 from eval import charts, evaluate, table
 from generate import generate
-from grpo import Rollout, group_advantages, make_optimizer, train_step
+from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
@@ -47,12 +47,6 @@ from support.networks import load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
 from vlm import VLM
-
-
-def flat(groups) -> list:
-    """[[a, b], [c]] -> [a, b, c]"""
-    return list(itertools.chain.from_iterable(groups))
-
 
 # -------------------------------------------------------------------------------- the three roles
 

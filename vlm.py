@@ -140,6 +140,8 @@ class VLM:
     def __init__(self, model, tokenizer, folder: Path):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.family = model.config.model_type
+        visual = model.model.visual
+        visual.patch_embed = flash.LinearPatches(visual.patch_embed.proj)
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
         self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
         self.prompts = PROMPTS
@@ -218,7 +220,7 @@ class VLM:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Patches uint8 -> [patches, channels * temporal_patch * patch * patch] float32. A still
         picture is a film of equal frames: as many as a temporal patch takes."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        mean, std = self.send(self.mean), self.send(self.std)
         pixels = pixels.view(len(pixels), 3, 1, -1).float()
         pixels.div_(255).sub_(mean).div_(std)
         return pixels.expand(-1, -1, self.temporal_patch, -1).flatten(1)

@@ -386,6 +386,20 @@ def pick(x, places):
 # ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------
 
 
+class LinearPatches(torch.nn.Module):
+    """The patch embedding. Its convolution's stride is its kernel, so that it is a linear layer;
+    as a convolution bf16 takes a slow path with gigabytes of workspace in some versions of cuDNN.
+    """
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.proj = convolution
+
+    def forward(self, pixels):
+        weight = self.proj.weight.flatten(1)
+        return F.linear(pixels.to(weight.dtype), weight, self.proj.bias)
+
+
 def lay_out_pictures(visual, grids, pixels) -> dict:
     """What the vision tower derives from the sizes [pictures, 3] of pictures on the host. On a GPU
     it would wait for them, in each of its layers. Its kind of attention is set here as well."""

@@ -581,3 +581,34 @@ def test_bad_input_is_named(vlm):
     vlm.model.to(torch.bfloat16)
     with pytest.raises(ValueError, match="float32"):
         make_optimizer(vlm)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_halves_the_pass_once_and_changes_nothing_else(vlm, monkeypatch, capsys):
+    """It runs out in a second pass, when one gradient is there already."""
+    rollouts, original, passes = make_rollouts(vlm, groups=4), grpo.policy_pass, []
+    length = max(bundle_length(rollouts[i : i + 3]) for i in range(0, 12, 3))
+
+    def pass_or_fail(*facts):
+        passes.append(sum(len(bundle) for bundle in facts[2]))
+        if len(passes) == 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return original(*facts)
+
+    monkeypatch.setattr(grpo, "policy_pass", pass_or_fail)
+    recorder = Recorder(vlm)
+    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    assert vlm.token_limit == length and sum(passes[2:]) == 12
+    assert capsys.readouterr().err.count(f"from now on {length} tokens a pass") == 1
+    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    assert capsys.readouterr().err == ""
+
+    fresh = copy.deepcopy(vlm)
+    monkeypatch.undo()
+    fresh.token_limit, plain = math.inf, Recorder(fresh)
+    train_step(fresh, None, rollouts, plain, kl=0, token_budget=length)
+    scale = plain.seen[0].abs().max()
+    for found in recorder.seen:
+        torch.testing.assert_close(found / scale, plain.seen[0] / scale, atol=1e-5, rtol=1e-4)
