@@ -37,17 +37,13 @@ import torch
 
 from support import flash, parallel
 from support.flash import pack, visible_tokens
-from support.parallel import micro_batches, mini_batches, with_memory
+from support.parallel import micro_batches, mini_batches
 from vlm import Prompt
 
 
 def flat(lists):
     """[[a, b], [c]] -> [a, b, c]"""
     return [item for each in lists for item in each]
-
-
-def count_tokens(rollouts):
-    return sum(len(rollout.tokens) for rollout in rollouts)
 
 
 # ---- advantages and loss -------------------------------------------------------------------------
@@ -155,83 +151,15 @@ def reply_states(vlm, bundles):
     return hidden, vlm.send(torch.tensor(targets))
 
 
-# ---- logits: never those of all tokens -----------------------------------------------------------
-
-
-# How many logits are in memory at a time: 100 MB of float32 and, as a GPU wants few and large
-# products, 1.2 GB. Those of 16,384 tokens and 151,936 words would be 10 GB.
-LOGITS = {"cpu": 25_000_000, "cuda": 300_000_000}
-
-
-def chunks(count, lm_head):
-    """`count` tokens in slices whose logits may be in memory together."""
-    size = max(1, LOGITS[lm_head.device.type] // len(lm_head))
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-@torch.no_grad()
-def predict(hidden, lm_head, targets, temperature):
-    """z = h W^T / temperature -> logp [t], entropy [t], probabilities p [t, V]
-
-    logp = z[target] - lse      lse = log sum exp z      entropy = - sum p log p = lse - E[z]
-    """
-    logits = (hidden.to(lm_head.dtype) @ lm_head.T).float().div_(temperature)  # [t, V]
-    lse = logits.logsumexp(1)
-    logp = logits.gather(1, targets[:, None])[:, 0] - lse
-    p = logits.softmax(1)
-    return logp, lse - logits.mul_(p).sum(1), p
-
-
-@torch.no_grad()
 def reply_logps(vlm, bundles, temperature=1.0):
     """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
 
     def forward():
-        hidden, targets = reply_states(vlm, bundles)
-        lm_head, found = vlm.lm_head.to(parallel.working_dtype(vlm.lm_head)), []
-        for at in chunks(len(targets), lm_head):
-            found.append(predict(hidden[at], lm_head, targets[at], temperature)[:2])
-        return [torch.cat(each) for each in zip(*found)]
+        logits = flash.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
+        return logits.logps()
 
-    with vlm.attention("packed"):
+    with torch.no_grad(), vlm.attention("packed"):
         return parallel.within(vlm.model, forward)
-
-
-def loss_gradients(hidden, lm_head, targets, temperature, advantages, old_logp, ref_logp, settings):
-    """The loss of n reply tokens, and at once its gradients. old_logp None: the policy itself.
-
-    -> logp [n], statistics (sums), and the gradients by hidden [n, D] and lm_head [V, D] (None if
-    that is frozen, as with LoRA). Autograd would hold the logits of all tokens, or ask for a fourth
-    product of their size. So the step from log-probs to states is written out, chunk by chunk:
-
-        g = d loss / d logp      dz = g (onehot(target) - p) / temperature
-        dh = dz W                dW = sum of dz^T h over the chunks
-    """
-    weight = lm_head.detach().to(parallel.working_dtype(lm_head))  # W: under autocast in bf16
-    d_hidden, d_lm_head = torch.zeros_like(hidden), None
-    if lm_head.requires_grad:
-        d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
-    logps, statistics = [], Counter()
-    for at in chunks(len(targets), weight):
-        h = hidden.detach()[at].to(weight.dtype)
-        logp, entropy, p = predict(h, weight, targets[at], temperature)
-
-        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
-        old = logp if old_logp is None else old_logp[at]
-        ref = logp if ref_logp is None else ref_logp[at]
-        leaf = logp.clone().requires_grad_()
-        loss, sums = policy_loss(leaf, old, ref, advantages[at], settings)
-        statistics.update(sums | {"entropy": entropy.sum()})
-        g = torch.autograd.grad(loss, leaf)[0][:, None] / temperature  # [t, 1]
-
-        dz = p.mul_(-g).scatter_add_(1, targets[at, None], g).to(weight.dtype)
-        d_hidden[at] = dz @ weight
-        if d_lm_head is not None and d_lm_head.dtype == dz.dtype:
-            d_lm_head.addmm_(dz.T, h)  # no second [V, D]
-        elif d_lm_head is not None:
-            d_lm_head += dz.T @ h
-        logps.append(logp)
-    return torch.cat(logps), statistics, d_hidden, d_lm_head
 
 
 # ---- the step ------------------------------------------------------------------------------------
@@ -245,43 +173,31 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def policy_pass(policy, reference, bundles, old_logp, temperature, settings):
+def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
     replies = flat(bundles)
+    old_logp = ref_logp = None
+    if replies[0] in old_logps:
+        old_logp = torch.cat([old_logps[rollout] for rollout in replies])  # [n]
     advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
     sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
-    ref_logp = None
     if settings.kl:
         ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
 
-    hidden, targets = reply_states(policy, bundles)
-    facts = temperature, advantages, old_logp, ref_logp, settings
-    logp, sums, *gradients = loss_gradients(hidden, policy.lm_head, targets, *facts)
-    loss = parallel.KnownGradients.apply(hidden, policy.lm_head, sums["loss"], *gradients)
+    # The logits of all tokens at once would not fit: a chunk of them at a time.
+    logits = flash.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
+    sums = Counter()
+    for at, logp in logits.chunks():
+        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
+        old = logp.detach() if old_logp is None else old_logp[at]
+        ref = logp.detach() if ref_logp is None else ref_logp[at]
+        loss, parts = policy_loss(logp, old, ref, advantages[at], settings)
+        logits.add(loss)
+        sums.update(parts)
 
-    gaps = (sampled - (logp if old_logp is None else old_logp)).abs()
-    sums["logp_gap_mean"] = gaps.sum()
-    return loss, sums, gaps.max()
-
-
-def update_gradients(policy, reference, mini, old_logps, temperature, settings, token_budget):
-    """The gradient of one update's loss -> statistics (sums), largest gaps to the sampler."""
-    policy.model.zero_grad(set_to_none=True)
-    sums, gaps = Counter(), []
-    for bundles, weight in parallel.deal(micro_batches(mini, token_budget)):
-        old_logp = None
-        if bundles[0][0] in old_logps:
-            old_logp = torch.cat([old_logps[rollout] for rollout in flat(bundles)])
-        facts = policy, reference, bundles, old_logp, temperature, settings
-        # Around the backward pass too: checkpointed layers are computed again in it.
-        with policy.attention("packed"):
-            loss, parts, gap = parallel.within(policy.model, partial(policy_pass, *facts))
-            # The mean over all tokens of the update, whichever pass and rank they are in.
-            (loss * weight / count_tokens(mini)).backward()
-        gaps.append(gap)
-        if weight:
-            sums.update(parts)
-    return sums, gaps
+    gaps = (sampled - (logits.logp if old_logp is None else old_logp)).abs()
+    sums.update(entropy=logits.entropy.sum(), logp_gap_mean=gaps.sum())
+    return logits.loss(), sums, gaps.max()
 
 
 def train_step(
@@ -302,29 +218,50 @@ def train_step(
     everything = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
 
+    token_budget = min(token_budget, policy.token_limit)
+
     # Log-probs before the step. Those of the first update come along with its forward pass.
     old_logps = {}
     for mini in minis[1:]:
-        for bundles, _ in parallel.deal(micro_batches(mini, min(token_budget, policy.token_limit))):
+        for bundles, _ in parallel.deal(micro_batches(mini, token_budget)):
             replies = flat(bundles)
             logps = reply_logps(policy, bundles, temperature)[0]
             old_logps.update(zip(replies, logps.split([len(r.tokens) for r in replies])))
 
+    facts = old_logps, temperature, loss_settings
     totals, tokens, norms, gaps = Counter(), 0, [], []
-    for mini in minis:
-        facts = policy, reference, mini, old_logps, temperature, loss_settings
-        sums, new_gaps = with_memory(partial(update_gradients, *facts), policy, token_budget)
-        gaps += new_gaps
+    waiting = list(minis)
+    while waiting:
+        sums, count = Counter(), sum(len(rollout.tokens) for rollout in waiting[0])
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
+                forward = partial(policy_pass, policy, reference, bundles, *facts)
+                # Around the backward pass too: checkpointed layers are computed again in it.
+                with policy.attention("packed"):
+                    loss, parts, gap = parallel.within(policy.model, forward)
+                    # The mean over all tokens of the update, whichever pass and rank they are in.
+                    (loss * weight / count).backward()
+                gaps.append(gap)
+                if weight:
+                    sums.update(parts)
+        except torch.cuda.OutOfMemoryError:
+            if not parallel.halve(policy, token_budget):
+                raise
+            # This update from its beginning, in smaller passes.
+            token_budget = policy.token_limit
+            continue
+        waiting.pop(0)
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))
         # A step along a gradient that is not finite would turn every weight into nan.
         if math.isfinite(norms[-1]):
             optimizer.step()
             totals.update(sums)
-            tokens += count_tokens(mini)
+            tokens += count
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
-    facts = {"tokens": tokens, "no_signal": len(everything) - len(minis)}
-    return summary(rollouts, totals, norms, gaps, tokens) | facts
+    counts = {"tokens": tokens, "no_signal": len(everything) - len(minis)}
+    return summary(rollouts, totals, norms, gaps, tokens) | counts
 
 
 def summary(rollouts, totals, norms, gaps, tokens):

@@ -9,8 +9,8 @@ Three ways that give the same numbers (checked before anything is timed):
     selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
                logits are there, the log-softmax is not. (TRL itself where it is installed,
                otherwise its three lines written out.)
-    chunks     ours (`loss_gradients` of grpo.py): logits of a chunk of tokens at a time, their
-               gradient taken at once; with the entropy and GRPO's loss, at a ratio of 1
+    chunks     ours (`Logits` of support/flash.py): a chunk of tokens at a time, the gradient
+               taken at once; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients
 that each of them has to hand over. On a CPU it is the process's resident memory, on CUDA the
@@ -28,8 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from grpo import LossSettings, loss_gradients
-from support.parallel import KnownGradients
+from support.flash import Logits
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -56,9 +55,10 @@ def selective(hidden, lm_head, targets, temperature, weights):
 
 
 def chunks(hidden, lm_head, targets, temperature, weights):
-    facts = targets, temperature, -weights, None, None, LossSettings(kl=0.0)
-    logp, sums, *gradients = loss_gradients(hidden, lm_head, *facts)
-    return logp, KnownGradients.apply(hidden, lm_head, sums["loss"], *gradients)
+    logits = Logits(hidden, targets, lm_head, temperature)
+    for at, logp in logits.chunks():
+        logits.add((logp * weights[at]).sum())
+    return logits.logp, logits.loss()
 
 
 class Peak:

@@ -169,22 +169,15 @@ def deal(batches) -> list:
     return filled[rank() :: world()]
 
 
-def with_memory(update, policy, token_budget):
-    """update(token_budget=...); if a GPU's memory runs out, again with half, from then on."""
-    token_budget = min(token_budget, policy.token_limit)
-    try:
-        return update(token_budget=token_budget)
-    except torch.cuda.OutOfMemoryError:
-        # Ranks make their passes together: none can begin anew by itself.
-        if world() > 1:
-            raise
+def halve(policy, token_budget) -> bool:
+    """A GPU's memory has run out in a training pass: half as many tokens from now on. False: it was
+    halved before, or under torchrun, where ranks make their passes together."""
+    if world() > 1 or policy.token_limit <= token_budget:
+        return False
     policy.token_limit = token_budget // 2
-    print(
-        f"grpo: out of GPU memory; from now on {policy.token_limit} tokens a pass", file=sys.stderr
-    )
-    # Outside the except clause, which holds on to what the pass had in memory.
-    torch.cuda.empty_cache()
-    return update(token_budget=policy.token_limit)
+    text = f"from now on {policy.token_limit} tokens a pass"
+    print(f"grpo: out of GPU memory; {text}", file=sys.stderr)
+    return True
 
 
 # ---- weights and gradients -----------------------------------------------------------------------
@@ -235,24 +228,6 @@ def working_dtype(tensor):
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return tensor.dtype
-
-
-class KnownGradients(torch.autograd.Function):
-    """A loss whose gradients by hidden states and lm_head were computed beforehand: its backward
-    pass hands them over, so that FSDP sees lm_head, which it gathered, get one."""
-
-    @staticmethod
-    def forward(ctx, hidden, lm_head, loss, d_hidden, d_lm_head):
-        ctx.gradients, ctx.dtype = (d_hidden, d_lm_head), lm_head.dtype
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        # What nobody else holds, autograd takes over without a copy.
-        (d_hidden, d_lm_head), ctx.gradients = ctx.gradients, None
-        if d_lm_head is not None:
-            d_lm_head = d_lm_head.mul_(grad).to(ctx.dtype)
-        return d_hidden.mul_(grad), d_lm_head, None, None, None
 
 
 def whole(tensor):

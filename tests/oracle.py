@@ -3,7 +3,7 @@
 import torch
 
 import grpo
-from support.parallel import KnownGradients
+from support.flash import Logits
 
 
 def policy_loss(
@@ -43,10 +43,10 @@ def token_logps(vlm, bundles, temperature=1.0, weights=None):
         return logp, entropy, None
     with vlm.attention("packed"):
         hidden, targets = grpo.reply_states(vlm, bundles)
-    # At a ratio of 1 the gradient of the loss by a log-prob is minus its advantage.
-    facts = temperature, -weights, None, None, grpo.LossSettings(kl=0.0)
-    _, sums, *gradients = grpo.loss_gradients(hidden, vlm.lm_head, targets, *facts)
-    return logp, entropy, KnownGradients.apply(hidden, vlm.lm_head, sums["loss"], *gradients)
+    logits = Logits(hidden, targets, vlm.lm_head, temperature)
+    for at, leaf in logits.chunks():
+        logits.add((leaf * weights[at]).sum())
+    return logp, entropy, logits.loss()
 
 
 def slow_logps(vlm, rollout, temperature=1.0):

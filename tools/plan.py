@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
-from grpo import LOGITS
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
+from support.flash import LOGITS
 from support.settings import PRESETS, Settings, check
 
 # Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model
