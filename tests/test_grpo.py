@@ -60,7 +60,7 @@ def make_rollouts(vlm, groups=3, size=3, seed=0, longest=9):
 def gradients(vlm):
     flat = []
     for p in vlm.model.parameters():
-        flat.append(torch.zeros(p.numel()) if p.grad is None else p.grad.flatten())
+        flat.append(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten())
     return torch.cat(flat)
 
 
