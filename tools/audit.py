@@ -1,33 +1,49 @@
 """The label audit: how good is what the Solver is trained on? Nobody ever tells it a right answer.
 
-    python tools/audit.py runs/first          one line for each iteration
+    python tools/audit.py RUN                     one line for each iteration
+    python tools/audit.py RUN --judge MODEL       and how often a judge agrees with the labels
 
 Self-play papers report what goes wrong while the reward still rises: majority labels drift from the
 truth (R-Zero's fell from 79 to 63 % right), all answers become one, questions can be answered
 without looking, the Coder writes the answer into the picture. The audit reads what phase S has
 written down, iterK/solver.jsonl, afterwards. mmzero.py keeps the figures in metrics.jsonl, and the
 report draws them.
+
+Whether a label is true is known on the embedded world alone. Elsewhere a judge takes its place: a
+vision-language model answers the question about the picture itself; a text model reads the caption
+and the code and says yes or no to the label. RUN/audit.html shows where they disagree.
 """
 
 import argparse
 import ast
 import itertools
-import json
 import math
+import random
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 # Run as a program, it finds the modules above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import markdown, wilson
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
+from support.checkpoint import check_family, find_checkpoint
 from support.parallel import gather, rank_slice
+from support.run_folder import read_jsonl
 from tiny.truth import truth
+from tools import judge, report
+from tools.benchmarks import NEUTRAL
+from vlm import VLM
+
+PAGE = Path(__file__).with_name("audit_page.html")
+FILE = "audit.jsonl"  # what a judge said, in the run's folder
+SHOWN = 24  # disagreements of an iteration on the page
 
 # What each column of the table is. Shares are in [0, 1], entropies in nats, a dash is unknown.
 COLUMNS = """
@@ -131,7 +147,9 @@ def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
 
     With `vlm`, the Solver is asked now for those. FileNotFoundError: phase S has not written yet.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not path.exists():
+        raise FileNotFoundError(path)
+    rows = read_jsonl(path)
     blind = [row.get("blind") for row in rows]
     if vlm is not None:
         blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
@@ -142,30 +160,123 @@ def table(audits):
     """{iteration: figures} -> a line each; a dash stands where there is no figure.
 
     >>> text = table({2: {"questions": 40, "checkable": 0.755, "label_true": None}})
-    >>> print("\\n".join(line[:34] for line in text.splitlines()))
-     it  labels  checkable  label true
-      2      40      0.755           –
+    >>> print("\\n".join(line[:40] for line in text.splitlines()))
+    | it | labels | checkable | label true |
+    |:---|-------:|----------:|-----------:|
+    | 2  |     40 |     0.755 |          – |
     """
     columns = [[cell.strip() for cell in line.split("|")] for line in COLUMNS.strip().split("\n")]
-    lines = ["  ".join([" it", *(heading for _, heading, _ in columns)])]
+    rows = []
     for iteration, figures in audits.items():
-        line = f"{iteration:>3}"
-        for name, heading, _ in columns:
-            value = figures.get(name)
-            text = "–" if value is None else f"{round(value, 3):g}"
-            line += "  " + text.rjust(len(heading))
-        lines.append(line)
-    return "\n".join(lines)
+        values = [figures.get(name) for name, _, _ in columns]
+        cells = ["–" if value is None else f"{round(value, 3):g}" for value in values]
+        rows.append([str(iteration), *cells])
+    return markdown(["it", *(heading for _, heading, _ in columns)], rows)
+
+
+# -------------------------------------------------------------------------- what a judge says
+
+GRADE = """A program drew a picture from this description:
+{caption}
+
+The program:
+{code}
+
+A question about the picture: {hard_question}
+A student's answer: {label}
+Is this answer right? Work it out for yourself, then reply with one word, yes or no."""
+
+
+def opinions(rows, run, name):
+    """-> [(row, does the judge agree with its label?, what it says)], where it says anything.
+
+    name: of a model; without one, what is known about the embedded world is the judge.
+    """
+    if not name:
+        said = [truth(row["caption"], row["hard_question"]) for row in rows]
+    elif is_text_model(name):
+        folder = judge.find(name)
+        texts = [fill(GRADE, **row) for row in rows]
+        replies = judge.ask(name, folder, lambda: judge.Judge(folder).reply, texts, run / FILE)
+        verdicts = [judge.verdict(replies[text]) for text in texts]
+        words = {True: "yes", False: "no"}
+        return [(row, yes, words[yes]) for row, yes in zip(rows, verdicts) if yes is not None]
+    else:
+        asked = [f"{row['picture']}\n{row['hard_question']}" for row in rows]
+        load = lambda: eyes(VLM.load(name), run)
+        replies = judge.ask(name, find_checkpoint(name), load, asked, run / FILE)
+        said = [extract_answer(replies[text]) for text in asked]
+    known = [(row, word) for row, word in zip(rows, said) if word is not None]
+    return [(row, answers_match(row["label"], word), word) for row, word in known]
+
+
+def is_text_model(name):
+    try:
+        check_family(find_checkpoint(name, weights=False))
+    except ValueError:  # of another family
+        return True
+    return False
+
+
+def eyes(vlm, run):
+    """-> a function from "PICTURE\\nQUESTION" lines to what the model replies to them."""
+
+    def reply(asked):
+        prompts = []
+        for picture, question in (text.split("\n", 1) for text in asked):
+            with Image.open(run / picture) as image:
+                prompts.append(vlm.encode(question, [image], system=NEUTRAL))
+        replies = generate(vlm, prompts, max_new_tokens=2048, temperature=0.0)
+        return [reply.text for (reply,) in replies]
+
+    return reply
+
+
+def compare(files, run, name, count):
+    """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
+    lines, eras = [], []
+    for iteration, rows in files.items():
+        chosen = random.Random(iteration).sample(rows, min(count, len(rows)))
+        found = opinions(chosen, run, name)
+        if not found:
+            continue
+        agree = [float(yes) for _, yes, _ in found]
+        low, high = (f"{100 * end:.1f}" for end in wilson(agree))
+        share = f"{100 * np.mean(agree):.1f} ({low}–{high})"
+        lines.append([str(iteration), str(len(found)), share, str(len(chosen) - len(found))])
+        cards = []
+        for row, _, word in [one for one in found if not one[1]][:SHOWN]:
+            shown = report.picture(run / row["picture"], row["caption"])
+            cards.append((row, word, shown, tally(row["hard_answers"])))
+        eras.append((iteration, agree.count(0.0), cards))
+    if not lines:
+        return "no label whose truth is known; give --judge MODEL"
+    header = ["it", "judged", "labels it agrees with, % (95 %)", "no word on"]
+    page = report.JINJA.from_string(PAGE.read_text(encoding="utf-8"))
+    text = page.render(run=run, judge=name, header=header, lines=lines, eras=eras)
+    (run / "audit.html").write_bytes(text.encode("utf-8", "replace"))
+    return f"{markdown(header, lines)}\n\ndisagreements: {run / 'audit.html'}"
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="How good is what the Solver is trained on?")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    run = parser.parse_args(arguments).run
-    files = {int(path.parent.name[4:]): path for path in run.glob("iter*/solver.jsonl")}
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a run")
+    add("--judge", metavar="MODEL", help="a text or a vision-language model that looks at labels")
+    add("--sample", type=int, default=200, help="labels of each iteration that it looks at")
+    options = parser.parse_args(arguments)
+    run, files = options.run, {}
+    for path in run.glob("iter*/solver.jsonl"):
+        files[int(path.parent.name[4:])] = path
+    files = dict(sorted(files.items()))
     if not files:
         sys.exit(f"audit.py: {run} has no iterK/solver.jsonl: give the --out of a run")
-    print(table({iteration: audit_file(files[iteration]) for iteration in sorted(files)}))
+    print(table({iteration: audit_file(path) for iteration, path in files.items()}), "\n")
+    try:
+        rows = {iteration: read_jsonl(path) for iteration, path in files.items()}
+        print(compare(rows, run, options.judge, options.sample))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"audit.py: {error}")
 
 
 if __name__ == "__main__":

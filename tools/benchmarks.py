@@ -40,6 +40,7 @@ from support.choices import (
 NAMES = """MMSI mathverse mathvision mathvista mm-vet mmmu_pro_4_options mmmu_pro_10options
 mmmu-pro-vision visnumbench hallusionbench MMMU ChartQA"""
 SETS = {name.lower(): f"zli12321/{name}" for name in NAMES.split()}
+MOST = 10  # pictures of a question, as the authors have it
 # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
 TOLERANCE = {"chartqa": 0.05}
 # What a column may be called; of several in a set the first that is filled counts.
@@ -52,6 +53,9 @@ COLUMNS = {
     "type": ("content_type", "category", "question_type"),
 }
 TAG = re.compile(r"<image ?(\d*)>")  # where a picture goes in the text
+# The system message with which questions from outside are asked; the authors have one like it.
+NEUTRAL = r"""You answer questions about pictures. Look at every picture carefully and think step by
+step. End with the final answer in \boxed{}: a number, a few words, or the letter of a choice."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,20 @@ class Question:
 # ---------------------------------------------------------------------------------------- the rows
 
 
+def paper(folder=None):
+    """{name: where it is} of the authors' twelve sets: on the hub, or in a folder."""
+    sources = {}
+    for name in NAMES.split():
+        sources[name] = f"zli12321/{name}@test"
+        if folder:
+            files = [
+                Path(folder, name + ending).absolute() for ending in ("", ".jsonl", ".parquet")
+            ]
+            there = [file for file in files if file.exists()]
+            sources[name] = str((there or files)[0])
+    return sources
+
+
 def load(bench, limit):
     """-> (name, the first `limit` rows, folder of the pictures). ValueError, OSError."""
     path, name = Path(bench), Path(bench).stem
@@ -105,15 +123,20 @@ def load(bench, limit):
     except ImportError:
         advice = "needs the package datasets: pip install datasets"
         raise ValueError(f"--bench {bench} {advice}") from None
+    folder = Path(source) if Path(source).is_dir() else path.parent
     if path.suffix == ".parquet":
         rows = datasets.Dataset.from_parquet(str(path))
     else:
-        rows = datasets.load_dataset(source, config or None, split=split or "test")
+        try:
+            rows = datasets.load_dataset(source, config or None, split=split or "test")
+        except Exception as error:  # no network, no such set, no such split: many classes
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"{bench} cannot be loaded: {reason}") from error
         name = "-".join(filter(None, (Path(source).name, config)))
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:
         raise ValueError(f"{bench}: {flaw}")
-    return name, rows.select(range(min(limit or len(rows), len(rows)))), path.parent
+    return name, rows.select(range(min(limit or len(rows), len(rows)))), folder
 
 
 def read_jsonl(path):
@@ -172,7 +195,8 @@ def is_empty(value):
 def read(row, cells, text, name, folder):
     found = [row[column] for column in PICTURES if column in row] or unpacked(cells["image"])
     found = found if isinstance(found, list | tuple) else [found]
-    pictures = [picture(p, folder) for p in found if not is_empty(p) and p != ""]
+    found = [value for value in found if not is_empty(value) and value != ""][:MOST]
+    pictures = [picture(value, folder) for value in found]
 
     if not text.strip() or is_empty(cells["answer"]) or not str(cells["answer"]).strip(" []"):
         raise ValueError("the question or the answer is empty")

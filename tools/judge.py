@@ -1,0 +1,146 @@
+"""A judge: any text model of transformers reads what the rule calls wrong, and says yes or no.
+
+    eval.py --judge Qwen/Qwen2.5-14B-Instruct       tools/audit.py RUN --judge ...
+
+It is asked in batches, greedily, with the library's own `generate`. Every reply is kept in a file,
+so that a judged evaluation that stops goes on. A text cannot break out of its turn, or else a
+Solver could write the judge's verdict (support/chat.py).
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from support import checkpoint
+from support.chat import Chat
+from support.parallel import gather, rank, rank_slice, world
+from support.run_folder import read_jsonl
+
+BATCH = 32  # questions side by side
+ROOM = 0.9  # of the memory may be weights
+WORDS = 8  # tokens of a reply
+
+
+def find(name):
+    """The folder of a text model, by its path or hub id.
+
+    One line (ValueError, FileNotFoundError) if it is no causal language model, has no chat
+    template, or if its weights do not fit this machine: they are fetched after that.
+    """
+    folder, small = Path(name), ["*.json", "*.jinja", "*.txt"]
+    is_local = folder.is_dir()
+    if not is_local and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"the judge {name} is neither a folder nor a hub id")
+    if not is_local:
+        folder = checkpoint.fetch(name, name, small)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # many classes: another kind of model, no model, no tokenizer
+        reason = str(error).strip().split("\n")[0][:160]
+        raise ValueError(f"the judge {name} is no causal language model: {reason}") from error
+    Chat(tokenizer)  # ValueError without a template
+
+    device, dtype = where()
+    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    if needed > ROOM * there:
+        sizes = f"{needed / 1e9:.1f} GB of weights, {there / 1e9:.1f} GB of memory"
+        raise ValueError(f"the judge {name} does not fit: {sizes}")
+    return folder if is_local else checkpoint.fetch(name, name, [*small, "*.safetensors"])
+
+
+def where():
+    return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+
+
+class Judge:
+    """A causal language model with its tokenizer."""
+
+    def __init__(self, folder):
+        device, dtype = where()
+        network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model = network.to(device).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.chat, self.ends = Chat(tokenizer), checkpoint.end_tokens(network, tokenizer)
+        # The checkpoint's own settings may sample, or punish repetition.
+        self.model.generation_config = transformers.GenerationConfig(
+            eos_token_id=[*self.ends], pad_token_id=self.ends[0], max_new_tokens=WORDS
+        )
+
+    def reply(self, texts):
+        """Greedy replies to one batch of texts, padded on the left."""
+        prompts = [self.chat.tokens([text]) for text in texts]
+        width, ids, mask = max(map(len, prompts)), [], []
+        for prompt in prompts:
+            pad = width - len(prompt)
+            ids.append([self.ends[0]] * pad + prompt)
+            mask.append([0] * pad + [1] * len(prompt))
+        ids, mask = torch.tensor([ids, mask], device=self.model.device)
+        made = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False)
+        return self.chat.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+
+
+def ask(name, folder, load, texts, path):
+    """-> {text: reply}, from the file `path` where this judge was asked before.
+
+    load: gives, once it is needed, a function from texts to replies. Each rank asks a slice of
+    every chunk; all get all replies, and rank 0 writes.
+    """
+    reply, known = None, {}
+    mark = {"judge": name, "weights": fingerprint(folder)}
+    for row in read_jsonl(path):
+        if mark.items() <= row.items():
+            known[row["asked"]] = row["reply"]
+    new, size = sorted(set(texts) - set(known)), BATCH * world()
+    starts = range(0, len(new), size)
+    for start in tqdm(starts, f"judge {name}", disable=not new or rank() > 0):
+        reply = reply or load()
+        chunk = new[start : start + size]
+        own = rank_slice(chunk)
+        replies = gather(reply(own) if own else [])
+        asked = dict(zip(chunk, replies, strict=True))
+        append(path, [mark | {"asked": text, "reply": reply} for text, reply in asked.items()])
+        known |= asked
+    return {text: known[text] for text in texts}
+
+
+def verdict(reply):
+    """
+    >>> verdict("Yes."), verdict(" **no**, it differs"), verdict("Perhaps")
+    (True, False, None)
+    """
+    word = re.match(r"\W*(yes|no)\b", reply, re.IGNORECASE)
+    return word[1].lower() == "yes" if word else None
+
+
+def fingerprint(folder):
+    """A hash of 256 places of a checkpoint's weights. It tells other weights of the same name."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        data = np.memmap(file, mode="r")
+        for place in np.linspace(0, len(data), 256, endpoint=False, dtype=int):
+            digest.update(data[place : place + 256])
+    return digest.hexdigest()
+
+
+def append(path, rows):
+    """Rows to the end of a file, by rank 0. Half a line, of whoever was stopped, is cut off."""
+    if rank() > 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
