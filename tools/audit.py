@@ -42,7 +42,6 @@ from tools.benchmarks import NEUTRAL
 from vlm import VLM
 
 PAGE = Path(__file__).with_name("audit_page.html")
-FILE = "audit.jsonl"  # what a judge said, in the run's folder
 SHOWN = 24  # disagreements of an iteration on the page
 
 # What each column of the table is. Shares are in [0, 1], entropies in nats, a dash is unknown.
@@ -187,57 +186,42 @@ A student's answer: {label}
 Is this answer right? Work it out for yourself, then reply with one word, yes or no."""
 
 
-def opinions(rows, run, name):
-    """-> [(row, does the judge agree with its label?, what it says)], where it says anything.
-
-    name: of a model; without one, what is known about the embedded world is the judge.
-    """
-    if not name:
-        said = [truth(row["caption"], row["hard_question"]) for row in rows]
-    elif is_text_model(name):
-        folder = judge.find(name)
+def opinions(rows, run, name, vlm):
+    """-> [(row, does the judge agree with its label?, what it says)], where it says anything."""
+    if vlm:
+        prompts = []
+        for row in rows:
+            with Image.open(run / row["picture"]) as image:
+                prompts.append(vlm.encode(row["hard_question"], [image], system=NEUTRAL))
+        replies = generate(vlm, prompts, max_new_tokens=2048, temperature=0.0)
+        said = [extract_answer(reply.text) for (reply,) in replies]
+    elif name:
         texts = [fill(GRADE, **row) for row in rows]
-        replies = judge.ask(name, folder, lambda: judge.Judge(folder).reply, texts, run / FILE)
+        replies = judge.ask(name, texts, run / "audit.jsonl")
         verdicts = [judge.verdict(replies[text]) for text in texts]
-        words = {True: "yes", False: "no"}
+        words = {True: "right", False: "wrong"}
         return [(row, yes, words[yes]) for row, yes in zip(rows, verdicts) if yes is not None]
     else:
-        asked = [f"{row['picture']}\n{row['hard_question']}" for row in rows]
-        load = lambda: eyes(VLM.load(name), run)
-        replies = judge.ask(name, find_checkpoint(name), load, asked, run / FILE)
-        said = [extract_answer(replies[text]) for text in asked]
+        said = [truth(row["caption"], row["hard_question"]) for row in rows]
     known = [(row, word) for row, word in zip(rows, said) if word is not None]
     return [(row, answers_match(row["label"], word), word) for row, word in known]
 
 
-def is_text_model(name):
+def sees(name):
+    """Is it a vision-language model? Else it is one for text, or none at all."""
     try:
-        check_family(find_checkpoint(name, weights=False))
+        return bool(check_family(find_checkpoint(name, weights=False)))
     except ValueError:  # of another family
-        return True
-    return False
-
-
-def eyes(vlm, run):
-    """-> a function from "PICTURE\\nQUESTION" lines to what the model replies to them."""
-
-    def reply(asked):
-        prompts = []
-        for picture, question in (text.split("\n", 1) for text in asked):
-            with Image.open(run / picture) as image:
-                prompts.append(vlm.encode(question, [image], system=NEUTRAL))
-        replies = generate(vlm, prompts, max_new_tokens=2048, temperature=0.0)
-        return [reply.text for (reply,) in replies]
-
-    return reply
+        return False
 
 
 def compare(files, run, name, count):
     """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
+    vlm = VLM.load(name) if name and sees(name) else None
     lines, eras = [], []
     for iteration, rows in files.items():
         chosen = random.Random(iteration).sample(rows, min(count, len(rows)))
-        found = opinions(chosen, run, name)
+        found = opinions(chosen, run, name, vlm)
         if not found:
             continue
         agree = [float(yes) for _, yes, _ in found]

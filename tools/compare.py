@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,8 @@ def collect(path, settings, source, name, rows, folder, vlm=None):
 
     source: of the model. -> the model, if it was needed. ValueError if other settings made `path`.
     """
+    if not read_jsonl(path):
+        append(path, [settings])
     before, *answered = read_jsonl(path) or [settings]
     changed = []
     for key, value in settings.items():
@@ -66,7 +68,7 @@ def collect(path, settings, source, name, rows, folder, vlm=None):
             vlm.max_pixels = min(vlm.max_pixels, LARGEST)
         numbers = rank_slice(range(start, min(start + size, len(rows))))
         new = gather(ask(vlm, settings, numbers, name, rows, folder))
-        append(path, [settings, *new] if start == 0 else new)
+        append(path, new)
     return vlm
 
 
@@ -172,6 +174,8 @@ def grade(rows, accepted=None, seed=0, start=False):
         unread.append(float(np.mean([answer is None for answer in answers])))
         asked += filter(None, questions)
 
+    if len(answers) == 1:
+        del hits["majority"]  # it says the same
     found = figures(hits, seed) | {"unread": float(np.mean(unread))}
     found["n"] = len(rows[0]["replies"])
     if "greedy" in hits:
@@ -181,51 +185,33 @@ def grade(rows, accepted=None, seed=0, start=False):
     return found
 
 
-def gain(ours, theirs, seed=0):
-    """Two results on the same questions -> how much better ours is.
+def gains(ours, theirs, seed=0):
+    """Two results on the same questions -> how much better ours is: sampled_gain, its ends, ..."""
+    found = {}
+    for key, values in ours["per_question"].items():
+        others = theirs["per_question"][key]
+        if len(values) != len(others):
+            raise ValueError(f"not the same questions: {len(values)} and {len(others)}")
+        ends = paired(np.subtract(values, others), seed)
+        found[f"{key}_gain"] = ours[key] - theirs[key]
+        found[f"{key}_gain_low"], found[f"{key}_gain_high"] = ends
+    return found
 
-    difference: of sampled, and its interval. wins, losses, p: of the majority, by McNemar.
-    """
-    if ours["questions"] != theirs["questions"]:
-        numbers = f"{ours['questions']} and {theirs['questions']}"
-        raise ValueError(f"not the same questions: {numbers}")
-    ours, theirs = ours["per_question"], theirs["per_question"]
-    found = zip(("difference", "difference_low", "difference_high"), paired(ours, theirs, seed))
-    wins, losses, p = mcnemar(ours["majority"], theirs["majority"])
-    return dict(found) | {"wins": wins, "losses": losses, "p": p}
 
-
-def paired(ours, theirs, seed=0):
-    """The mean difference of `sampled` on the same questions, and its 95 % interval.
+def paired(differences, seed=0):
+    """95 % interval of the mean difference on the same questions.
 
     A question is drawn with the accuracy of both, so that what makes it hard for both cancels.
-    With one reply to each it is a difference of shares, for which a bootstrap is too sure of
-    itself: two more questions, each right for one alone, mend that (Bonett and Price 2012).
+    Where each is right or wrong, a bootstrap is too sure of itself: two more questions, each right
+    for one alone, mend that (Bonett and Price 2012).
     """
-    gains = np.subtract(ours["sampled"], theirs["sampled"])
-    if not set(gains) <= {-1, 0, 1}:
-        return float(gains.mean()), *bootstrap(gains, seed)
-    n = len(gains) + 2
-    won, lost = (int((gains == side).sum() + 1) / n for side in (1, -1))
-    middle = won - lost
-    half = 1.959964 * math.sqrt((won + lost - middle**2) / n)
-    return float(gains.mean()), max(-1.0, middle - half), min(1.0, middle + half)
-
-
-def mcnemar(a, b):
-    """Exact two-sided McNemar test on paired right / wrong [Q] -> (only a right, only b right, p).
-
-    Where both agree, nothing is learnt. Of the m other questions, if the two are equally good, a
-    wins Binomial(m, 1/2):  p = min(1, 2 * sum_{k <= min(wins, losses)} C(m, k) / 2^m)
-
-    >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]), mcnemar([1, 0], [0, 1])    # 2 / 2^5
-    ((5, 0, 0.0625), (1, 1, 1.0))
-    """
-    wins = sum(x > y for x, y in zip(a, b, strict=True))
-    losses = sum(x < y for x, y in zip(a, b, strict=True))
-    count, fewer = wins + losses, min(wins, losses)
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return wins, losses, min(1.0, 2 * tail / 2**count)  # integers until here: exact
+    if not set(differences) <= {-1, 0, 1}:
+        return bootstrap(differences, seed)
+    n = len(differences) + 2
+    won = (sum(differences > 0) + 1) / n
+    lost = (sum(differences < 0) + 1) / n
+    half = 1.959964 * math.sqrt((won + lost - (won - lost) ** 2) / n)
+    return max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
 def shares(sets):
@@ -234,12 +220,12 @@ def shares(sets):
     >>> shares(["MMMU", "mmmu_pro_4_options", "mmmu-pro-vision"])
     {'MMMU': 0.5, 'mmmu_pro_4_options': 0.25, 'mmmu-pro-vision': 0.25}
     """
-    groups = {}
-    for name in sets:
-        is_pro = re.match("mmmu[_-]pro", Path(name).name, re.IGNORECASE)
-        groups[name] = "MMMU-Pro" if is_pro else name
-    size = Counter(groups.values())
-    return {name: 1 / len(size) / size[group] for name, group in groups.items()}
+    pro = [name for name in sets if re.match("(?i)mmmu[_-]pro", Path(name).name)]
+    count = len(sets) - max(0, len(pro) - 1)
+    return {name: 1 / count / (len(pro) if name in pro else 1) for name in sets}
+
+
+MEANS = "sampled majority greedy unread sampled_gain majority_gain"
 
 
 def mean(results):
@@ -249,35 +235,36 @@ def mean(results):
     """
     average = {"questions": sum(found["questions"] for found in results.values())}
     common = set.intersection(*map(set, results.values()))
-    for key in common & {"sampled", "greedy", "difference", "majority", "unread"}:
-        below, above, average[key] = 0.0, 0.0, 0.0
+    for key in filter(common.__contains__, MEANS.split()):
+        middle, below, above = 0.0, 0.0, 0.0
         for name, share in shares(results).items():
             value, found = results[name][key], results[name]
-            average[key] += share * value
+            middle += share * value
             below = math.hypot(below, share * (value - found.get(f"{key}_low", value)))
             above = math.hypot(above, share * (found.get(f"{key}_high", value) - value))
+        average[key] = middle
         if f"{key}_low" in common:
-            average[f"{key}_low"] = average[key] - below
-            average[f"{key}_high"] = average[key] + above
+            average |= {f"{key}_low": middle - below, f"{key}_high": middle + above}
     return average
 
 
 # ------------------------------------------------------------------------------------ the tables
 
-HEADER = "set|model|sampled (95 %)|majority|greedy (95 %)|no answer|overruled|questions|minus"
+HEADER = "set|model|sampled (95 %)|majority|greedy (95 %)|no answer|overruled|questions"
 CELLS = (
-    "{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})|{majority:.1%}|{greedy:.1%} "
-    "({greedy_low:.1%}–{greedy_high:.1%})|{unread:.1%}|{overruled:.0f} of {wrong:.0f}|{questions}|"
-    "{difference:+.1%} ({difference_low:+.1%} to {difference_high:+.1%})|{p:.2g}"
+    "{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})|{majority:.1%}|"
+    "{greedy:.1%} ({greedy_low:.1%}–{greedy_high:.1%})|{unread:.1%}|"
+    "{overruled:.0f} of {wrong:.0f}|{questions}|"
+    "{sampled_gain:+.1%} ({sampled_gain_low:+.1%} to {sampled_gain_high:+.1%})|"
+    "{majority_gain:+.1%} ({majority_gain_low:+.1%} to {majority_gain_high:+.1%})"
 )
 
 
 def overview(results, first):
     """{(set, model): figures} -> Markdown, in %. A column of which nothing is known is left out."""
-    rows = [f"{HEADER} {first} (95 %)|p, majority".split("|")]
+    rows = [f"{HEADER}|minus {first} (95 %)|majority minus {first}".split("|")]
     for (bench, model), found in results.items():
-        known = defaultdict(lambda: math.nan, found)
-        text = CELLS.format_map(known).replace("%", "")
+        text = CELLS.format_map(defaultdict(lambda: math.nan, found)).replace("%", "")
         text = re.sub(r"[^|]*nan[^|]*", "–", text)
         rows.append([Path(bench).name, model, *text.split("|")])
     columns = [column for column in zip(*rows) if set(column[1:]) != {"–"}]
@@ -295,9 +282,8 @@ def load_sets(options):
     sets, missing = {}, {}
     for bench, source in options.sets.items():
         if bench == "charts":
-            questions = zip(*charts(options.questions or 400, options.seed))
-            columns = ("image", "question", "answer", "content_type")
-            rows = [dict(zip(columns, (*asked, kind))) for asked, kind in questions]
+            asked, _ = charts(options.questions or 400, options.seed)
+            rows = [dict(zip(("image", "question", "answer"), question)) for question in asked]
             sets[bench] = bench, rows, Path()
             continue
         try:
@@ -340,9 +326,7 @@ def judged(found, options):
         for reply in [*row["replies"], *([row["greedy"]] if "greedy" in row else [])]:
             asked.add(wrong(reply, row, options.judge_start))
     asked.discard(None)
-    folder = judge.find(options.judge)
-    load = lambda: judge.Judge(folder).reply
-    replies = judge.ask(options.judge, folder, load, asked, Path(options.out, "judge.jsonl"))
+    replies = judge.ask(options.judge, asked, Path(options.out, "judge.jsonl"))
     verdicts = {text: judge.verdict(reply) for text, reply in replies.items()}
     unclear = list(verdicts.values()).count(None)
     note = f"{options.judge} judged {len(asked)} answers that the rule calls wrong"
@@ -351,34 +335,22 @@ def judged(found, options):
 
 
 def results_of(found, options, accepted):
-    """{(set, model): rows} -> {(set, model): figures}.
-
-    Of one set also by type of question, of several their mean and that of all questions.
-    """
-    parts, sets = dict(found), list(dict.fromkeys(bench for bench, _ in found))
-    for model in options.models:
-        if len(sets) > 1:
-            rows = [found[bench, model] for bench in sets]
-            parts["micro average", model] = list(itertools.chain(*rows))
-            continue
-        types = defaultdict(list)
-        for row in found[sets[0], model]:
-            types[row["type"].replace("/", " ")].append(row)
-        if 1 < len(types) <= 20:
-            parts |= {(f"{sets[0]}, {kind}", model): types[kind] for kind in sorted(types)}
-
+    """{(set, model): rows} -> {(set, model): figures}; of several sets also their means."""
+    sets, parts = list(dict.fromkeys(bench for bench, _ in found)), dict(found)
+    several = options.models if len(sets) > 1 else []
+    for model in several:
+        rows = [found[bench, model] for bench in sets]
+        parts["micro average", model] = list(itertools.chain(*rows))
     results, first = {}, next(iter(options.models))
     for (bench, model), rows in parts.items():
         own = grade(rows, accepted, options.seed, options.judge_start)
         if model != first:
-            own |= gain(own, results[bench, first], options.seed)
+            own |= gains(own, results[bench, first], options.seed)
         results[bench, model] = own
-    if len(sets) > 1:
-        count = round(1 / max(shares(sets).values()))
-        asked = round(1 / max(shares(options.sets).values()))
-        name = f"mean of {count}" + (f" of {asked}" if count < asked else "")
-        for model in options.models:
-            results[name, model] = mean({bench: results[bench, model] for bench in sets})
+    count, asked = (round(1 / max(shares(names).values())) for names in (sets, options.sets))
+    name = f"mean of {count}" if count == asked else f"mean of {count} of {asked}"
+    for model in several:
+        results[name, model] = mean({bench: results[bench, model] for bench in sets})
     return results
 
 

@@ -92,13 +92,12 @@ class Judge:
         return self.chat.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
 
 
-def ask(name, folder, load, texts, path):
+def ask(name, texts, path):
     """-> {text: reply}, from the file `path` where this judge was asked before.
 
-    load: gives, once it is needed, a function from texts to replies. Each rank asks a slice of
-    every chunk; all get all replies, and rank 0 writes.
+    Each rank asks a slice of every chunk; all get all replies, and rank 0 writes.
     """
-    reply, known = None, {}
+    folder, judge, known = find(name), None, {}
     mark = {"judge": name, "weights": fingerprint(folder)}
     for row in read_jsonl(path):
         if mark.items() <= row.items():
@@ -106,10 +105,10 @@ def ask(name, folder, load, texts, path):
     new, size = sorted(set(texts) - set(known)), BATCH * world()
     starts = range(0, len(new), size)
     for start in tqdm(starts, f"judge {name}", disable=not new or rank() > 0):
-        reply = reply or load()
+        judge = judge or Judge(folder)
         chunk = new[start : start + size]
         own = rank_slice(chunk)
-        replies = gather(reply(own) if own else [])
+        replies = gather(judge.reply(own) if own else [])
         asked = dict(zip(chunk, replies, strict=True))
         append(path, [mark | {"asked": text, "reply": reply} for text, reply in asked.items()])
         known |= asked
