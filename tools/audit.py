@@ -255,7 +255,7 @@ def main(arguments=None):
     files = dict(sorted(files.items()))
     if not files:
         sys.exit(f"audit.py: {run} has no iterK/solver.jsonl: give the --out of a run")
-    print(table({iteration: audit_file(path) for iteration, path in files.items()}), "\n")
+    print(table({iteration: audit_file(path) for iteration, path in files.items()}) + "\n")
     try:
         rows = {iteration: read_jsonl(path) for iteration, path in files.items()}
         print(compare(rows, run, options.judge, options.sample))
