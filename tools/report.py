@@ -247,7 +247,7 @@ def outside(folder):
             cells.append(f"{100 * r['sampled']:.1f} ({low:.1f}–{high:.1f})")
         if "sampled_gain" in last:
             gain, low, high = (100 * last[f"sampled_gain{end}"] for end in ("", "_low", "_high"))
-            cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})")
+            cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−"))
         table.append([panel.title, *cells])
     return PAGE.outside(["in %", *models, "gain"], table, figures) if table else ""
 

@@ -221,7 +221,7 @@ def test_the_known_truth_takes_the_judges_place(tmp_path, capsys):
     assert "Iteration 1<small>0 disagreements" in first and "2 disagreements, 2 shown" in second
     # What a model wrote is escaped, and the truth stands beside it.
     assert "&lt;b&gt;12&lt;/b&gt;" in second and "<b>" not in page
-    assert '<dd class="said">11</dd>' in second and "no answer: 4" in second
+    assert '<dd class="said">11</dd>' in second and "4 × no answer" in second
 
 
 def test_where_nothing_is_known_a_judge_is_asked_for(tmp_path, capsys):
