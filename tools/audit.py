@@ -16,7 +16,7 @@ and the code and says yes or no to the label. RUN/audit.html shows where they di
 
 import argparse
 import ast
-import itertools
+import json
 import math
 import random
 import re
@@ -44,19 +44,19 @@ from vlm import VLM
 PAGE = Path(__file__).with_name("audit_page.html")
 SHOWN = 24  # disagreements of an iteration on the page
 
-# What each column of the table is. Shares are in [0, 1], entropies in nats, a dash is unknown.
-COLUMNS = """
-questions      | labels     | questions in the training set
-checkable      | checkable  | share whose truth is known: the tiny world's (tiny/truth.py)
-label_true     | label true | of these, the labels that are true
-proposer_true  | proposer   | of these, the Proposer's answers that are true
-agree_proposer | agree      | labels equal to the Proposer's own hard answer
-blind          | blind      | labels that the vote without the picture gives as well
-written        | written    | labels that stand, as words, in what the code writes into the picture
-top_label      | top label  | the share of the commonest label
-vote_entropy   | H(votes)   | of the votes behind a label, mean; unreadable ones are votes as well
-label_entropy  | H(labels)  | of all labels together: do all answers become one?
-"""
+# The columns of the table; docs/metrics.md says what they are. A dash is unknown.
+COLUMNS = {
+    "questions": "labels",
+    "checkable": "checkable",
+    "label_true": "label true",
+    "proposer_true": "proposer",
+    "agree_proposer": "agree",
+    "blind": "blind",
+    "written": "written",
+    "top_label": "top label",
+    "vote_entropy": "H(votes)",
+    "label_entropy": "H(labels)",
+}
 
 # Names of functions that draw text: ImageDraw.text, plt.title, ax.set_xlabel, plt.bar(names, ...).
 DRAWS_TEXT = "text|title|label|legend|annotate|bar|pie|table"
@@ -75,15 +75,15 @@ def drawn_text(code, language):
     if language == "svg":
         return " ".join(re.findall(r">\s*([^<>\s][^<>]*?)\s*<", code))
     try:
-        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        nodes = list(ast.walk(ast.parse(code)))
     except (SyntaxError, ValueError, RecursionError):
         return ""  # what is no program draws nothing, either
     words = []
-    for call in calls:
-        if re.search(DRAWS_TEXT, ast.unparse(call.func)):
-            nodes = itertools.chain.from_iterable(map(ast.walk, call.args))
-            values = [node.value for node in nodes if isinstance(node, ast.Constant)]
-            words += [value for value in values if isinstance(value, str)]
+    for call in nodes:
+        if isinstance(call, ast.Call) and re.search(DRAWS_TEXT, ast.unparse(call.func)):
+            for node in (node for argument in call.args for node in ast.walk(argument)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    words.append(node.value)
     return " ".join(words)
 
 
@@ -146,9 +146,7 @@ def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
 
     With `vlm`, the Solver is asked now for those. FileNotFoundError: phase S has not written yet.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    rows = read_jsonl(path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     blind = [row.get("blind") for row in rows]
     if vlm is not None:
         blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
@@ -164,13 +162,12 @@ def table(audits):
     |:---|-------:|----------:|-----------:|
     | 2  |     40 |     0.755 |          – |
     """
-    columns = [[cell.strip() for cell in line.split("|")] for line in COLUMNS.strip().split("\n")]
     rows = []
     for iteration, figures in audits.items():
-        values = [figures.get(name) for name, _, _ in columns]
+        values = [figures.get(name) for name in COLUMNS]
         cells = ["–" if value is None else f"{round(value, 3):g}" for value in values]
         rows.append([str(iteration), *cells])
-    return markdown(["it", *(heading for _, heading, _ in columns)], rows)
+    return markdown(["it", *COLUMNS.values()], rows)
 
 
 # -------------------------------------------------------------------------- what a judge says
@@ -217,7 +214,9 @@ def sees(name):
 
 def compare(files, run, name, count):
     """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
-    vlm = VLM.load(name) if name and sees(name) else None
+    vlm = None
+    if name and sees(name):
+        vlm = VLM.load(name)
     lines, eras = [], []
     for iteration, rows in files.items():
         chosen = random.Random(iteration).sample(rows, min(count, len(rows)))

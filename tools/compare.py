@@ -51,13 +51,10 @@ def collect(path, settings, source, name, rows, folder, vlm=None):
     if not read_jsonl(path):
         append(path, [settings])
     before, *answered = read_jsonl(path) or [settings]
-    changed = []
     for key, value in settings.items():
         if before.get(key) != value:
-            changed.append(f"{key} {before.get(key)!r} there, {value!r} now")
-    if changed:
-        changed = ", ".join(changed)
-        raise ValueError(f"{path} is of another evaluation ({changed}): give another --out")
+            changed = f"{key} {before.get(key)!r} there, {value!r} now"
+            raise ValueError(f"{path} is of another evaluation ({changed}): give another --out")
 
     size = CHUNK * world()
     starts = range(len(answered), len(rows), size)
@@ -67,8 +64,7 @@ def collect(path, settings, source, name, rows, folder, vlm=None):
             vlm = VLM.load(source)
             vlm.max_pixels = min(vlm.max_pixels, LARGEST)
         numbers = rank_slice(range(start, min(start + size, len(rows))))
-        new = gather(ask(vlm, settings, numbers, name, rows, folder))
-        append(path, new)
+        append(path, gather(ask(vlm, settings, numbers, name, rows, folder)))
     return vlm
 
 
@@ -78,29 +74,29 @@ def ask(vlm, settings, numbers, name, rows, folder):
     A row that cannot be used costs its own question: it is kept with the reason.
     """
     new, prompts = {}, {}
-    neutral = settings["prompt"] == "neutral"
-    template = "{question}" if neutral else vlm.prompts["solver"]
+    system, template = benchmarks.NEUTRAL, "{question}"
+    if settings["prompt"] == "training":
+        system, template = "", vlm.prompts["solver"]
     for i in numbers:
         try:
             question = benchmarks.question(rows[i], name, folder)
-            system = {"system": benchmarks.NEUTRAL} if neutral else {}
-            prompts[i] = vlm.encode(question.parts(template), **system)
+            prompts[i] = vlm.encode(question.parts(template), system=system)
         except Exception as error:  # a stranger's file may break any decoder in any way
             new[i] = {"index": i, "unusable": " ".join(str(error).split()) or repr(error)}
         else:
-            new[i] = {"index": i} | vars(question)
-            del new[i]["pictures"]
+            fields = vars(question)
+            new[i] = {"index": i} | {key: fields[key] for key in fields if key != "pictures"}
 
     # By their numbers the replies are those of one long call: one may stop and go on anywhere.
-    same = {key: settings[key] for key in ("max_new_tokens", "seed")} | {"numbers": [*prompts]}
-    chance = {"n": settings["samples"]}
-    chance |= {key: settings[key] for key in ("temperature", "top_p")}
-    for i, replies in zip(prompts, generate(vlm, [*prompts.values()], **chance, **same)):
-        new[i]["replies"] = [reply.text for reply in replies]
+    ways = {"replies": {key: settings[key] for key in ("temperature", "top_p")}}
+    ways["replies"]["n"] = settings["samples"]
     if settings["greedy"]:
-        greedy = generate(vlm, [*prompts.values()], temperature=0.0, **same)
-        for i, (reply,) in zip(prompts, greedy):
-            new[i]["greedy"] = reply.text
+        ways["greedy"] = {"temperature": 0.0}
+    same = {key: settings[key] for key in ("max_new_tokens", "seed")}
+    for field, way in ways.items():
+        found = generate(vlm, [*prompts.values()], numbers=[*prompts], **way, **same)
+        for i, replies in zip(prompts, found):
+            new[i][field] = [reply.text for reply in replies]
     return list(new.values())
 
 
@@ -136,11 +132,6 @@ units that go without saying do not count. Reply with one word, yes or no."""
 SHOWN = 600  # characters
 
 
-def to_judge(given, row):
-    gold = " or ".join(row["answers"])
-    return fill(JUDGE, text=row["text"], gold=gold, given=given[:SHOWN])
-
-
 def wrong(reply, row, start=False):
     """None if the rule calls the reply right, else what a judge is asked about it."""
     answer = extract_answer(reply)
@@ -148,41 +139,40 @@ def wrong(reply, row, start=False):
         return None
     if answer is None:
         answer = reply[:SHOWN] if start else reply[-SHOWN:]
-    return to_judge(answer, row)
+    gold = " or ".join(row["answers"])
+    return fill(JUDGE, text=row["text"], gold=gold, given=answer[:SHOWN])
 
 
 def grade(rows, accepted=None, seed=0, start=False):
     """Kept rows -> `figures`, and more. accepted: what the judge says yes to; None: there is none.
 
-    wrong, overruled: replies that the rule calls wrong, and those of them that the judge accepts.
+    wrong: what a judge is asked, a text for each reply that the rule calls wrong.
     """
-    hits, unread, asked = {"sampled": [], "majority": []}, [], []
-    yes = {None} | (accepted or set())
-    if all("greedy" in row for row in rows):
-        hits["greedy"] = []
+    yes, texts, unread = {None} | (accepted or set()), [], []
+    hits = {"sampled": [], "majority": [], "greedy": []}
     for row in rows:
-        questions = [wrong(reply, row, start) for reply in row["replies"]]
+        asked = [wrong(reply, row, start) for reply in row["replies"]]
+        hits["sampled"].append(float(np.mean([text in yes for text in asked])))
+        # The winner is one of the answers, and right if that one is.
         answers = [extract_answer(reply) for reply in row["replies"]]
-        hits["sampled"].append(float(np.mean([question in yes for question in questions])))
-        # Answers that read alike share a question, and the winner is one of them.
         winner = vote(answers)[0]
-        won = winner is not None and questions[answers.index(winner)] in yes
+        won = winner is not None and asked[answers.index(winner)] in yes
         hits["majority"].append(float(won))
-        if "greedy" in hits:
-            questions.append(wrong(row["greedy"], row, start))
-            hits["greedy"].append(float(questions[-1] in yes))
-        unread.append(float(np.mean([answer is None for answer in answers])))
-        asked += filter(None, questions)
-
+        greedy = [wrong(reply, row, start) for reply in row.get("greedy", [])]
+        hits["greedy"] += [float(text in yes) for text in greedy]
+        texts += filter(None, asked + greedy)
+        unread.append(answers.count(None) / len(answers))
     if len(answers) == 1:
         del hits["majority"]  # it says the same
-    found = figures(hits, seed) | {"unread": float(np.mean(unread))}
-    found["n"] = len(rows[0]["replies"])
+    if len(hits["greedy"]) < len(rows):
+        del hits["greedy"]  # not asked in all sets
+
+    found = figures(hits, seed) | {"n": len(answers), "unread": float(np.mean(unread))}
     if "greedy" in hits:
         found["greedy_low"], found["greedy_high"] = interval(hits["greedy"])
     if accepted is not None:
-        found |= {"wrong": len(asked), "overruled": sum(text in yes for text in asked)}
-    return found
+        found["overruled"] = sum(text in yes for text in texts)
+    return found | {"wrong": texts, "by_rule": len(texts)}
 
 
 def gains(ours, theirs, seed=0):
@@ -225,25 +215,23 @@ def shares(sets):
     return {name: 1 / count / (len(pro) if name in pro else 1) for name in sets}
 
 
-MEANS = "sampled majority greedy unread sampled_gain majority_gain"
-
-
 def mean(results):
     """{set: figures} -> their mean, with the weights of `shares`.
 
     Sets are independent: the distances to the ends of an interval add as squares (Newcombe 1998).
     """
     average = {"questions": sum(found["questions"] for found in results.values())}
-    common = set.intersection(*map(set, results.values()))
-    for key in filter(common.__contains__, MEANS.split()):
+    for key in "sampled majority greedy unread sampled_gain majority_gain".split():
+        if not all(key in found for found in results.values()):
+            continue
         middle, below, above = 0.0, 0.0, 0.0
         for name, share in shares(results).items():
-            value, found = results[name][key], results[name]
+            found, value = results[name], results[name][key]
             middle += share * value
             below = math.hypot(below, share * (value - found.get(f"{key}_low", value)))
             above = math.hypot(above, share * (found.get(f"{key}_high", value) - value))
         average[key] = middle
-        if f"{key}_low" in common:
+        if above + below:
             average |= {f"{key}_low": middle - below, f"{key}_high": middle + above}
     return average
 
@@ -254,7 +242,7 @@ HEADER = "set|model|sampled (95 %)|majority|greedy (95 %)|no answer|overruled|qu
 CELLS = (
     "{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})|{majority:.1%}|"
     "{greedy:.1%} ({greedy_low:.1%}–{greedy_high:.1%})|{unread:.1%}|"
-    "{overruled:.0f} of {wrong:.0f}|{questions}|"
+    "{overruled:.0f} of {by_rule:.0f}|{questions}|"
     "{sampled_gain:+.1%} ({sampled_gain_low:+.1%} to {sampled_gain_high:+.1%})|"
     "{majority_gain:+.1%} ({majority_gain_low:+.1%} to {majority_gain_high:+.1%})"
 )
@@ -281,13 +269,13 @@ def load_sets(options):
     """-> {set: (name, rows, folder of their pictures)}, {set of the paper: why it cannot be had}"""
     sets, missing = {}, {}
     for bench, source in options.sets.items():
-        if bench == "charts":
-            asked, _ = charts(options.questions or 400, options.seed)
-            rows = [dict(zip(("image", "question", "answer"), question)) for question in asked]
-            sets[bench] = bench, rows, Path()
-            continue
         try:
-            sets[bench] = benchmarks.load(source, options.questions)
+            if bench == "charts":
+                asked, _ = charts(options.questions or 400, options.seed)
+                rows = [dict(zip(("image", "question", "answer"), question)) for question in asked]
+                sets[bench] = bench, rows, Path()
+            else:
+                sets[bench] = benchmarks.load(source, options.questions)
         except (OSError, ValueError) as error:
             if source != options.paper.get(bench):
                 raise
@@ -299,14 +287,9 @@ def load_sets(options):
 
 def ask_all(options):
     """Ask every model what it was not asked yet -> {set of the paper: why it cannot be had}"""
-    weights = {}
-    for model, source in options.models.items():
-        weights[model] = fingerprint(find_checkpoint(source))
+    weights = {m: fingerprint(find_checkpoint(source)) for m, source in options.models.items()}
     sets, missing = load_sets(options)
-    given = {}
-    for key in ("samples", "max_new_tokens", "prompt", "greedy"):
-        if vars(options)[key]:
-            given[key] = vars(options)[key]
+    given = {key: vars(options)[key] for key in ON_CHARTS if vars(options).get(key)}
     for model, source in options.models.items():
         vlm = None  # one model at a time: a GPU need not hold two
         for bench, (name, rows, folder) in sets.items():
@@ -321,15 +304,11 @@ def ask_all(options):
 
 def judged(found, options):
     """-> (what the judge says yes to, a note). It is asked all that the rule calls wrong."""
-    asked = set()
-    for row in itertools.chain(*found.values()):
-        for reply in [*row["replies"], *([row["greedy"]] if "greedy" in row else [])]:
-            asked.add(wrong(reply, row, options.judge_start))
-    asked.discard(None)
-    replies = judge.ask(options.judge, asked, Path(options.out, "judge.jsonl"))
+    asked = [grade(rows, start=options.judge_start)["wrong"] for rows in found.values()]
+    replies = judge.ask(options.judge, set().union(*asked), Path(options.out, "judge.jsonl"))
     verdicts = {text: judge.verdict(reply) for text, reply in replies.items()}
     unclear = list(verdicts.values()).count(None)
-    note = f"{options.judge} judged {len(asked)} answers that the rule calls wrong"
+    note = f"{options.judge} judged {len(verdicts)} answers that the rule calls wrong"
     note += f"; {unclear} of its replies are neither yes nor no, and count as no."
     return {text for text, verdict in verdicts.items() if verdict}, note
 
@@ -380,19 +359,15 @@ def scores(options):
         notes.append(note)
 
     results = results_of(found, options, accepted)
-    first = next(iter(options.models))
-    text = "\n\n".join([overview(results, first), *notes])
-    if rank() > 0:
-        return text
-    lines = []
-    for (bench, model), found in results.items():
-        row = {"set": bench, "model": model} | found
-        row.pop("per_question", None)
-        lines.append(json.dumps(row) + "\n")
-    Path(options.out, "results.md").write_text(text + "\n", encoding="utf-8")
-    Path(options.out, "results.jsonl").write_text("".join(lines))
-    if options.run:
-        text += f"\n\nreport: {report.report(options.run)}"
+    text = "\n\n".join([overview(results, next(iter(options.models))), *notes])
+    if rank() == 0:
+        Path(options.out, "results.md").write_text(text + "\n", encoding="utf-8")
+        with open(Path(options.out, "results.jsonl"), "w") as file:
+            for (bench, model), found in results.items():
+                row = {key: found[key] for key in found if key not in ("per_question", "wrong")}
+                file.write(json.dumps({"set": bench, "model": model} | row) + "\n")
+        if options.run:
+            text += f"\n\nreport: {report.report(options.run)}"
     return text
 
 
@@ -403,19 +378,11 @@ def parse(arguments):
     parser = argparse.ArgumentParser("eval.py", allow_abbrev=False, description="Accuracy")
     add = parser.add_argument
     add("--model", default="tiny", help="tiny, a folder, Qwen2-VL-2B, or any hub id")
-    add(
-        "--compare",
-        nargs="+",
-        default=[],
-        metavar="OTHER",
-        help="models to compare with it, paired",
-    )
+    add("--compare", nargs="+", default=[], metavar="OTHER", help="models to lay beside it")
     add("--run", metavar="RUN", help="the base of a run and its Solvers; tables go into RUN/eval")
     sets = "charts, FILE.jsonl, FILE.parquet, a dataset's folder, hub id or name, or paper: all 12"
     add("--bench", nargs="+", default=["charts"], metavar="SET", help=sets)
-    add(
-        "--data", metavar="FOLDER", help="where the sets of paper are: NAME, NAME.jsonl or .parquet"
-    )
+    add("--data", metavar="FOLDER", help="has the sets of paper: NAME, NAME.jsonl or .parquet")
     add("-n", "--samples", type=int, help="replies per question [8 on charts, else 1]")
     add("--greedy", action="store_true", help="and one greedy reply [on charts always]")
     add("--prompt", choices=("neutral", "training"), help="[training on charts, else neutral]")
@@ -453,7 +420,5 @@ def parse(arguments):
 def solvers(run):
     """{"base": the model of a run, "it 1": its Solver, ...}"""
     config, _ = report.read_run(Path(run))
-    folders = {}
-    for folder in Path(run).glob("iter*/solver"):
-        folders[int(folder.parent.name[4:])] = str(folder)
-    return {"base": config["model"]} | {f"it {k}": folders[k] for k in sorted(folders)}
+    folders = {int(path.parent.name[4:]): path for path in Path(run).glob("iter*/solver")}
+    return {"base": config["model"]} | {f"it {k}": str(folders[k]) for k in sorted(folders)}

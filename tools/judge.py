@@ -26,6 +26,8 @@ from support.run_folder import read_jsonl
 BATCH = 32  # questions side by side
 ROOM = 0.9  # of the memory may be weights
 WORDS = 8  # tokens of a reply
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 
 def find(name):
@@ -34,12 +36,8 @@ def find(name):
     One line (ValueError, FileNotFoundError) if it is no causal language model, has no chat
     template, or if its weights do not fit this machine: they are fetched after that.
     """
-    folder, small = Path(name), ["*.json", "*.jinja", "*.txt"]
-    is_local = folder.is_dir()
-    if not is_local and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"the judge {name} is neither a folder nor a hub id")
-    if not is_local:
-        folder = checkpoint.fetch(name, name, small)
+    is_local, small = Path(name).is_dir(), ["*.json", "*.jinja", "*.txt"]
+    folder = Path(name) if is_local else checkpoint.fetch(name, name, small)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
@@ -50,30 +48,24 @@ def find(name):
         raise ValueError(f"the judge {name} is no causal language model: {reason}") from error
     Chat(tokenizer)  # ValueError without a template
 
-    device, dtype = where()
-    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    needed = sum(weight.numel() for weight in model.parameters()) * DTYPE.itemsize
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
+    if DEVICE == "cuda":
+        there = torch.cuda.get_device_properties(DEVICE).total_memory
     if needed > ROOM * there:
         sizes = f"{needed / 1e9:.1f} GB of weights, {there / 1e9:.1f} GB of memory"
         raise ValueError(f"the judge {name} does not fit: {sizes}")
     return folder if is_local else checkpoint.fetch(name, name, [*small, "*.safetensors"])
 
 
-def where():
-    return ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-
-
 class Judge:
     """A causal language model with its tokenizer."""
 
     def __init__(self, folder):
-        device, dtype = where()
-        network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self.model = network.to(device).eval()
+        network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.chat, self.ends = Chat(tokenizer), checkpoint.end_tokens(network, tokenizer)
+        self.model, self.chat = network.to(DEVICE).eval(), Chat(tokenizer)
+        self.ends = checkpoint.end_tokens(network, tokenizer)
         # The checkpoint's own settings may sample, or punish repetition.
         self.model.generation_config = transformers.GenerationConfig(
             eos_token_id=[*self.ends], pad_token_id=self.ends[0], max_new_tokens=WORDS
@@ -82,12 +74,12 @@ class Judge:
     def reply(self, texts):
         """Greedy replies to one batch of texts, padded on the left."""
         prompts = [self.chat.tokens([text]) for text in texts]
-        width, ids, mask = max(map(len, prompts)), [], []
-        for prompt in prompts:
-            pad = width - len(prompt)
-            ids.append([self.ends[0]] * pad + prompt)
-            mask.append([0] * pad + [1] * len(prompt))
-        ids, mask = torch.tensor([ids, mask], device=self.model.device)
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self.ends[0], device=DEVICE)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
         made = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False)
         return self.chat.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
 

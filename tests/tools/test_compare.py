@@ -21,7 +21,7 @@ from vlm import VLM
 def row_of(replies, greedy):
     """A row as it is kept, of a question whose answer is 1."""
     question = dict(text="q", answers=["1"], choices=[], tolerance=0, decimals=None)
-    return question | {"replies": replies, "greedy": greedy}
+    return question | {"replies": replies, "greedy": [greedy]}
 
 
 def kept(hits):
@@ -204,7 +204,7 @@ def independent_scores(path):
     greedy, sampled = [], []
     for row in map(json.loads, path.read_text().splitlines()):
         if "replies" in row:
-            greedy.append(same(row["greedy"], row["answers"]))
+            greedy.append(same(row["greedy"][0], row["answers"]))
             sampled.append(np.mean([same(reply, row["answers"]) for reply in row["replies"]]))
     return np.mean(sampled), np.mean(greedy)
 

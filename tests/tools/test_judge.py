@@ -88,7 +88,7 @@ def test_what_is_no_judge_is_refused_in_one_line_before_anything_is_asked(
     rows = {"image": "a.png", "question": "q", "answer": "1"}
     bench = write_bench(tmp_path, rows)
     for name, message in (
-        ("nowhere", "the judge nowhere is neither a folder nor a hub id"),
+        ("nowhere", "'nowhere' is no folder here and could not be fetched"),
         (str(ROOT / "tiny/model"), "is no causal language model"),
         (str(tmp_path), "is no causal language model"),
         (str(broken), "is no causal language model"),
@@ -115,21 +115,21 @@ def test_what_the_judge_sees():
 
 def rows_of(*replies):
     question = dict(text="q", answers=["1"], choices=[], tolerance=0, decimals=None)
-    return [question | {"replies": list(group), "greedy": group[0]} for group in replies]
+    return [question | {"replies": list(group), "greedy": [group[0]]} for group in replies]
 
 
 def test_what_it_says_yes_to_is_right():
     rows = rows_of([r"\boxed{1}", r"\boxed{2}", r"\boxed{2}"], ["no box", r"\boxed{3}", "none"])
     plain = compare.grade(rows)
     assert plain["sampled"] == pytest.approx((1 / 3 + 0) / 2) and plain["majority"] == 0
-    assert plain["greedy"] == 0.5 and "wrong" not in plain
-    accepted = {compare.to_judge("2", rows[0]), compare.to_judge("no box", rows[1])}
+    assert plain["greedy"] == 0.5 and "overruled" not in plain
+    accepted = {compare.wrong(r"\boxed{2}", rows[0]), compare.wrong("no box", rows[1])}
     found = compare.grade(rows, accepted)
     assert found["sampled"] == pytest.approx((1 + 1 / 3) / 2)
     assert found["majority"] == 0.5  # of the first question; "no box" has no vote
     assert found["greedy"] == 1.0
     # Of 5 sampled and 1 greedy replies that the rule calls wrong.
-    assert (found["wrong"], found["overruled"]) == (6, 4)
+    assert (found["by_rule"], found["overruled"]) == (6, 4)
 
 
 def test_the_program_without_torchrun_is_one_process(folder, tmp_path):

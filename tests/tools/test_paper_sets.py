@@ -168,7 +168,7 @@ def test_scores_are_those_of_a_script_that_shares_no_code(made):
     assert shown["micro average"]["sampled"] == pytest.approx(micro)
     assert 0.3 < micro < 1 and len(set(found.values())) > 1
     overruled = sum(shown[name]["overruled"] for name in SETS)
-    assert 0 < overruled < sum(shown[name]["wrong"] for name in SETS)
+    assert 0 < overruled < sum(shown[name]["by_rule"] for name in SETS)
     assert overruled == shown["micro average"]["overruled"]
     for row in table:
         assert row["sampled_low"] <= row["sampled"] <= row["sampled_high"]
