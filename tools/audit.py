@@ -214,9 +214,7 @@ def sees(name):
 
 def compare(files, run, name, count):
     """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
-    vlm = None
-    if name and sees(name):
-        vlm = VLM.load(name)
+    vlm = VLM.load(name) if name and sees(name) else None
     lines, eras = [], []
     for iteration, rows in files.items():
         chosen = random.Random(iteration).sample(rows, min(count, len(rows)))

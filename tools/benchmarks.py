@@ -91,15 +91,11 @@ class Question:
 
 def paper(folder=None):
     """{name: where it is} of the authors' twelve sets: on the hub, or in a folder."""
-    sources = {}
-    for name in NAMES.split():
-        sources[name] = f"zli12321/{name}@test"
-        if folder:
-            files = [
-                Path(folder, name + ending).absolute() for ending in ("", ".jsonl", ".parquet")
-            ]
-            there = [file for file in files if file.exists()]
-            sources[name] = str((there or files)[0])
+    sources = {name: f"zli12321/{name}@test" for name in NAMES.split()}
+    for name in sources if folder else []:
+        place = Path(folder, name).absolute()
+        files = [place, Path(f"{place}.jsonl"), Path(f"{place}.parquet")]
+        sources[name] = str(next(filter(Path.exists, files), place))
     return sources
 
 
@@ -127,12 +123,10 @@ def load(bench, limit):
         else:
             rows = datasets.load_dataset(source, config or None, split=split or "test")
     except ImportError:
-        advice = "needs the package datasets: pip install datasets"
-        raise ValueError(f"--bench {bench} {advice}") from None
+        raise ValueError(f"--bench {bench} needs: pip install datasets") from None
     except Exception as error:  # no network, no such set, no such split: many classes
-        raise ValueError(
-            f"{bench} cannot be loaded: {str(error).strip()}".split("\n")[0]
-        ) from error
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{bench} cannot be loaded: {reason}") from error
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:
         raise ValueError(f"{bench}: {flaw}")
@@ -221,13 +215,12 @@ def read(row, name, folder):
 def right_answers(value):
     """Any of these is right: a list, also one that was written as text, or A<OR>B (MM-Vet)."""
     items = unpacked(value)
-    if isinstance(value, str) and isinstance(items, list):
-        # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
-        if len(items) > 1 and not all(isinstance(item, str) for item in items):
-            items = value
-    if isinstance(items, list | tuple):
-        return tuple(map(str, items))
-    return tuple(str(value).split("<OR>"))
+    if not isinstance(items, list | tuple):
+        return tuple(str(value).split("<OR>"))
+    # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
+    if isinstance(value, str) and len(items) > 1 and not isinstance(items[0], str):
+        return (value,)
+    return tuple(map(str, items))
 
 
 # ------------------------------------------------------------------------------------ the pictures

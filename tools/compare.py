@@ -197,11 +197,9 @@ def paired(differences, seed=0):
     """
     if not set(differences) <= {-1, 0, 1}:
         return bootstrap(differences, seed)
-    n = len(differences) + 2
-    won = (sum(differences > 0) + 1) / n
-    lost = (sum(differences < 0) + 1) / n
-    half = 1.959964 * math.sqrt((won + lost - (won - lost) ** 2) / n)
-    return max(-1.0, won - lost - half), min(1.0, won - lost + half)
+    more = np.append(differences, [1, -1])
+    middle, half = more.mean(), 1.959964 * more.std() / math.sqrt(len(more))
+    return float(max(-1, middle - half)), float(min(1, middle + half))
 
 
 def shares(sets):
@@ -231,7 +229,7 @@ def mean(results):
             below = math.hypot(below, share * (value - found.get(f"{key}_low", value)))
             above = math.hypot(above, share * (found.get(f"{key}_high", value) - value))
         average[key] = middle
-        if above + below:
+        if f"{key}_low" in found:
             average |= {f"{key}_low": middle - below, f"{key}_high": middle + above}
     return average
 
