@@ -55,7 +55,7 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     compare. Each rank asks its slice of the questions, and all get the whole result.
     """
     if not questions or n < 1:
-        raise ValueError(f"no questions or no samples: {len(questions)} questions, n = {n}")
+        raise ValueError(f"{len(questions)} questions, n = {n}: both must be 1 or more")
     begun, template = time.perf_counter(), vlm.prompts["solver"]
     prompts = []
     for picture, text, _ in rank_slice(questions):
@@ -65,17 +65,19 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     sampled = gather(generate(vlm, prompts, n=n, temperature=1.0, **same))  # [Q][n]
     greedy = gather(generate(vlm, prompts, n=1, temperature=0.0, **same))  # [Q][1]
 
-    hits = {"sampled": [], "majority": [], "greedy": []}  # a share in [0, 1] for each question
-    unread = 0
+    # A share in [0, 1] for each question.
+    unread, hits = 0, {"sampled": [], "majority": [], "greedy": []}
     for replies, (best,), (_, _, truth) in zip(sampled, greedy, questions):
         # None, an answer that cannot be read, is wrong.
         answers = [extract_answer(reply.text) for reply in replies]
+        winner, _ = vote(answers)
         right = [answers_match(answer, truth) for answer in answers]
         hits["sampled"].append(sum(right) / n)
-        hits["majority"].append(float(answers_match(vote(answers)[0], truth)))
+        hits["majority"].append(float(answers_match(winner, truth)))
         hits["greedy"].append(float(answers_match(extract_answer(best.text), truth)))
         unread += answers.count(None)
-    result = figures(hits, seed) | {"n": n, "unread": unread / (n * len(questions))}
+    result = figures(hits, seed)
+    result["n"], result["unread"] = n, unread / (n * len(questions))
     return result | {"seconds": time.perf_counter() - begun}
 
 
@@ -83,7 +85,9 @@ def figures(hits, seed=0):
     """{"sampled" | ...: [Q]}, shares of right replies -> their means, and an interval."""
     found = {name: float(np.mean(values)) for name, values in hits.items()}
     found["sampled_low"], found["sampled_high"] = interval(hits["sampled"], seed)
-    return found | {"questions": len(hits["sampled"]), "per_question": hits}
+    found["questions"] = len(hits["sampled"])
+    found["per_question"] = hits
+    return found
 
 
 # --------------------------------------------------------------------------- how sure one can be
@@ -96,8 +100,9 @@ def bootstrap(values, seed=0, draws=2000):
     independent trials they would give an interval far too narrow.
     """
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    means = rng.choice(values, (draws, len(values))).mean(axis=1)
-    return tuple(np.percentile(means, [2.5, 97.5]).tolist())
+    drawn = rng.choice(values, (draws, len(values)))  # [draws, Q]
+    low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def wilson(values):
@@ -106,8 +111,8 @@ def wilson(values):
     >>> [round(end, 3) for end in wilson([1] * 60)]
     [0.94, 1.0]
     """
-    n, p, z = len(values), float(np.mean(values)), 1.959964
-    weight = z * z / n
+    n, z = len(values), 1.959964
+    p, weight = float(np.mean(values)), z * z / n
     middle = (p + weight / 2) / (1 + weight)
     spread = p * (1 - p) / n + weight / (4 * n)
     half = z * math.sqrt(spread) / (1 + weight)
@@ -116,7 +121,9 @@ def wilson(values):
 
 def interval(values, seed=0):
     """95 % interval of the mean of `values` [Q], the share of right replies to each question."""
-    return wilson(values) if set(values) <= {0, 1} else bootstrap(values, seed)
+    if set(values) <= {0, 1}:
+        return wilson(values)
+    return bootstrap(values, seed)
 
 
 CELLS = (
@@ -126,12 +133,8 @@ CELLS = (
 
 
 def cells(evals):
-    """The eval rows of a run (base, iteration 1, ...) -> header and cells of its table.
-
-    In %: accuracy on held-out hard questions (mean of n samples with its 95 % interval, majority
-    of n, greedy) and on easy ones; proposals that parse; codes that draw. In [0, 1]: mean
-    solvability and difficulty, entropy of the content types.
-    """
+    """The eval rows of a run (base, iteration 1, ...) -> header and cells of its table, in % and,
+    from "solvable" on, in [0, 1]."""
     samples = evals[0].get("n", 8) if evals else 8
     header = f"|held-out (95 %)|maj@{samples}|greedy|easy|valid|render|solvable|difficulty|types"
     rows = []
@@ -159,16 +162,10 @@ def markdown(header, rows):
     | tiny  |   93.5 |
     """
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = []
-    for row in (header, *rows):
-        first, *others = row
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-        lines.append("| " + " | ".join(cells) + " |")
-    rules = ["-" * width + "-:" for width in widths[1:]]
-    rules.insert(0, ":" + "-" * widths[0] + "-")
-    lines.insert(1, "|" + "|".join(rules) + "|")
-    return "\n".join(lines)
+    first, *others = widths
+    form = f"| {{:{first}}} |" + "".join(f" {{:>{width}}} |" for width in others)
+    rule = f"|:{'-' * first}-|" + "".join("-" * width + "-:|" for width in others)
+    return "\n".join([form.format(*header), rule, *(form.format(*row) for row in rows)])
 
 
 def main(arguments=None):
@@ -178,7 +175,10 @@ def main(arguments=None):
     options = compare.parse(arguments)
     parallel.start()
     try:
-        print(report(options.report, options.png) if options.report else compare.scores(options))
+        if options.report:
+            print(report(options.report, options.png))
+        else:
+            print(compare.scores(options))
     except (ValueError, OSError, RuntimeError) as error:
         parallel.fail(f"eval.py: {error}")
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ D, C, B, A, the right answer is read as a text, a given one as a letter.
 """
 
 import ast
+import contextlib
 import json
 import re
 
@@ -157,10 +158,9 @@ def unpacked(value):
         return value
     commas = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", value.strip())
     for read, text in ((json.loads, value), (ast.literal_eval, commas)):
-        try:
+        # Else it is of the other kind, or a text that begins with a bracket.
+        with contextlib.suppress(ValueError, SyntaxError):
             return read(text)
-        except (ValueError, SyntaxError):
-            pass  # of the other kind, or a text that begins with a bracket
     return value
 
 

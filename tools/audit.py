@@ -1,6 +1,6 @@
 """The label audit: how good is what the Solver is trained on? Nobody ever tells it a right answer.
 
-    python tools/audit.py RUN                     one line for each iteration
+    python tools/audit.py RUN                     the figures of docs/metrics.md by iteration
     python tools/audit.py RUN --judge MODEL       and how often a judge agrees with the labels
 
 Self-play papers report what goes wrong while the reward still rises: majority labels drift from the
@@ -43,20 +43,6 @@ from vlm import VLM
 
 PAGE = Path(__file__).with_name("audit_page.html")
 SHOWN = 24  # disagreements of an iteration on the page
-
-# The columns of the table; docs/metrics.md says what they are. A dash is unknown.
-COLUMNS = {
-    "questions": "labels",
-    "checkable": "checkable",
-    "label_true": "label true",
-    "proposer_true": "proposer",
-    "agree_proposer": "agree",
-    "blind": "blind",
-    "written": "written",
-    "top_label": "top label",
-    "vote_entropy": "H(votes)",
-    "label_entropy": "H(labels)",
-}
 
 # Names of functions that draw text: ImageDraw.text, plt.title, ax.set_xlabel, plt.bar(names, ...).
 DRAWS_TEXT = "text|title|label|legend|annotate|bar|pie|table"
@@ -118,7 +104,7 @@ def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
 
 
 def audit(rows, blind=None):
-    """Figures on a training set of the Solver, as COLUMNS says; None stands for what is unknown."""
+    """Figures on a training set of the Solver (docs/metrics.md); None for what is unknown."""
 
     def share(hits):
         return float(np.mean(hits)) if len(hits) else None
@@ -142,32 +128,32 @@ def audit(rows, blind=None):
 
 
 def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
-    """The figures of iterK/solver.jsonl, whose rows may carry "blind", the answers given blindly.
+    """The figures of iterK/solver.jsonl. With `vlm`, the Solver is asked without the pictures.
 
-    With `vlm`, the Solver is asked now for those. FileNotFoundError: phase S has not written yet.
+    FileNotFoundError: phase S has not written yet.
     """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    blind = [row.get("blind") for row in rows]
+    blind = None
     if vlm is not None:
         blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
-    return audit(rows, None if None in blind else blind)
+    return audit(rows, blind)
 
 
 def table(audits):
-    """{iteration: figures} -> a line each; a dash stands where there is no figure.
+    """{iteration: figures} -> a column each; a dash stands where there is no figure.
 
-    >>> text = table({2: {"questions": 40, "checkable": 0.755, "label_true": None}})
-    >>> print("\\n".join(line[:40] for line in text.splitlines()))
-    | it | labels | checkable | label true |
-    |:---|-------:|----------:|-----------:|
-    | 2  |     40 |     0.755 |          – |
+    >>> print(table({1: {"questions": 40, "label_true": 0.7551}, 2: {"label_true": None}}))
+    |            |  it 1 | it 2 |
+    |:-----------|------:|-----:|
+    | questions  |    40 |    – |
+    | label_true | 0.755 |    – |
     """
     rows = []
-    for iteration, figures in audits.items():
-        values = [figures.get(name) for name in COLUMNS]
+    for name in next(iter(audits.values())):
+        values = [figures.get(name) for figures in audits.values()]
         cells = ["–" if value is None else f"{round(value, 3):g}" for value in values]
-        rows.append([str(iteration), *cells])
-    return markdown(["it", *COLUMNS.values()], rows)
+        rows.append([name, *cells])
+    return markdown(["", *(f"it {iteration}" for iteration in audits)], rows)
 
 
 # -------------------------------------------------------------------------- what a judge says

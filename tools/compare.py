@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval import bootstrap, charts, figures, interval, markdown
+from eval import charts, figures, interval, markdown
 from generate import generate
 from prompts import fill
 from support.answers import extract_answer, vote
@@ -175,28 +175,26 @@ def grade(rows, accepted=None, seed=0, start=False):
     return found | {"wrong": texts, "by_rule": len(texts)}
 
 
-def gains(ours, theirs, seed=0):
+def gains(ours, theirs):
     """Two results on the same questions -> how much better ours is: sampled_gain, its ends, ..."""
     found = {}
     for key, values in ours["per_question"].items():
         others = theirs["per_question"][key]
         if len(values) != len(others):
             raise ValueError(f"not the same questions: {len(values)} and {len(others)}")
-        ends = paired(np.subtract(values, others), seed)
+        ends = paired(np.subtract(values, others))
         found[f"{key}_gain"] = ours[key] - theirs[key]
         found[f"{key}_gain_low"], found[f"{key}_gain_high"] = ends
     return found
 
 
-def paired(differences, seed=0):
+def paired(differences):
     """95 % interval of the mean difference on the same questions.
 
     A question is drawn with the accuracy of both, so that what makes it hard for both cancels.
-    Where each is right or wrong, a bootstrap is too sure of itself: two more questions, each right
+    Where both are right on most, a bootstrap is too sure of itself: two more questions, each right
     for one alone, mend that (Bonett and Price 2012).
     """
-    if not set(differences) <= {-1, 0, 1}:
-        return bootstrap(differences, seed)
     more = np.append(differences, [1, -1])
     middle, half = more.mean(), 1.959964 * more.std() / math.sqrt(len(more))
     return float(max(-1, middle - half)), float(min(1, middle + half))
@@ -322,7 +320,7 @@ def results_of(found, options, accepted):
     for (bench, model), rows in parts.items():
         own = grade(rows, accepted, options.seed, options.judge_start)
         if model != first:
-            own |= gains(own, results[bench, first], options.seed)
+            own |= gains(own, results[bench, first])
         results[bench, model] = own
     count, asked = (round(1 / max(shares(names).values())) for names in (sets, options.sets))
     name = f"mean of {count}" if count == asked else f"mean of {count} of {asked}"
