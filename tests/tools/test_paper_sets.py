@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def command(data, out, *more):
 
 def torchrun(ranks, *arguments):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += ["--nproc-per-node", str(ranks), "eval.py", *arguments]
+    run += ["--nproc-per-node", str(ranks), "--", "eval.py", *arguments]  # -- for --run
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         run, capture_output=True, text=True, env=environment, timeout=450, cwd=ROOT
@@ -308,12 +309,12 @@ def test_a_run_from_base_to_last(trained, made, capsys):
     assert "Solvers and base" not in report(trained).read_text()
     (trained / "eval/kept").rename(trained / "eval/results.jsonl")
 
-    # The run is copied elsewhere: nobody is asked again.
+    # The run is copied elsewhere, and two ranks ask what is missing there.
     copy = trained.with_name("copy")
-    subprocess.run(["cp", "-r", trained, copy], check=True)
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "eval/it-2")
     arguments[1] = str(copy)
-    evaluation.main(arguments)
-    assert capsys.readouterr().out == out.replace(str(trained), str(copy))
+    assert torchrun(2, *arguments) == out.replace(str(trained), str(copy))
 
 
 def test_a_run_brings_its_models(tmp_path):
