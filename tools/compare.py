@@ -84,8 +84,7 @@ def ask(vlm, settings, numbers, name, rows, folder):
         except Exception as error:  # a stranger's file may break any decoder in any way
             new[i] = {"index": i, "unusable": " ".join(str(error).split()) or repr(error)}
         else:
-            fields = vars(question)
-            new[i] = {"index": i} | {key: fields[key] for key in fields if key != "pictures"}
+            new[i] = {"index": i} | vars(question) | {"pictures": len(question.pictures)}
 
     # By their numbers the replies are those of one long call: one may stop and go on anywhere.
     ways = {"replies": {key: settings[key] for key in ("temperature", "top_p")}}
