@@ -122,7 +122,7 @@ def kept(bench, options):
 
 # ------------------------------------------------------------------------------------ the figures
 
-JUDGE = """Here are a question, its right answer, and the answer, or a piece of the reply, of a student.
+JUDGE = """Here are a question, its right answer, and a student's answer or a piece of the reply.
 Question: {text}
 Right answer: {gold}
 The student: {given}
