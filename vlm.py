@@ -174,18 +174,18 @@ class VLM:
         return self.lm_head.dtype
 
     # ------------------------------------------------------------ text and pictures -> Prompt
-    def encode(self, text, images=()) -> Prompt:
+    def encode(self, text, images=(), system="") -> Prompt:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins.
 
         `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an
-        order. A picture is a PIL image, or what `cut` made of one. Nothing in a text is ever read
-        as a special token (support/chat.py).
+        order. A picture is a PIL image, or what `cut` made of one. `system` comes before it all.
+        Nothing in a text is ever read as a special token (support/chat.py).
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
         parts = [part if isinstance(part, str | Picture) else self.cut(part) for part in parts]
         pictures = [part for part in parts if isinstance(part, Picture)]
         image_token = self.config.image_token_id
-        once = self.chat.tokens(parts)
+        once = self.chat.tokens(parts, system)
         if once.count(image_token) != len(pictures):
             raise ValueError("the chat template does not give each picture its image token")
         # The template has a picture's image token once. It stands for all of its merged patches.

@@ -35,7 +35,7 @@ SHORT_NAMES = {
     "Qwen3-VL-4B": "Qwen/Qwen3-VL-4B-Instruct",
     "Qwen3-VL-8B": "Qwen/Qwen3-VL-8B-Instruct",
     "Qwen3-VL-32B": "Qwen/Qwen3-VL-32B-Instruct",
-    "MiMo-VL-7B": "XiaomiMiMo/MiMo-VL-7B-SFT",
+    "MiMo-VL-7B": "XiaomiMiMo/MiMo-VL-7B-SFT-2508",
 }
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 # Small files which we read or other programs want: kept as they were found, and saved again.

@@ -148,7 +148,7 @@ def test_unknown_names(monkeypatch, tmp_path):
         ("some/model", "some/model"),
         ("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
         ("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct"),
-        ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT"),
+        ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT-2508"),
     ]:
         with pytest.raises(FileNotFoundError) as error:
             VLM.load(name)
