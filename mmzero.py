@@ -31,7 +31,9 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from PIL import Image
 
 import rewards
@@ -393,6 +395,23 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
 # ---------------------------------------------------------------------------------------- the loop
 
 
+def choose_threads(roles: Roles, run: Run):
+    """As many as are asked for, or as the run began with, or as a probe finds to be fastest: it
+    samples a little. On a GPU, under torchrun, and with OMP_NUM_THREADS, as they are."""
+    threads = run.settings.threads or run.facts["threads"]
+    if roles.actor.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        threads = run.settings.threads
+    elif not threads:
+        prompt = roles.proposer_prompt(roles.topics[0])
+        sample = partial(generate, roles.actor, [prompt], 48, max_new_tokens=8)
+        cores = len(os.sched_getaffinity(0))
+        threads, reason = machine.choose_threads(sample, cores, torch.set_num_threads)
+        print(reason)
+    if threads:
+        torch.set_num_threads(threads)
+    run.note(threads=threads or torch.get_num_threads())
+
+
 def self_evolve(run: Run):
     """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
 
@@ -403,6 +422,7 @@ def self_evolve(run: Run):
     roles = Roles(settings, {role: run.newest(role) or settings.model for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
     print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
+    choose_threads(roles, run)
 
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:

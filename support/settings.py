@@ -63,6 +63,7 @@ class Settings:
     min_pixels: int = 262144  # smaller pictures are scaled up to this area; 0: the checkpoint's
     max_pixels: int = 1638400  # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
     slots: int = 0  # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
+    threads: int = 0  # of the CPU, for the networks; 0: as fast as a probe finds
     workers: int = 0  # processes that render; 0: one per core
     render_seconds: float = 5.0  # a program that draws for longer is stopped
     unsafe_python: bool = False  # run Python though this machine cannot confine it
@@ -122,7 +123,7 @@ TRAINED = FROZEN | dict.fromkeys(("proposer", "solver"), dict(temperature=1.0, t
 # Which setting limits its replies.
 LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
 # Numbers that may be 0.
-MAY_BE_ZERO = "iterations min_pixels max_pixels slots workers questions probe lora".split()
+MAY_BE_ZERO = "iterations min_pixels max_pixels slots threads workers questions probe lora".split()
 
 
 def check(settings: Settings) -> None:
