@@ -36,7 +36,8 @@ ELSEWHERE = {"n": 1, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 4096} 
 def fingerprint(name):
     """A hash of 256 places of a checkpoint's weights. It tells other weights of the same name."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(find_checkpoint(name).glob("*.safetensors")):
+    own = Path(name).glob("adapter_model.safetensors")
+    for file in [*own, *sorted(find_checkpoint(name).glob("*.safetensors"))]:
         data = np.memmap(file, mode="r")
         for place in np.linspace(0, len(data), 256, endpoint=False, dtype=int):
             digest.update(data[place : place + 256])
