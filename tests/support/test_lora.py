@@ -273,7 +273,7 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     roles.renderer.close()
     learnt = roles.weights["solver"]
     generator = torch.Generator().manual_seed(0)
-    learnt = {n: w + 0.1 * torch.randn(w.shape, generator=generator) for n, w in learnt.items()}
+    learnt = {n: w + 0.02 * torch.randn(w.shape, generator=generator) for n, w in learnt.items()}
     roles.weights["solver"] = learnt
     questions = {kind: eval.charts(12, kind=kind)[0] for kind in ("hard", "easy")}
     mmzero.measure(roles, run, 1, questions)
@@ -283,11 +283,12 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     flags = ["--questions", "12", "--max-new-tokens", str(settings.answer_tokens)]
     models = ["--model", str(run.folder / "iter1/solver"), "--compare", "tiny"]
     eval.main([*models, *flags, "--out", str(tmp_path / "eval")])
-    ours, base = json.loads((tmp_path / "eval/results.json").read_text())["results"]
+    rows = json.loads((tmp_path / "eval/results.json").read_text())["results"]
+    ours, base = (row for row in rows if row["set"] == "charts")
     (printed,) = run.evaluations()
     names = "sampled sampled_low sampled_high majority greedy unread questions n".split()
     assert [ours[name] for name in names] == [printed[name] for name in names]
-    assert ours["sampled"] != base["sampled"] > 0
+    assert 0 < ours["sampled"] != base["sampled"]
 
 
 def test_a_run_begins_with_the_adapters_of_another(tmp_path):
