@@ -102,8 +102,8 @@ def check_family(folder: Path) -> str:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(
-            f"{folder} holds a model of type {family!r}; supported are {', '.join(SHORT_NAMES)}, "
-            f"and others of their types ({', '.join(FAMILIES)})"
+            f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL "
+            f"(with MiMo-VL) and Qwen3-VL, of these by name: {', '.join(SHORT_NAMES)}"
         )
     return family
 

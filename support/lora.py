@@ -7,7 +7,7 @@ B begins at 0, so the network begins as its base. Policy and actor share the ten
 role is its adapters alone, some MB, and the reference is the adapters that the phase began with.
 
 Adapters are never merged into weights that are saved: in bf16 these would lose most of what a few
-steps have learnt. support/checkpoint.py saves them as peft does.
+steps have learnt. support/checkpoint.py saves adapters as peft does.
 """
 
 import copy

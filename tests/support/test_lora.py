@@ -20,6 +20,7 @@ from support.checkpoint import find_checkpoint
 from support.lora import LoRALinear, add_lora, twin
 from support.networks import load_networks
 from support.run_folder import Phase, Run
+from tools.compare import fingerprint
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -289,6 +290,8 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     names = "sampled sampled_low sampled_high majority greedy unread questions n".split()
     assert [ours[name] for name in names] == [printed[name] for name in names]
     assert 0 < ours["sampled"] != base["sampled"]
+    # What an evaluation keeps of this role is not taken for the base's, or another role's.
+    assert fingerprint(str(run.folder / "iter1/solver")) != fingerprint("tiny")
 
 
 def test_a_run_begins_with_the_adapters_of_another(tmp_path):
