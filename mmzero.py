@@ -44,8 +44,7 @@ from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
 from support.answers import refuse
-from support.checkpoint import check_family, find_checkpoint
-from support.networks import load_networks, read_weights
+from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
 from vlm import VLM
@@ -463,7 +462,7 @@ def main(arguments=None) -> Run:
             sys.exit(f"mmzero.py: {reason}" if reason else None)
         check(settings)
         # Before anything is written: is there such a model, and can it be used?
-        check_family(find_checkpoint(settings.model))
+        check_model(settings)
         run = Run(settings)
         for roles, iteration in self_evolve(run):
             labels = run.folder / f"iter{iteration}/solver.jsonl"

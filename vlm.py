@@ -11,7 +11,6 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
 
 import hashlib
 import itertools
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ from torch.nn.utils.rnn import pad_sequence
 from prompts import PROMPTS
 from support import checkpoint, flash, parallel
 from support.chat import Chat
-from support.lora import merged_state
 
 # Large products run in bf16 anyway. Left in float32 are the rotary angles, and TF32 with its
 # 11 bits would round positions beyond 2,048.
@@ -116,13 +114,14 @@ class VLM:
 
     @classmethod
     def load(cls, name_or_path, device="auto", dtype="auto", attention="auto") -> "VLM":
-        """`tiny`, a short name such as `Qwen2-VL-2B`, a folder, or a hub id.
+        """`tiny`, a short name such as `Qwen2-VL-2B`, a folder (also of adapters), or a hub id.
 
         "auto": CUDA where there is one; bfloat16 on CUDA, else float32; flash_attention_2 on CUDA
         where that package is installed, else PyTorch's own ("sdpa"). FileNotFoundError: the name
         leads nowhere. ValueError: its family is not supported.
         """
-        folder = checkpoint.find_checkpoint(str(name_or_path))
+        name = str(name_or_path)
+        folder = checkpoint.find_checkpoint(name)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_cuda = torch.device(device).type == "cuda"
@@ -135,7 +134,12 @@ class VLM:
             flash = on_cuda and half and transformers.utils.is_flash_attn_2_available()
             attention = "flash_attention_2" if flash else "sdpa"
         model, tokenizer = checkpoint.load_network(folder, dtype, attention)
-        return cls(model.to(device).eval(), tokenizer, folder)
+        vlm = cls(model.to(device).eval(), tokenizer, folder)
+        if folder != Path(name):  # `tiny`, or a hub id: it holds on any machine
+            vlm.base = checkpoint.SHORT_NAMES.get(name, name)
+        if checkpoint.read_json(name, checkpoint.ADAPTERS):
+            checkpoint.load_adapters(vlm, name)
+        return vlm
 
     def __init__(self, model, tokenizer, folder: Path):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
@@ -144,15 +148,14 @@ class VLM:
         visual.patch_embed = flash.LinearPatches(visual.patch_embed.proj)
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
         self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
-        self.prompts = PROMPTS
-        if (folder / "prompts.json").exists():
-            self.prompts = json.loads((folder / "prompts.json").read_text())
+        self.base = str(folder.absolute())  # the name that adapters give of their base
+        self.prompts = checkpoint.read_json(folder, "prompts.json") or PROMPTS
         self.eos_ids = checkpoint.end_tokens(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0]
         self.side_files = checkpoint.read_side_files(folder)
-        settings = checkpoint.picture_settings(folder, self.side_files)
+        settings = checkpoint.picture_settings(folder)
         self.min_pixels, self.max_pixels = settings["min_pixels"], settings["max_pixels"]
         self.patch, self.merge = settings["patch_size"], settings["merge_size"]
         self.temporal_patch = settings["temporal_patch_size"]
@@ -333,17 +336,14 @@ class VLM:
             parallel.assign(weight, state[name])
 
     def save(self, folder) -> None:
-        """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
+        """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours;
+        with LoRA, adapters that peft loads on the base.
 
-        Weights keep their dtype; with LoRA they are merged, and the adapters lie beside them. What
-        was there is replaced. All ranks call it, rank 0 writes."""
-        if self.lora:
-            weights = merged_state(self.model)
-        else:
-            weights = {}
-            for name, weight in self.model.named_parameters():
-                whole = parallel.whole(weight.detach())  # all ranks together
-                if parallel.rank() == 0:
-                    weights[name] = whole.cpu()
+        Weights keep their dtype. What was there is replaced. All ranks call it, rank 0 writes."""
+        weights = {}
+        for name, weight in self.weights().items():
+            whole = parallel.whole(weight.detach())  # all ranks together
+            if parallel.rank() == 0:
+                weights[name] = whole.cpu()
         if parallel.rank() == 0:
             checkpoint.write_checkpoint(self, weights, folder)

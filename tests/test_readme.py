@@ -33,6 +33,7 @@ INLINE = {
     for page, text in PAGES.items()
 }
 MADE_BY_A_RUN = {
+    "adapter_config.json",
     "config.json",
     "metrics.jsonl",
     "report.html",

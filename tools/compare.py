@@ -23,7 +23,6 @@ from eval import charts, figures, interval, markdown
 from generate import generate
 from prompts import fill
 from support.answers import extract_answer, vote
-from support.checkpoint import find_checkpoint
 from support.parallel import gather, rank, rank_slice, world
 from support.run_folder import read_jsonl
 from tools import benchmarks, judge, report
@@ -34,7 +33,7 @@ CHUNK = 128  # questions of each rank between two writes
 # As in training.
 ON_CHARTS = {"samples": 8, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 512}
 ON_CHARTS |= {"prompt": "training", "greedy": True}
-# As the authors ask (PAPER 7), with a prompt of our own.
+# As the authors ask (docs/paper.md), with a prompt of our own.
 ELSEWHERE = {"samples": 1, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 4096}
 ELSEWHERE |= {"prompt": "neutral", "greedy": False}
 LARGEST = 1280 * 1280  # pixels of a picture
@@ -282,7 +281,7 @@ def load_sets(options):
 
 def ask_all(options):
     """Ask every model what it was not asked yet -> {set of the paper: why it cannot be had}"""
-    weights = {m: fingerprint(find_checkpoint(source)) for m, source in options.models.items()}
+    weights = {m: fingerprint(source) for m, source in options.models.items()}
     sets, missing = load_sets(options)
     given = {key: vars(options)[key] for key in ON_CHARTS if vars(options).get(key)}
     for model, source in options.models.items():

@@ -116,10 +116,11 @@ def verdict(reply):
     return word[1].lower() == "yes" if word else None
 
 
-def fingerprint(folder):
+def fingerprint(name):
     """A hash of 256 places of a checkpoint's weights. It tells other weights of the same name."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    own = Path(name).glob("adapter_model.safetensors")
+    for file in [*own, *sorted(checkpoint.find_checkpoint(name).glob("*.safetensors"))]:
         data = np.memmap(file, mode="r")
         for place in np.linspace(0, len(data), 256, endpoint=False, dtype=int):
             digest.update(data[place : place + 256])

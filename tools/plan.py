@@ -175,12 +175,12 @@ def needs(settings: Settings, shape, gpus: int, pixels=0, half=2) -> dict:
     needed |= {"least": least + reserve, "length": length, "tokens": tokens, "slots": slots}
 
     # The host's memory: three roles in float32, and a state (weights, moments) while it is saved.
-    # At the start, a policy of every rank. Checkpoints are float32; of LoRA merged, in bf16.
+    # At the start, a policy of every rank. Checkpoints are float32; of LoRA, adapters alone.
     total, adapters = shape.total, settings.lora * shape.per_rank
     host, checkpoint, state = max(24, 4 * gpus) * total, 4 * total, 12 * total
     if settings.lora:
         host = 2 * total * gpus + 24 * adapters
-        checkpoint, state = 2 * total + 4 * adapters, 12 * adapters
+        checkpoint, state = 4 * adapters, 12 * adapters
     pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
     disk = settings.iterations * (3 * checkpoint + PICTURE * pictures) + 2 * state
     return needed | {"host": host, "disk": disk}

@@ -193,7 +193,7 @@ def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         VLM.load("tiny")
-    assert "tiny/build.py" in one_line(error)
+    assert "config.json" in one_line(error)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llava", "qwen3_vl_moe", "internvl", "gemma3"])

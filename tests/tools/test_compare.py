@@ -125,7 +125,6 @@ def models(monkeypatch):
 
     monkeypatch.setattr(compare, "VLM", Models)
     monkeypatch.setattr(compare, "generate", fake)
-    monkeypatch.setattr(compare, "find_checkpoint", str)
     monkeypatch.setattr(compare, "fingerprint", lambda name: f"weights of {name}")
     return asked
 
