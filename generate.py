@@ -13,12 +13,10 @@ as the newest, and is filled again as soon as its reply ends. When the queue is 
 at work moves into the gap: slots 0 .. m-1 are those at work. On CUDA nothing in a step waits for
 the device: ends are looked for every few steps, and what was drawn after one is dropped.
 
-Shapes: S slots, m of them at work, C columns of the cache, W of them in use, K key/value heads, G
-query heads for each of these, H head size, D hidden size, V vocabulary.
+Shapes: S slots, m of them at work, K key/value heads, H head size, D hidden size, V vocabulary.
 """
 
 import argparse
-import itertools
 import math
 import sys
 import weakref
@@ -31,8 +29,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from support import flash
-from support.flash import KEPT, CapturedSteps, engine_for, grown, norm, products_of, sent
+from support.flash import Cache, CapturedSteps, engine_for, norm, products_of, release, sent
 from vlm import VLM, Prompt
 
 # Steps between two looks at the ends: a look makes a GPU wait.
@@ -92,16 +89,13 @@ def generate(
     for share in (1, 2):
         try:
             engine = engine_for(Engine, vlm, slots, limits.numel(), longest, share)
-            replies = engine.run(*work, slots, progress)
-            if vlm.device.type == "cuda":
-                KEPT[vlm] = engine
-            return replies
+            return engine.run(*work, slots, progress)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
             if share == 2:
                 raise
-            print("generate: out of GPU memory; again with half the slots", file=sys.stderr)
             engine = None
+            print("generate: out of GPU memory; again with half the slots", file=sys.stderr)
 
 
 class Engine:
@@ -113,18 +107,9 @@ class Engine:
         # An engine that is kept does not keep its network.
         self.vlm, self.text = weakref.proxy(vlm), vlm.model.model.language_model
         self.slots, self.columns, device = slots, columns, vlm.device
+        self.graphs = CapturedSteps(slots, columns) if device.type == "cuda" else None
+        self.cache = Cache(vlm, slots, columns)
         self.products = [products_of(layer) for layer in self.text.layers]
-        self.attend, self.graphs = attend, None
-        if device.type == "cuda":
-            self.attend, self.graphs = flash.attend, CapturedSteps(slots, columns)
-
-        # Keys and values of each layer, [2, S, K, C, H]. On a CPU they follow their slots: see
-        # `grown`. Captured steps need their final size at once.
-        attention = self.text.layers[0].self_attn
-        self.heads = attention.k_proj.weight.shape[0] // attention.head_dim
-        size = 2, slots, self.heads, columns if self.graphs else 0, attention.head_dim
-        options = dict(dtype=vlm.dtype, device=device)
-        self.cache = [torch.zeros(size, **options) for _ in self.text.layers]
 
         # Of each slot the newest token; the column of its prompt's last token and the position of
         # that; the tokens drawn, and how many may be. A slot is done when these two are equal.
@@ -134,12 +119,11 @@ class Engine:
         # A slot that is done goes along, and writes to the place behind its reply.
         self.reals = torch.zeros(4, slots, columns, dtype=torch.float64, device=device)
         self.random, self.records = self.reals[0], self.reals[1:]
-        self.naturals = torch.arange(max(slots, columns), device=device)  # 0, 1, 2, ...
 
         # Rotations [positions, 2, H] by cosine and sine, the latter negative in the first half: see
-        # `rotate`. In a reply the three axes of M-RoPE agree: one position a token is enough.
-        positions = self.naturals[:columns].expand(3, 1, -1)
-        cos, sin = self.text.rotary_emb(self.cache[0], positions)
+        # `decode`. In a reply the three axes of M-RoPE agree: one position a token is enough.
+        positions = self.cache.columns.expand(3, 1, -1)
+        cos, sin = self.text.rotary_emb(self.cache.layers[0], positions)
         first, second = sin[0].chunk(2, dim=-1)
         self.rotation = torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
 
@@ -157,15 +141,14 @@ class Engine:
         self.used = min(slots or self.slots, self.slots)
         self.free = list(range(self.used))[::-1]
         self.owner, self.reach = np.zeros((self.slots, 2), int), np.zeros(self.slots, int)
-        for product in itertools.chain(*self.products):
+        for product in sum(self.products, []):
             product.refresh()
         total, every = sum(map(len, limits)), EVERY[self.vlm.device.type]
         with tqdm(total=total, disable=not progress, unit=" completions", leave=False) as bar:
             m = self.fill()
             while m:
-                width = min(int(self.reach[:m].max()) + every, self.columns)
                 # Slots fall idle only when the queue is empty: they are of no more use then.
-                grown(self.cache, width, m, self.columns)
+                width = self.cache.grow(int(self.reach[:m].max()) + every, m)
                 for _ in range(every):
                     self.step(m, width)
                 bar.update(self.retire(m))
@@ -190,7 +173,7 @@ class Engine:
         if gaps:
             movers = sorted(set(range(m, self.used)) - set(self.free))
             to, since = sent(torch.tensor([gaps, movers]), self.vlm.device)
-            for state in (*self.cache, self.counts, self.reals):
+            for state in (*self.cache.layers, self.counts, self.reals):
                 state[:, to] = state[:, since]
             self.owner[gaps], self.reach[gaps] = self.owner[movers], self.reach[movers]
             self.free = list(range(m, self.used))[::-1]
@@ -209,8 +192,8 @@ class Engine:
         self.counts[:, at] = new[:, 1:6].T.long()
         self.random[at, : max(limits)] = new[:, 6:]
         self.owner[slots], self.reach[slots] = asked, length - 1
-        grown(self.cache, length, self.slots, self.columns)
-        for layer, own in zip(self.cache, cache):
+        self.cache.grow(length, self.slots)
+        for layer, own in zip(self.cache.layers, cache):
             layer[:, at, :, :length] = own[:, None]
 
     def prefill(self):
@@ -248,7 +231,7 @@ class Engine:
 
     def advance(self, m: int, width: int):
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
-        index, drawn, limit = self.naturals[:m], self.drawn[:m], self.limit[:m]
+        index, drawn, limit = self.cache.index[:m], self.drawn[:m], self.limit[:m]
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
         new = sample(logits, self.random[index, drawn], *self.settings, self.never)
         self.records[:, index, drawn] = torch.stack([value.double() for value in new])
@@ -263,26 +246,22 @@ class Engine:
         """The newest tokens' hidden states [m, D]; their keys and values go into the cache."""
         column, position = (start[:m] + self.drawn[:m] for start in (self.column, self.position))
         cos, sin = self.rotation[position, :, None].unbind(1)  # [m, 1, H]
-        index, lengths, K = self.naturals[:m], column.int() + 1, self.heads
-        # A slot sees the columns up to its newest.
-        beyond = self.naturals[:width] > column[:, None]  # [m, W]
-        mask = self.cache[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
-        mask = mask.repeat_interleave(K, dim=0)[:, None]  # [m * K, 1, W]
         x = self.text.embed_tokens(self.newest[:m])  # [m, D]
-        for layer, cache, products in zip(self.text.layers, self.cache, self.products):
-            into_attention, from_attention, into_mlp, from_mlp = products
+        visible = self.cache.visible(column, width)
+        for number, layer in enumerate(self.text.layers):
             attention = layer.self_attn
+            into_attention, from_attention, into_mlp, from_mlp = self.products[number]
             heads = into_attention(norm(layer.input_layernorm, x))
-            heads = heads.view(m, -1, attention.head_dim)  # queries, keys, values
-            q, qk, kv = heads[:, : -2 * K], heads[:, :-K], heads[:, -2 * K :]
-            straight = qk
+            heads = heads.view(m, -1, attention.head_dim)  # queries, keys, values [m, heads, H]
+            q, k, _ = heads.split(self.cache.heads, dim=1)
+            normed = qk = heads[:, : -k.shape[1]]
             if self.vlm.family == "qwen3_vl":
-                k = norm(attention.k_norm, kv[:, :K])
-                straight = torch.cat([norm(attention.q_norm, q), k], dim=1)
-            rotate(straight, cos, sin, out=qk)
-            cache.transpose(0, 1)[index, :, :, column] = kv.unflatten(1, (2, K))
-            keys, values = cache[:, :m, :, :width]
-            x = from_attention(self.attend(q, keys, values, lengths, mask, attention.scaling), x)
+                normed = torch.cat([norm(attention.q_norm, q), norm(attention.k_norm, k)], dim=1)
+            # Rotary embedding: i and i + H/2 turn as a pair.
+            turned = normed.roll(attention.head_dim // 2, dims=-1)
+            torch.addcmul(normed * cos, turned, sin, out=qk)
+            seen = self.cache.attend(number, heads, column, visible, attention.scaling)
+            x = from_attention(seen, x)
             gate, up = into_mlp(norm(layer.post_attention_layernorm, x)).chunk(2, dim=-1)
             x = from_mlp(layer.mlp.act_fn(gate) * up, x)
         return norm(self.text.norm, x)
@@ -302,6 +281,7 @@ class Engine:
         for number, slot in enumerate(gone):
             tokens, logps, full_logps = records[:, number, : drawn[slot]].tolist()
             if not math.isfinite(full_logps[-1]):
+                release()  # nor are keys and values
                 raise RuntimeError("the logits are not finite numbers: the weights have diverged")
             tokens = [int(token) for token in tokens]
             finished = tokens[-1] in self.vlm.eos_ids
@@ -323,21 +303,6 @@ def waiting_line(prompts: list[Prompt], n: int) -> list[tuple[Prompt, list[tuple
     for entry in sorted(distinct.values(), key=lambda entry: -len(entry[0].tokens)):
         families.setdefault(entry[0].pictures, []).append(entry)
     return [entry for family in families.values() for entry in family]
-
-
-def rotate(x, cos, sin, out):
-    """Rotary embedding of x [m, heads, H] by cos, sin [m, 1, H]: i and i + H/2 turn as a pair."""
-    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin, out=out)
-
-
-def attend(q, keys, values, lengths, mask, scaling) -> Tensor:
-    """q [m, K * G, H] sees keys, values [m, K, W, H]: of each slot as many as `lengths` [m] says, by
-    a mask [m * K, 1, W] that is -inf beyond. -> [m, K * G * H]"""
-    # The G query heads of one key/value head take the place of G queries: no key is copied G times.
-    m, q = len(q), q.reshape(len(mask), -1, q.shape[-1])
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)  # [m * K, G, W]
-    return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
 
 
 def uniforms(seed: int, prompt: int, completion: int, count: int) -> Tensor:

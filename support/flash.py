@@ -66,9 +66,10 @@ def engine_for(make, vlm, wanted: int | None, replies: int, longest: int, share=
     """make(vlm, slots, columns), for `replies` replies of `longest` tokens with their prompts, or a
     `share`-th of them at once. On CUDA it is the engine that sampled last, where that is enough."""
     asked, cuda = min(wanted or MOST, replies), vlm.device.type == "cuda"
-    last = KEPT.pop(vlm, None)
+    last = KEPT.get(vlm)
     if last is not None:
-        if last.made_for == graphs_read(vlm) and last.columns >= longest and last.asked >= asked:
+        enough = last.columns >= longest and last.asked >= asked
+        if share == 1 and enough and last.made_for == graphs_read(vlm):
             return last
         asked, longest = max(asked, last.asked), max(longest, last.columns)
         del last
@@ -78,6 +79,8 @@ def engine_for(make, vlm, wanted: int | None, replies: int, longest: int, share=
     slots = min(slots_that_fit(vlm, wanted, longest), asked)
     engine = make(vlm, max(1, slots // share), longest)
     engine.asked, engine.made_for = asked, graphs_read(vlm)
+    if cuda:
+        KEPT[vlm] = engine
     return engine
 
 
@@ -100,17 +103,78 @@ def sent(numbers: Tensor, device) -> Tensor:
     return numbers.to(device, non_blocking=True)
 
 
-def grown(cache: list[Tensor], columns: int, slots: int, most: int):
-    """Make room in a cache [2, S, K, C, H] of each layer: for these columns of the first `slots`.
+class Cache:
+    """Keys and values of S slots, of each layer [2, S, K, C, H], for at most `columns` columns.
 
-    Slots that lie close together are read a fifth faster than in a cache of twice the columns.
+    On CUDA it has its final size at once, as captured steps need it. On a CPU it follows its slots.
     """
-    have = cache[0].shape[3]
-    if columns > have:
-        # One layer at a time, to need little memory.
-        for number, layer in enumerate(cache):
+
+    def __init__(self, vlm, slots: int, columns: int):
+        self.index = torch.arange(slots, device=vlm.device)
+        self.columns = torch.arange(columns, device=vlm.device)
+        layers = vlm.model.model.language_model.layers
+        attention = layers[0].self_attn
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        self.heads = [part.weight.shape[0] // attention.head_dim for part in (q, k, v)]
+        now = columns if vlm.device.type == "cuda" else 0
+        self.attention = fused_attention if now else plain_attention
+        size = 2, slots, self.heads[1], now, attention.head_dim
+        self.layers = [torch.zeros(size, dtype=vlm.dtype, device=vlm.device) for _ in layers]
+
+    def grow(self, columns: int, slots: int) -> int:
+        """Make room for these columns of the first `slots` slots -> columns, or as many as may be.
+
+        Slots that lie close together are read a fifth faster than in a cache of twice the columns.
+        """
+        have, most = self.layers[0].shape[3], len(self.columns)
+        columns = min(columns, most)
+        if columns > have:
             more = min(columns + GROWTH, most) - have
-            cache[number] = F.pad(layer[:, :slots], (0, 0, 0, more))
+            # One layer at a time, to need little memory.
+            for number, layer in enumerate(self.layers):
+                self.layers[number] = F.pad(layer[:, :slots], (0, 0, 0, more))
+        return columns
+
+    def visible(self, column: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """What slots 0 .. m-1 see whose newest column is `column` [m]: columns up to that one.
+
+        As lengths [m], and as a mask [m * K, 1, W], -inf beyond.
+        """
+        beyond = self.columns[:width] > column[:, None]  # [m, W]
+        mask = self.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
+        return column.int() + 1, mask.repeat_interleave(self.heads[1], dim=0)[:, None]
+
+    def attend(self, number: int, heads, column, visible, scaling) -> Tensor:
+        """Of heads [m, K * G + K + K, H] keys and values go into `column` [m] of a layer, and the
+        queries see what is there. -> [m, K * G * H]"""
+        m, (lengths, mask) = len(heads), visible
+        q, k, _ = heads.split(self.heads, dim=1)
+        new = heads[:, q.shape[1] :].unflatten(1, (2, -1))
+        layer = self.layers[number].transpose(0, 1)  # [S, 2, K, C, H]
+        layer[self.index[:m], :, :, column] = new
+        keys, values = layer[:m, :, :, : mask.shape[-1]].unbind(1)
+        return self.attention(q, keys, values, lengths, mask, scaling)
+
+
+def plain_attention(q, keys, values, lengths, mask, scaling) -> Tensor:
+    """q [m, K * G, H] sees keys, values [m, K, W, H] by mask [m * K, 1, W] -> [m, K * G * H]"""
+    # The G query heads of one key/value head take the place of G queries: no key is copied G times.
+    m, q = len(q), q.reshape(len(mask), -1, q.shape[-1])
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scaling)  # [m * K, G, W]
+    return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
+
+
+def fused_attention(q, keys, values, lengths, mask, scaling) -> Tensor:
+    """The same on CUDA. flash-attn reads of each slot the columns that it has, and no mask."""
+    m = len(q)
+    if flash_attn_with_kvcache is not None and q.dtype != torch.float32:
+        q, keys, values = q[:, None], keys.transpose(1, 2), values.transpose(1, 2)
+        options = dict(cache_seqlens=lengths, softmax_scale=scaling, causal=True)
+        return flash_attn_with_kvcache(q, keys, values, **options).reshape(m, -1)
+    q, mask = q[:, :, None], mask.view(m, -1, *mask.shape[1:])[:, :1]  # [m, 1, 1, W]
+    options = dict(scale=scaling, enable_gqa=True)
+    return F.scaled_dot_product_attention(q, keys, values, mask, **options).reshape(m, -1)
 
 
 def norm(module, x) -> Tensor:
@@ -155,7 +219,7 @@ class Product:
 
 @torch.inference_mode(False)
 def joined(parts: list[Tensor]) -> Tensor:
-    """The rows of all parts. They are slices of it from now on: what is loaded into them is in it."""
+    """The rows of all parts, which are slices of it from now on: loaded into them, it is in it."""
     if len(parts) == 1:
         return parts[0].data
     whole = torch.cat([part.data for part in parts])
@@ -171,18 +235,6 @@ def products_of(layer) -> list[Product]:
     return [Product(*part) for part in (*parts, (mlp.down_proj,))]
 
 
-def attend(q, keys, values, lengths, mask, scaling) -> Tensor:
-    """As generate.attend. flash-attn reads of each slot the columns that it has, and no mask."""
-    m, q = len(q), q[:, :, None]  # [m, K * G, 1, H]
-    if flash_attn_with_kvcache is None or q.dtype == torch.float32:
-        mask = mask.view(m, -1, *mask.shape[1:])[:, :1]  # [m, 1, 1, W]
-        options = dict(scale=scaling, enable_gqa=True)
-        return F.scaled_dot_product_attention(q, keys, values, mask, **options).reshape(m, -1)
-    q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
-    options = dict(cache_seqlens=lengths, softmax_scale=scaling, causal=True)
-    return flash_attn_with_kvcache(q, keys, values, **options).reshape(m, -1)
-
-
 class CapturedSteps:
     """A step of the decoder as a CUDA graph: captured once for each of a few shapes, then replayed.
 
@@ -195,26 +247,17 @@ class CapturedSteps:
         self.graphs, self.pool = {}, torch.cuda.graph_pool_handle()
 
     def __call__(self, step, settings, m: int, width: int):
-        """A step of at least this shape: rounded up, so that few graphs serve all."""
-        block = max(WIDTHS, bucket(width) // 8)
-        width = min(-(-width // block) * block, self.columns)
-        shape = min(max(bucket(m), FEWEST), self.slots), width
+        """A step of at least this shape: a power of two, whole blocks, so that few graphs serve."""
+        slots = max(FEWEST, 1 << (m - 1).bit_length())
+        shape = min(slots, self.slots), min(-(-width // WIDTHS) * WIDTHS, self.columns)
         if (shape, settings) in self.graphs:
             return self.graphs[shape, settings].replay()
         # A step like any other: what CUDA does only once (handles, workspaces) is then done.
         step(*shape)
-        self.graphs[shape, settings] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graphs[shape, settings], pool=self.pool):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
             step(*shape)  # recorded, not run
-
-
-def bucket(m: int) -> int:
-    """The next power of two.
-
-    >>> [bucket(m) for m in (1, 2, 3, 64, 65)]
-    [1, 2, 4, 64, 128]
-    """
-    return 1 << (m - 1).bit_length()
+        self.graphs[shape, settings] = graph
 
 
 # ---- packed sequences (plain twin: the mask of grpo.visible_tokens) ------------------------------
