@@ -43,6 +43,7 @@ from render import Renderer
 from support import parallel
 from support.answers import refuse
 from support.checkpoint import check_family, find_checkpoint
+from support.flash import release
 from support.networks import load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
@@ -207,6 +208,7 @@ class Roles:
         # The actor has just sampled as the policy. Now it plays the reference: the role as the
         # phase found it.
         self.actor.load_state(self.weights[role])
+        release()
         return train_step(
             self.policy,
             self.actor,
