@@ -44,6 +44,7 @@ from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
 from support.answers import refuse
+from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
@@ -202,6 +203,7 @@ class Roles:
         # The actor has just sampled as the policy. Now it plays the reference: the role as the
         # phase found it.
         self.actor.load_state(self.weights[role])
+        release()
         return train_step(
             self.policy,
             self.actor,

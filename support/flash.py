@@ -1,11 +1,13 @@
-"""The same results, faster: what a decoder keeps, flash-attn, captured steps, packed sequences.
+"""The same results, faster: products put together, attention on CUDA, captured steps, packed
+sequences.
 
-Shapes: S slots, m of them at work, C cache columns, W of them in use, K key/value heads, G query
-heads for each of these, H head size; L tokens of a packed sequence. Tests hold each fast path
-equal to its plain twin.
+Shapes: m slots at work, W columns of their cache in use, K key/value heads, G query heads for each
+of these, H head size; L tokens of a packed sequence. Tests hold each fast path equal to its plain
+twin.
 """
 
 import os
+import weakref
 from dataclasses import dataclass
 from inspect import signature
 
@@ -28,8 +30,11 @@ try:
 except ImportError:
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
-# Columns by which a cache on a CPU grows, and the width of captured steps.
-GROWTH, WIDTHS = 32, 256
+# Columns by which a cache on a CPU grows. The most slots that are of use; the fewest, and the
+# columns, that a captured step is made for.
+GROWTH, MOST, FEWEST, WIDTHS = 32, 512, 16, 256
+# The engine that sampled last, with its cache and graphs, for as long as its network lives.
+KEPT = weakref.WeakKeyDictionary()
 
 
 # ------------------------------------------------------------------------------------ decode
@@ -46,13 +51,11 @@ def free_bytes(device) -> int:
 def slots_that_fit(vlm, wanted: int | None, longest: int) -> int:
     """`wanted`, or as many slots of `longest` tokens as nine tenths of the free memory hold.
 
-    By default 128 on CUDA. More slots save a CPU the reading of weights and the Python between
-    layers, which only a small network notices: as many as 256 MB hold, but 16 to 512.
-    ValueError if not even one fits: better before an hour of sampling than in its middle.
+    By default 512 on CUDA. On a CPU, where only a small network gains by more slots, as many as
+    256 MB hold, but 16 to 512. ValueError if not even one fits: better before an hour of sampling.
     """
     text = vlm.config.get_text_config()
-    attention = vlm.model.model.language_model.layers[0].self_attn
-    width = attention.k_proj.weight.shape[0]
+    width = vlm.model.model.language_model.layers[0].self_attn.k_proj.weight.shape[0]
     cache = 2 * text.num_hidden_layers * width * longest * vlm.dtype.itemsize
     # Logits, probabilities and what the draw makes of them: six float32 a word.
     each = cache + 24 * text.vocab_size
@@ -64,76 +67,105 @@ def slots_that_fit(vlm, wanted: int | None, longest: int) -> int:
             "make the pictures smaller"
         )
     if wanted is None:
-        wanted = 128 if vlm.device.type == "cuda" else max(16, min(512, 2**28 // each))
+        wanted = MOST if vlm.device.type == "cuda" else max(16, min(MOST, 2**28 // each))
     return max(1, min(wanted, free // each))
 
 
-def can_decode(device, dtype) -> bool:
-    """Whether flash-attn is there for a decode step on this device; it knows no float32."""
-    return flash_attn_with_kvcache is not None and device.type == "cuda" and dtype.itemsize == 2
+def engine_for(make, vlm, wanted: int | None, replies: int, longest: int, share=1):
+    """make(vlm, slots, columns), for `replies` replies of `longest` tokens with their prompts, or a
+    `share`-th of them at once. On CUDA it is the engine that sampled last, where that is enough."""
+    asked, cuda = min(wanted or MOST, replies), vlm.device.type == "cuda"
+    last = KEPT.get(vlm)
+    if last is not None:
+        enough = last.columns >= longest and last.asked >= asked
+        if share == 1 and enough and last.made_for == graphs_read(vlm):
+            return last
+        asked, longest = max(asked, last.asked), max(longest, last.columns)
+        del last
+    release()
+    if cuda:
+        wanted, longest = asked, -(-longest // WIDTHS) * WIDTHS
+    slots = min(slots_that_fit(vlm, wanted, longest), asked)
+    engine = make(vlm, max(1, slots // share), longest)
+    engine.asked, engine.made_for = asked, graphs_read(vlm)
+    if cuda:
+        KEPT[vlm] = engine
+    return engine
+
+
+def graphs_read(vlm) -> list:
+    """What must not have changed if graphs are to be right: end tokens, where the weights lie."""
+    return [*vlm.eos_ids, *(weight.data_ptr() for weight in vlm.model.parameters())]
+
+
+def release():
+    """Give back the memory that sampling keeps: whoever trains or loads a network needs it."""
+    KEPT.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def sent(numbers: Tensor, device) -> Tensor:
+    """From the host to the device, which the host does not wait for."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 class Cache:
-    """Keys and values of S slots, of each layer [S, K, C, H], for at most `columns` columns.
+    """Keys and values of S slots, of each layer [2, S, K, C, H], for at most `columns` columns.
 
     On CUDA it has its final size at once, as captured steps need it. On a CPU it follows its slots.
     """
 
     def __init__(self, vlm, slots: int, columns: int):
-        self.slots, self.columns = slots, torch.arange(columns, device=vlm.device)
         self.index = torch.arange(slots, device=vlm.device)
-        self.flash = can_decode(vlm.device, vlm.dtype)
+        self.columns = torch.arange(columns, device=vlm.device)
         layers = vlm.model.model.language_model.layers
-        head = layers[0].self_attn.head_dim
-        heads = layers[0].self_attn.k_proj.weight.shape[0] // head
-        size = (slots, heads, columns if vlm.device.type == "cuda" else 0, head)
-        options = dict(dtype=vlm.dtype, device=vlm.device)
-        self.keys = [torch.zeros(size, **options) for _ in layers]
-        self.values = [torch.zeros(size, **options) for _ in layers]
-
-    def layers(self) -> list[Tensor]:
-        """The layers' keys, then their values."""
-        return self.keys + self.values
+        attention = layers[0].self_attn
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        self.heads = [part.weight.shape[0] // attention.head_dim for part in (q, k, v)]
+        now = columns if vlm.device.type == "cuda" else 0
+        self.attention = fused_attention if now else plain_attention
+        size = 2, slots, self.heads[1], now, attention.head_dim
+        self.layers = [torch.zeros(size, dtype=vlm.dtype, device=vlm.device) for _ in layers]
 
     def grow(self, columns: int, slots: int) -> int:
         """Make room for these columns of the first `slots` slots -> columns, or as many as may be.
 
         Slots that lie close together are read a fifth faster than in a cache of twice the columns.
         """
-        have, most = self.keys[0].shape[2], len(self.columns)
+        have, most = self.layers[0].shape[3], len(self.columns)
         columns = min(columns, most)
         if columns > have:
             more = min(columns + GROWTH, most) - have
-            for caches in (self.keys, self.values):
-                # One layer at a time, to need little memory.
-                for layer, cache in enumerate(caches):
-                    caches[layer] = F.pad(cache[:slots], (0, 0, 0, more))
+            # One layer at a time, to need little memory.
+            for number, layer in enumerate(self.layers):
+                self.layers[number] = F.pad(layer[:, :slots], (0, 0, 0, more))
         return columns
 
-    def visible(self, column: Tensor, width: int) -> Tensor:
+    def visible(self, column: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """What slots 0 .. m-1 see whose newest column is `column` [m]: columns up to that one.
 
-        As a mask [m * K, 1, W], -inf beyond; for flash-attn as lengths [m].
+        As lengths [m], and as a mask [m * K, 1, W], -inf beyond.
         """
-        if self.flash:
-            return column.int()
         beyond = self.columns[:width] > column[:, None]  # [m, W]
-        mask = self.keys[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
-        heads = self.keys[0].shape[1]
-        return mask[:, None].expand(-1, heads, -1).reshape(-1, 1, width)
+        mask = self.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
+        return column.int() + 1, mask.repeat_interleave(self.heads[1], dim=0)[:, None]
 
-    def attend(self, layer: int, q, k, v, column, visible, scaling) -> Tensor:
-        """k, v [m, K, H] go into `column` [m] of a layer; q [m, K * G, H] sees what is there."""
-        m = len(q)
-        keys, values = self.keys[layer][:m], self.values[layer][:m]
-        if self.flash:
-            return decode_attention(q, k, v, keys, values, visible, scaling).view(m, -1)
-        index, width = self.index[:m], visible.shape[-1]
-        keys[index, :, column], values[index, :, column] = k, v
-        return cached_attention(q, keys[:, :, :width], values[:, :, :width], visible, scaling)
+    def attend(self, number: int, heads, column, visible, scaling) -> Tensor:
+        """Of heads [m, K * G + K + K, H] keys and values go into `column` [m] of a layer, and the
+        queries see what is there. -> [m, K * G * H]"""
+        m, (lengths, mask) = len(heads), visible
+        q, k, _ = heads.split(self.heads, dim=1)
+        new = heads[:, q.shape[1] :].unflatten(1, (2, -1))
+        layer = self.layers[number].transpose(0, 1)  # [S, 2, K, C, H]
+        layer[self.index[:m], :, :, column] = new
+        keys, values = layer[:m, :, :, : mask.shape[-1]].unbind(1)
+        return self.attention(q, keys, values, lengths, mask, scaling)
 
 
-def cached_attention(q, keys, values, mask, scaling) -> Tensor:
+def plain_attention(q, keys, values, lengths, mask, scaling) -> Tensor:
     """q [m, K * G, H] sees keys, values [m, K, W, H] by mask [m * K, 1, W] -> [m, K * G * H]"""
     # The G query heads of one key/value head take the place of G queries: no key is copied G times.
     m, q = len(q), q.reshape(len(mask), -1, q.shape[-1])
@@ -142,23 +174,74 @@ def cached_attention(q, keys, values, mask, scaling) -> Tensor:
     return (scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values).view(m, -1)
 
 
-def decode_attention(q, k, v, keys, values, lengths, scaling) -> Tensor:
-    """flash-attn's: it puts k, v [m, K, H] at lengths [m] int32 itself. -> [m, 1, K * G, H]"""
-    return flash_attn_with_kvcache(
-        q[:, None],
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        k[:, None],
-        v[:, None],
-        cache_seqlens=lengths,
-        softmax_scale=scaling,
-        causal=True,
-    )
+def fused_attention(q, keys, values, lengths, mask, scaling) -> Tensor:
+    """The same on CUDA. flash-attn reads of each slot the columns that it has, and no mask."""
+    m = len(q)
+    if flash_attn_with_kvcache is not None and q.dtype != torch.float32:
+        q, keys, values = q[:, None], keys.transpose(1, 2), values.transpose(1, 2)
+        options = dict(cache_seqlens=lengths, softmax_scale=scaling, causal=True)
+        return flash_attn_with_kvcache(q, keys, values, **options).reshape(m, -1)
+    q, mask = q[:, :, None], mask.view(m, -1, *mask.shape[1:])[:, :1]  # [m, 1, 1, W]
+    options = dict(scale=scaling, enable_gqa=True)
+    return F.scaled_dot_product_attention(q, keys, values, mask, **options).reshape(m, -1)
 
 
 def norm(module, x) -> Tensor:
     """RMSNorm as one call: the library's takes six."""
     return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+
+
+class Product:
+    """Linear layers that take the same x [m, in], as one product -> [m, all of their out].
+
+    Adapters (support/lora.py) are two thin products beside it, those of all layers at once.
+    """
+
+    def __init__(self, *layers):
+        self.layers, self.adapters = layers, []
+        self.weight = joined([layer.weight for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.bias = joined(biases) if biases else None
+
+    def refresh(self):
+        """Take over the adapters as they are now, in place: graphs read them there."""
+        if hasattr(self.layers[0], "lora_A"):
+            low = torch.cat([layer.lora_A for layer in self.layers])
+            high = torch.block_diag(*[layer.scale * layer.lora_B for layer in self.layers])
+            new = [each.to(self.weight.dtype) for each in (low, high)]
+            self.adapters = self.adapters or new
+            for old, each in zip(self.adapters, new):
+                old.copy_(each)
+
+    def __call__(self, x, onto=None) -> Tensor:
+        """onto: what the product is added to."""
+        if onto is None:
+            y = F.linear(x, self.weight, self.bias)
+        else:
+            onto = onto if self.bias is None else onto + self.bias
+            y = torch.addmm(onto, x, self.weight.T)
+        if self.adapters:
+            low, high = self.adapters
+            y = torch.addmm(y, x @ low.T, high.T)
+        return y
+
+
+@torch.inference_mode(False)
+def joined(parts: list[Tensor]) -> Tensor:
+    """The rows of all parts, which are slices of it from now on: loaded into them, it is in it."""
+    if len(parts) == 1:
+        return parts[0].data
+    whole = torch.cat([part.data for part in parts])
+    for part, piece in zip(parts, whole.split([len(part) for part in parts])):
+        part.data = piece
+    return whole
+
+
+def products_of(layer) -> list[Product]:
+    """Of a layer: into attention and out of it, into the MLP and out of it."""
+    a, mlp = layer.self_attn, layer.mlp
+    parts = (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,), (mlp.gate_proj, mlp.up_proj)
+    return [Product(*part) for part in (*parts, (mlp.down_proj,))]
 
 
 class CapturedSteps:
@@ -168,31 +251,22 @@ class CapturedSteps:
     the device, and all that it reads and writes must stay in its place in memory.
     """
 
-    def __init__(self, cache: Cache):
-        self.slots, self.columns, self.flash = cache.slots, len(cache.columns), cache.flash
+    def __init__(self, slots: int, columns: int):
+        self.slots, self.columns = slots, columns
         self.graphs, self.pool = {}, torch.cuda.graph_pool_handle()
 
-    def __call__(self, step, m: int, width: int):
-        """A step of at least this shape: rounded up, so that few graphs serve all."""
-        rounded = min(-(-width // WIDTHS) * WIDTHS, self.columns)
-        # flash-attn reads no column beyond a slot's length: it gets all of them.
-        shape = min(bucket(m), self.slots), self.columns if self.flash else rounded
-        if shape in self.graphs:
-            return self.graphs[shape].replay()
+    def __call__(self, step, settings, m: int, width: int):
+        """A step of at least this shape: a power of two, whole blocks, so that few graphs serve."""
+        slots = max(FEWEST, 1 << (m - 1).bit_length())
+        shape = min(slots, self.slots), min(-(-width // WIDTHS) * WIDTHS, self.columns)
+        if (shape, settings) in self.graphs:
+            return self.graphs[shape, settings].replay()
         # A step like any other: what CUDA does only once (handles, workspaces) is then done.
         step(*shape)
-        self.graphs[shape] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graphs[shape], pool=self.pool):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
             step(*shape)  # recorded, not run
-
-
-def bucket(m: int) -> int:
-    """The next power of two.
-
-    >>> [bucket(m) for m in (1, 2, 3, 64, 65)]
-    [1, 2, 4, 64, 128]
-    """
-    return 1 << (m - 1).bit_length()
+        self.graphs[shape, settings] = graph
 
 
 # ---- packed sequences (plain twin of what follows: the mask of `visible_tokens`) -----------------

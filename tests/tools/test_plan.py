@@ -20,11 +20,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 import generate
 import mmzero
 import rewards
-from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from prompts import TOPICS, fill
 from support import flash
 from support.checkpoint import FAMILIES
+from support.flash import slots_that_fit
 from support.lora import add_lora, twin
 from support.settings import PAPER, PRESETS
 from tools import plan as plan_module
