@@ -32,7 +32,8 @@ import sys, torch, transformers
 for family in sys.argv[1:]:
     expected = torch.load(family + ".pt")
     model = transformers.AutoModelForImageTextToText.from_pretrained(family)
-    assert torch.allclose(model(**expected["batch"]).logits, expected["logits"], atol=1e-5)
+    # Theirs cuts pictures by a convolution, ours by a product: rounding of logits up to 12.
+    assert torch.allclose(model(**expected["batch"]).logits, expected["logits"], atol=1e-4)
     assert set(model.generation_config.eos_token_id) == set(expected["eos_ids"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(family)
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False,

@@ -285,8 +285,8 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     flags = ["--questions", "12", "--max-new-tokens", str(settings.answer_tokens)]
     models = ["--model", str(run.folder / "iter1/solver"), "--compare", "tiny"]
     eval.main([*models, *flags, "--out", str(tmp_path / "eval")])
-    rows = json.loads((tmp_path / "eval/results.json").read_text())["results"]
-    ours, base = (row for row in rows if row["set"] == "charts")
+    lines = (tmp_path / "eval/results.jsonl").read_text().splitlines()
+    ours, base = (row for row in map(json.loads, lines) if row["set"] == "charts")
     (printed,) = run.evaluations()
     names = "sampled sampled_low sampled_high majority greedy unread questions n".split()
     assert [ours[name] for name in names] == [printed[name] for name in names]
