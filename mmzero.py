@@ -451,14 +451,14 @@ def self_evolve(run: Run):
 
 def main(arguments=None) -> Run:
     from tools.audit import audit_file
-    from tools.plan import plan
+    from tools.plan import auto, plan
     from tools.report import report
 
     begun = time.perf_counter()
-    settings, gpus = parse(arguments)
     machine.keep_freed_memory()
-    parallel.start()
     try:
+        settings, gpus = parse(arguments, auto)
+        parallel.start()
         if gpus is not None:  # --dry-run
             reason = plan(settings, gpus)
             sys.exit(f"mmzero.py: {reason}" if reason else None)

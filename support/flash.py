@@ -507,6 +507,7 @@ class Logits:
                 self.p = z.softmax(1)
                 # - sum p log p = lse - E[z]
                 self.entropy[at] = lse - z.mul_(self.p).sum(1)
+            del z  # p is as large
             self.leaf = self.logp[at].clone().requires_grad_()
             yield at, self.leaf
 
