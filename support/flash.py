@@ -148,7 +148,8 @@ class Cache:
         """
         beyond = self.columns[:width] > column[:, None]  # [m, W]
         mask = self.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
-        return column.int() + 1, mask.repeat_interleave(self.heads[1], dim=0)[:, None]
+        mask = mask[:, None].expand(-1, self.heads[1], -1).reshape(-1, 1, width)
+        return column.int() + 1, mask
 
     def attend(self, number: int, heads, column, visible, scaling) -> Tensor:
         """Of heads [m, K * G + K + K, H] keys and values go into `column` [m] of a layer, and the
