@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from support.flash import Cache, CapturedSteps, engine_for, norm, products_of, release, sent
+from support import flash
+from support.flash import Cache, CapturedSteps, largest, norm, sent
 from vlm import VLM, Prompt
 
 # Steps between two looks at the ends: a look makes a GPU wait.
@@ -84,23 +85,20 @@ def generate(
         return []
     limits = limits.expand(len(prompts), n)
     longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
-    numbers = range(len(prompts)) if numbers is None else numbers
-    work = prompts, limits.tolist(), (temperature, top_p, top_k), seed, numbers
+    settings, numbers = (temperature, top_p, top_k), numbers or range(len(prompts))
+    work = prompts, limits.tolist(), settings, seed, numbers, slots, progress
     for share in (1, 2):
         try:
-            engine = engine_for(Engine, vlm, slots, limits.numel(), longest, share)
-            return engine.run(*work, slots, progress)
+            return flash.engine_for(Engine, vlm, slots, limits.numel(), longest, share).run(*work)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
             if share == 2:
                 raise
-            engine = None
             print("generate: out of GPU memory; again with half the slots", file=sys.stderr)
 
 
 class Engine:
-    """Slots, their cache, and the step on them. On CUDA all tensors stay where they are: graphs
-    read them there, in the next call of `generate` as well."""
+    """Slots, their cache, the step on them. On CUDA tensors stay in place: graphs read them."""
 
     @torch.inference_mode()
     def __init__(self, vlm, slots: int, columns: int):
@@ -109,7 +107,7 @@ class Engine:
         self.slots, self.columns, device = slots, columns, vlm.device
         self.graphs = CapturedSteps(slots, columns) if device.type == "cuda" else None
         self.cache = Cache(vlm, slots, columns)
-        self.products = [products_of(layer) for layer in self.text.layers]
+        self.products = [flash.products_of(layer) for layer in self.text.layers]
 
         # Of each slot the newest token; the column of its prompt's last token and the position of
         # that; the tokens drawn, and how many may be. A slot is done when these two are equal.
@@ -119,13 +117,6 @@ class Engine:
         # A slot that is done goes along, and writes to the place behind its reply.
         self.reals = torch.zeros(4, slots, columns, dtype=torch.float64, device=device)
         self.random, self.records = self.reals[0], self.reals[1:]
-
-        # Rotations [positions, 2, H] by cosine and sine, the latter negative in the first half: see
-        # `decode`. In a reply the three axes of M-RoPE agree: one position a token is enough.
-        positions = self.cache.columns.expand(3, 1, -1)
-        cos, sin = self.text.rotary_emb(self.cache.layers[0], positions)
-        first, second = sin[0].chunk(2, dim=-1)
-        self.rotation = torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
 
         self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
         never = [vlm.config.image_token_id, vlm.config.video_token_id]
@@ -223,11 +214,9 @@ class Engine:
     # -------------------------------------------------------------------- one token further
 
     def step(self, m: int, width: int):
-        """`advance`; on CUDA by replaying a graph of it."""
         if self.graphs is None:
-            self.advance(m, width)
-        else:
-            self.graphs(self.advance, self.settings, m, width)
+            return self.advance(m, width)
+        self.graphs(self.advance, self.settings, m, width)
 
     def advance(self, m: int, width: int):
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
@@ -235,17 +224,17 @@ class Engine:
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
         new = sample(logits, self.random[index, drawn], *self.settings, self.never)
         self.records[:, index, drawn] = torch.stack([value.double() for value in new])
-        token, _, full_logp = new
-        self.newest[:m] = token
+        self.newest[:m], _, full_logp = new
         drawn += drawn < limit
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
-        ended = (token[:, None] == self.ends).any(-1) | ~full_logp.isfinite()
+        ended = (self.newest[:m, None] == self.ends).any(-1) | ~full_logp.isfinite()
         limit[:] = torch.where(ended, drawn, limit)
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D]; their keys and values go into the cache."""
         column, position = (start[:m] + self.drawn[:m] for start in (self.column, self.position))
-        cos, sin = self.rotation[position, :, None].unbind(1)  # [m, 1, H]
+        # In a reply the three axes of M-RoPE agree: one position a token is enough.
+        cos, sin = self.cache.rotation[position, :, None].unbind(1)  # [m, 1, H]
         x = self.text.embed_tokens(self.newest[:m])  # [m, D]
         visible = self.cache.visible(column, width)
         for number, layer in enumerate(self.text.layers):
@@ -258,8 +247,7 @@ class Engine:
             if self.vlm.family == "qwen3_vl":
                 normed = torch.cat([norm(attention.q_norm, q), norm(attention.k_norm, k)], dim=1)
             # Rotary embedding: i and i + H/2 turn as a pair.
-            turned = normed.roll(attention.head_dim // 2, dims=-1)
-            torch.addcmul(normed * cos, turned, sin, out=qk)
+            torch.addcmul(normed * cos, normed.roll(attention.head_dim // 2, -1), sin, out=qk)
             seen = self.cache.attend(number, heads, column, visible, attention.scaling)
             x = from_attention(seen, x)
             gate, up = into_mlp(norm(layer.post_attention_layernorm, x)).chunk(2, dim=-1)
@@ -281,9 +269,9 @@ class Engine:
         for number, slot in enumerate(gone):
             tokens, logps, full_logps = records[:, number, : drawn[slot]].tolist()
             if not math.isfinite(full_logps[-1]):
-                release()  # nor are keys and values
+                flash.release()  # nor are keys and values
                 raise RuntimeError("the logits are not finite numbers: the weights have diverged")
-            tokens = [int(token) for token in tokens]
+            tokens = [*map(int, tokens)]
             finished = tokens[-1] in self.vlm.eos_ids
             words = tokens[:-1] if finished else tokens
             text = self.vlm.tokenizer.decode(words, skip_special_tokens=True)
@@ -363,19 +351,12 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     >>> least_kept(probs, top_p=0.6, top_k=2).item()  # 0.5 of 0.75 is enough
     0.5
     """
-    width = min(top_k or probs.shape[-1], probs.shape[-1])
-    if probs.device.type == "cpu":
-        # numpy's sort takes a tenth of the time of torch's.
-        ranked = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)[:, :width]
-    elif top_k:
-        ranked = probs.topk(width).values
-    else:
-        ranked = probs.sort(descending=True).values
+    ranked = largest(probs, top_k or probs.shape[-1])  # from the largest on
     if top_p == 1:
         return ranked[:, -1:]
     mass = ranked.cumsum(-1, dtype=torch.float64)
     # The first with which there is enough; the clamp is for sums that are nan.
-    crossing = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp(max=width - 1)
+    crossing = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp(max=ranked.shape[-1] - 1)
     return ranked.gather(-1, crossing)
 
 
