@@ -477,8 +477,8 @@ def pick(x, places):
 # ---- logits (plain twin in the tests: all of them at once) ---------------------------------------
 
 # How many are in memory at a time: 100 MB of float32 and, as a GPU wants few and large products,
-# 1.2 GB. Those of 16,384 tokens and 151,936 words would be 10 GB.
-LOGITS = {"cpu": 25_000_000, "cuda": 300_000_000}
+# 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
+LOGITS = {"cpu": 25_000_000, "cuda": 2**26}
 
 
 class Logits:

@@ -62,7 +62,7 @@ class Settings:
     # Pictures and machine
     min_pixels: int = 262144  # smaller pictures are scaled up to this area; 0: the checkpoint's
     max_pixels: int = 1638400  # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
-    slots: int = 0  # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
+    slots: int = 0  # completions decoded side by side; 0: up to 512
     threads: int = 0  # of the CPU, for the networks; 0: as fast as a probe finds
     workers: int = 0  # processes that render; 0: one per core
     render_seconds: float = 5.0  # a program that draws for longer is stopped
@@ -85,9 +85,9 @@ TINY = replace(
     **dict(proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0),
 )
 
-# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (1,024 fill
-# 128 slots on each of eight), ten steps (the paper's text has ten), shorter replies, and pictures
-# of at most 1024 x 768. What fits, and with how much room: python tools/plan.py
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts, ten steps
+# (the paper's text has ten), shorter replies, and pictures of at most 1024 x 768. What fits, and
+# with how much room: python tools/plan.py
 ONE_GPU = replace(
     PAPER,
     **dict(proposer_steps=10, coder_steps=10, solver_steps=10, part_proposals=256),

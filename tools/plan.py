@@ -172,8 +172,7 @@ def needs(settings: Settings, shape, gpus: int, pixels=0, half=2) -> dict:
     seen = tokens * picture / (picture + 128)  # each picture with a short question and reply
     needed = memory(shape, gpus, settings.lora, tokens, seen, length, settings.checkpointing, half)
     least = max(needed["held"] + needed["slot"], needed["training"])
-    reserve, slots = (RESERVE, 128) if half == 2 else (0, 512)
-    slots = settings.slots or slots
+    reserve, slots = RESERVE if half == 2 else 0, settings.slots or 512
     needed |= {"least": least + reserve, "length": length, "tokens": tokens, "slots": slots}
 
     # The host's memory: three roles in float32, and a state (weights, moments) while it is saved.
@@ -291,7 +290,7 @@ def auto(given: dict, gpus=None) -> Settings:
     by_hand = f"--preset {name}"
     if "token_budget" not in given:
         longer = settings
-        while longer.token_budget < LONGEST_PASS and fits(longer):
+        while longer.token_budget <= LONGEST_PASS and fits(longer):
             settings = longer
             longer = replace(longer, token_budget=2 * longer.token_budget)
         by_hand += f" --token-budget {settings.token_budget}"

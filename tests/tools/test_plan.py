@@ -260,10 +260,10 @@ def test_presets_fit_the_machines_they_are_named_after():
 @pytest.mark.parametrize(
     "model, preset, card, gigabytes, slots",
     [
-        ("Qwen2-VL-2B", "1x48gb", "48gb", 46, 64),
+        ("Qwen2-VL-2B", "1x48gb", "48gb", 47, 64),
         ("Qwen2-VL-2B", "1x24gb", "16gb", 8, 32),
         ("Qwen3-VL-8B", "1x24gb", "48gb", 24, 32),
-        ("Qwen3-VL-8B", "8x80gb", "80gb", 61, 32),
+        ("Qwen3-VL-8B", "8x80gb", "80gb", 62, 32),
     ],
 )
 def test_what_the_readme_says_of_2b_and_8b(model, preset, card, gigabytes, slots):
@@ -351,7 +351,8 @@ def test_a_dry_run_needs_no_network_and_says_why_it_does_not_fit(
 )
 def test_it_fits_or_not_by_the_card(card, reason, monkeypatch, capsys):
     settings = replace(PRESETS["1x48gb"][0], model="Qwen2-VL-2B")
-    properties, disk = SimpleNamespace(total_memory=card), SimpleNamespace(free=1e12)
+    properties = SimpleNamespace(total_memory=card, major=9, minor=0)
+    disk = SimpleNamespace(free=1e12)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
     monkeypatch.setattr(plan_module.os, "sysconf", lambda name: 2**20)  # 1 TB
