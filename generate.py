@@ -19,6 +19,7 @@ Shapes: S slots, m of them at work, K key/value heads, H head size, D hidden siz
 import argparse
 import math
 import sys
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from support.flash import Cache, CapturedSteps, norm, slots_that_fit
+from support import flash
+from support.flash import Cache, CapturedSteps, largest, norm, sent
 from vlm import VLM, Prompt
 
 # Steps between two looks at the ends: a look makes a GPU wait.
@@ -83,65 +85,61 @@ def generate(
         return []
     limits = limits.expand(len(prompts), n)
     longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
-    slots = min(slots_that_fit(vlm, slots, longest), limits.numel())
-    numbers = range(len(prompts)) if numbers is None else numbers
-    plan = (vlm, prompts, limits, (temperature, top_p, top_k), seed, numbers)
-    with torch.inference_mode():
+    settings, numbers = (temperature, top_p, top_k), numbers or range(len(prompts))
+    work = prompts, limits.tolist(), settings, seed, numbers, slots, progress
+    for share in (1, 2):
         try:
-            return Engine(*plan, slots).run(progress)
+            return flash.engine_for(Engine, vlm, slots, limits.numel(), longest, share).run(*work)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
-            slots = max(1, slots // 2)
-            print(f"generate: out of GPU memory; again with {slots} slots", file=sys.stderr)
-        # Outside the except clause, which holds on to the old engine.
-        torch.cuda.empty_cache()
-        return Engine(*plan, slots).run(progress)
+            if share == 2:
+                raise
+            print("generate: out of GPU memory; again with half the slots", file=sys.stderr)
 
 
 class Engine:
-    """Queue, slots and cache of one call. limits [prompts, n]: how long each reply may be."""
+    """Slots, their cache, the step on them. On CUDA tensors stay in place: graphs read them."""
 
-    def __init__(self, vlm, prompts, limits, settings, seed, numbers, slots):
-        self.vlm, self.text, self.settings = vlm, vlm.model.model.language_model, settings
-        self.seed, self.numbers, self.limits = seed, numbers, limits.tolist()
-        self.results = [[None] * limits.shape[1] for _ in prompts]
-        self.queue, self.ready = waiting_line(prompts, limits.shape[1]), []
-        # Free slots, the lowest last; which completion (p, c) each slot holds.
-        self.slots, self.free = slots, list(range(slots))[::-1]
-        self.owner = np.zeros((slots, 2), dtype=int)
-        device, most = vlm.device, int(limits.max())
-        columns = max(len(prompt.tokens) for prompt in prompts) + most
+    @torch.inference_mode()
+    def __init__(self, vlm, slots: int, columns: int):
+        # An engine that is kept does not keep its network.
+        self.vlm, self.text = weakref.proxy(vlm), vlm.model.model.language_model
+        self.slots, self.columns, device = slots, columns, vlm.device
+        self.graphs = CapturedSteps(slots, columns) if device.type == "cuda" else None
         self.cache = Cache(vlm, slots, columns)
+        self.products = [flash.products_of(layer) for layer in self.text.layers]
 
         # Of each slot the newest token; the column of its prompt's last token and the position of
         # that; the tokens drawn, and how many may be. A slot is done when these two are equal.
         self.counts = torch.zeros(5, slots, dtype=torch.long, device=device)
         self.newest, self.column, self.position, self.drawn, self.limit = self.counts
         # Of each token of a reply the random number it is drawn with, and what `sample` says of it.
-        # There is one place more than needed: a slot that is done goes along, and writes there.
-        reals = torch.zeros(4, slots, most + 1, dtype=torch.float64, device=device)
-        self.random, self.records = reals[0], reals[1:]
-
-        # Rotations [positions, 2, H] by cosine and sine, the latter negative in the first half: see
-        # `rotate`. In a reply the three axes of M-RoPE agree: one position a token is enough.
-        positions = torch.arange(max(p.next_position for p in prompts) + most, device=device)
-        cos, sin = self.text.rotary_emb(self.cache.keys[0], positions.expand(3, 1, -1))
-        first, second = sin[0].chunk(2, dim=-1)
-        self.rotation = torch.stack([cos[0], torch.cat([-first, second], dim=-1)], dim=1)
+        # A slot that is done goes along, and writes to the place behind its reply.
+        self.reals = torch.zeros(4, slots, columns, dtype=torch.float64, device=device)
+        self.random, self.records = self.reals[0], self.reals[1:]
 
         self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
         never = [vlm.config.image_token_id, vlm.config.video_token_id]
         self.never = torch.tensor(never, device=device)
-        self.graphs = CapturedSteps(self.cache) if device.type == "cuda" else None
 
-    def run(self, progress) -> list[list[Completion]]:
-        total, every = sum(map(len, self.results)), EVERY[self.vlm.device.type]
+    @torch.inference_mode()
+    def run(self, prompts, limits, settings, seed, numbers, slots, progress) -> list:
+        """limits [prompts][n]: how long each reply may be. slots: at most as many are used."""
+        self.settings, self.seed, self.numbers, self.limits = settings, seed, numbers, limits
+        self.results = [[None] * len(own) for own in limits]
+        self.queue, self.ready = waiting_line(prompts, len(limits[0])), []
+        # Free slots, the lowest last; of each slot the completion (p, c) it holds, and its column.
+        self.used = min(slots or self.slots, self.slots)
+        self.free = list(range(self.used))[::-1]
+        self.owner, self.reach = np.zeros((self.slots, 2), int), np.zeros(self.slots, int)
+        for product in sum(self.products, []):
+            product.refresh()
+        total, every = sum(map(len, limits)), EVERY[self.vlm.device.type]
         with tqdm(total=total, disable=not progress, unit=" completions", leave=False) as bar:
             m = self.fill()
             while m:
-                width = int((self.column + self.drawn)[:m].max()) + every
                 # Slots fall idle only when the queue is empty: they are of no more use then.
-                width = self.cache.grow(width, m)
+                width = self.cache.grow(int(self.reach[:m].max()) + every, m)
                 for _ in range(every):
                     self.step(m, width)
                 bar.update(self.retire(m))
@@ -161,30 +159,33 @@ class Engine:
             del asked[: len(now)]
             if not asked:
                 self.ready.pop(0)
-        m = self.slots - len(self.free)
+        m = self.used - len(self.free)
         gaps = [slot for slot in self.free if slot < m]
         if gaps:
-            movers = sorted(set(range(m, self.slots)) - set(self.free))
-            to, since = torch.tensor([gaps, movers], device=self.vlm.device)
-            for state in (*self.cache.layers(), *self.counts, self.random, *self.records):
-                state[to] = state[since]
-            self.owner[gaps] = self.owner[movers]
-            self.free = list(range(m, self.slots))[::-1]
+            movers = sorted(set(range(m, self.used)) - set(self.free))
+            to, since = sent(torch.tensor([gaps, movers]), self.vlm.device)
+            for state in (*self.cache.layers, self.counts, self.reals):
+                state[:, to] = state[:, since]
+            self.owner[gaps], self.reach[gaps] = self.owner[movers], self.reach[movers]
+            self.free = list(range(m, self.used))[::-1]
         return m
 
     def place(self, prompt, cache, asked, slots):
         """Begin these completions (p, c) of a prompt whose keys and values are known."""
-        at, length = torch.tensor(slots, device=self.vlm.device), len(prompt.tokens)
-        self.cache.grow(length, self.slots)
-        for layer, own in zip(self.cache.layers(), cache):
-            layer[at, :, :length] = own
+        length, limits = len(prompt.tokens), [self.limits[p][c] for p, c in asked]
         # The first step computes the last token of the prompt again, and puts it where it was.
         begin = [prompt.tokens[-1], length - 1, prompt.next_position - 1, 0]
-        counts = torch.tensor([[*begin, self.limits[p][c]] for p, c in asked])
-        self.counts[:, at] = counts.T.to(at.device)
-        random = [uniforms(self.seed, self.numbers[p], c, self.random.shape[1]) for p, c in asked]
-        self.random[at] = torch.stack(random).to(at.device)
-        self.owner[slots] = asked
+        counts = torch.tensor([[slot, *begin, limit] for slot, limit in zip(slots, limits)])
+        random = [uniforms(self.seed, self.numbers[p], c, max(limits)) for p, c in asked]
+        # Sent as one tensor: float64 holds these integers exactly.
+        new = sent(torch.cat([counts, torch.stack(random)], dim=1), self.vlm.device)
+        at = new[:, 0].long()
+        self.counts[:, at] = new[:, 1:6].T.long()
+        self.random[at, : max(limits)] = new[:, 6:]
+        self.owner[slots], self.reach[slots] = asked, length - 1
+        self.cache.grow(length, self.slots)
+        for layer, own in zip(self.cache.layers, cache):
+            layer[:, at, :, :length] = own[:, None]
 
     def prefill(self):
         """Run the next prompts through the network: as many as the token budget allows."""
@@ -204,19 +205,18 @@ class Engine:
         del inputs["attention_mask"]
         cache = transformers.DynamicCache()
         self.vlm.hidden(inputs, cache)
-        layers = [layer.keys for layer in cache.layers] + [layer.values for layer in cache.layers]
+        # Keys and values [2, B, K, L, H] of each layer.
+        layers = [torch.stack([layer.keys, layer.values]) for layer in cache.layers]
         for i, (prompt, asked) in enumerate(batch):
-            own = [layer[i, :, : len(prompt.tokens)] for layer in layers]  # [K, L, H] each
+            own = [layer[:, i, :, : len(prompt.tokens)] for layer in layers]
             self.ready.append((prompt, own, asked))
 
     # -------------------------------------------------------------------- one token further
 
     def step(self, m: int, width: int):
-        """`advance`; on CUDA by replaying a graph of it."""
         if self.graphs is None:
-            self.advance(m, width)
-        else:
-            self.graphs(self.advance, m, width)
+            return self.advance(m, width)
+        self.graphs(self.advance, self.settings, m, width)
 
     def advance(self, m: int, width: int):
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
@@ -224,43 +224,54 @@ class Engine:
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
         new = sample(logits, self.random[index, drawn], *self.settings, self.never)
         self.records[:, index, drawn] = torch.stack([value.double() for value in new])
-        token, _, full_logp = new
-        self.newest[:m] = token
+        self.newest[:m], _, full_logp = new
         drawn += drawn < limit
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
-        ended = (token[:, None] == self.ends).any(-1) | ~full_logp.isfinite()
+        ended = (self.newest[:m, None] == self.ends).any(-1) | ~full_logp.isfinite()
         limit[:] = torch.where(ended, drawn, limit)
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D]; their keys and values go into the cache."""
         column, position = (start[:m] + self.drawn[:m] for start in (self.column, self.position))
-        cos, sin = self.rotation[position, :, None].unbind(1)  # [m, 1, H]
+        # In a reply the three axes of M-RoPE agree: one position a token is enough.
+        cos, sin = self.cache.rotation[position, :, None].unbind(1)  # [m, 1, H]
         x = self.text.embed_tokens(self.newest[:m])  # [m, D]
         visible = self.cache.visible(column, width)
         for number, layer in enumerate(self.text.layers):
             attention = layer.self_attn
-            h = norm(layer.input_layernorm, x)
-            q, k, v = attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)
-            q, k, v = (each.view(m, -1, attention.head_dim) for each in (q, k, v))  # [m, heads, H]
+            into_attention, from_attention, into_mlp, from_mlp = self.products[number]
+            heads = into_attention(norm(layer.input_layernorm, x))
+            heads = heads.view(m, -1, attention.head_dim)  # queries, keys, values [m, heads, H]
+            q, k, _ = heads.split(self.cache.heads, dim=1)
+            normed = qk = heads[:, : -k.shape[1]]
             if self.vlm.family == "qwen3_vl":
-                q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
-            both = rotate(torch.cat([q, k], dim=1), cos, sin)
-            q, k = both.split([q.shape[1], k.shape[1]], dim=1)
-            seen = self.cache.attend(number, q, k, v, column, visible, attention.scaling)
-            x = x + attention.o_proj(seen)
-            x = x + layer.mlp(norm(layer.post_attention_layernorm, x))
+                normed = torch.cat([norm(attention.q_norm, q), norm(attention.k_norm, k)], dim=1)
+            # Rotary embedding: i and i + H/2 turn as a pair.
+            torch.addcmul(normed * cos, normed.roll(attention.head_dim // 2, -1), sin, out=qk)
+            seen = self.cache.attend(number, heads, column, visible, attention.scaling)
+            x = from_attention(seen, x)
+            gate, up = into_mlp(norm(layer.post_attention_layernorm, x)).chunk(2, dim=-1)
+            x = from_mlp(layer.mlp.act_fn(gate) * up, x)
         return norm(self.text.norm, x)
 
     # -------------------------------------------------------------------- slots into replies
 
     def retire(self, m: int) -> int:
         """Hand over the replies that are done, and free their slots. Returns how many."""
-        gone = (self.drawn[:m] == self.limit[:m]).nonzero()[:, 0].tolist()
-        for slot, count in zip(gone, self.drawn[gone].tolist()):
-            tokens, logps, full_logps = self.records[:, slot, :count].tolist()
+        # The one time that the host waits for the device.
+        _, column, _, drawn, limit = self.counts[:, :m].cpu().numpy()
+        self.reach[:m] = column + drawn
+        gone = (drawn == limit).nonzero()[0].tolist()
+        if not gone:
+            return 0
+        places = sent(torch.tensor(gone), self.vlm.device)
+        records = self.records[:, places, : int(drawn[gone].max())].cpu()
+        for number, slot in enumerate(gone):
+            tokens, logps, full_logps = records[:, number, : drawn[slot]].tolist()
             if not math.isfinite(full_logps[-1]):
+                flash.release()  # nor are keys and values
                 raise RuntimeError("the logits are not finite numbers: the weights have diverged")
-            tokens = [int(token) for token in tokens]
+            tokens = [*map(int, tokens)]
             finished = tokens[-1] in self.vlm.eos_ids
             words = tokens[:-1] if finished else tokens
             text = self.vlm.tokenizer.decode(words, skip_special_tokens=True)
@@ -280,11 +291,6 @@ def waiting_line(prompts: list[Prompt], n: int) -> list[tuple[Prompt, list[tuple
     for entry in sorted(distinct.values(), key=lambda entry: -len(entry[0].tokens)):
         families.setdefault(entry[0].pictures, []).append(entry)
     return [entry for family in families.values() for entry in family]
-
-
-def rotate(x, cos, sin) -> Tensor:
-    """Rotary embedding of x [m, heads, H] by cos, sin [m, 1, H]: i and i + H/2 turn as a pair."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def uniforms(seed: int, prompt: int, completion: int, count: int) -> Tensor:
@@ -314,8 +320,9 @@ def sample(
     >>> [round(x.exp().item(), 3) for x in draw(0.9, 0.6)[1:]]  # 0.3 of 0.5 + 0.3, and of all
     [0.375, 0.3]
     """
-    logits = logits.float() / (1 if temperature == 0 else temperature)
-    probs = logits.softmax(-1)  # [m, V]
+    if temperature not in (0, 1):
+        logits = logits.float() / temperature
+    probs = logits.softmax(-1, dtype=torch.float32)  # [m, V]
     if temperature == 0:
         token = logits.index_fill(1, never, -torch.inf).argmax(-1, keepdim=True)
         total = probs.gather(-1, token)
@@ -344,19 +351,12 @@ def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     >>> least_kept(probs, top_p=0.6, top_k=2).item()  # 0.5 of 0.75 is enough
     0.5
     """
-    width = min(top_k or probs.shape[-1], probs.shape[-1])
-    if probs.device.type == "cpu":
-        # numpy's sort takes a tenth of the time of torch's.
-        ranked = torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)[:, :width]
-    elif top_k:
-        ranked = probs.topk(width).values
-    else:
-        ranked = probs.sort(descending=True).values
+    ranked = largest(probs, top_k or probs.shape[-1])  # from the largest on
     if top_p == 1:
         return ranked[:, -1:]
     mass = ranked.cumsum(-1, dtype=torch.float64)
     # The first with which there is enough; the clamp is for sums that are nan.
-    crossing = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp(max=width - 1)
+    crossing = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp(max=ranked.shape[-1] - 1)
     return ranked.gather(-1, crossing)
 
 

@@ -11,7 +11,7 @@ What MM-Zero (arXiv 2603.09206) trains its roles with. Letters and words of the 
     group          a prompt with all its rollouts
     bundle         a prompt with some of its rollouts, as they lie in a packed sequence
     micro-batch    bundles: one packed sequence; mini-batch: whole groups, one update
-    chunk, window  some tokens of the loss; some words or columns: what is taken at a time
+    chunk          some tokens of the loss: those whose logits are in memory at a time
     row, part      a record of a table or file; a separately saved piece of a phase's data
     terms, share   the summands of a reward; a number from 0 to 1
     slot           a row of the KV cache: room for one reply
@@ -36,9 +36,15 @@ from functools import partial
 import torch
 
 from support import flash, parallel
-from support.fused_loss import FusedLoss, logps_and_loss
+from support.flash import pack, visible_tokens
 from support.parallel import micro_batches, mini_batches
 from vlm import Prompt
+
+
+def flat(lists):
+    """[[a, b], [c]] -> [a, b, c]"""
+    return [item for each in lists for item in each]
+
 
 # ---- advantages and loss -------------------------------------------------------------------------
 
@@ -79,8 +85,8 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
 
     >>> half, A = torch.tensor([math.log(0.5)]), torch.tensor([2.0])
     >>> loss, statistics = policy_loss(half + 0.5, half, half + 0.5, A, LossSettings())
-    >>> round(loss.item(), 4), statistics["clip_high"]    # exp(0.5) = 1.65 is held at 1.3; -2 * 1.3
-    (-2.6, 1.0)
+    >>> round(loss.item(), 4), statistics["clip_high"].item()  # exp(0.5) = 1.65 is held at 1.3
+    (-2.6, 1)
     """
     # The ratio rho = pi / pi_old. Clamped before exp, so that nothing overflows.
     log_ratio = (logp - old_logp).clamp(-20, 20)
@@ -101,16 +107,16 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
 
     loss = (settings.kl * kl - surrogate).sum()
     rises, falls = advantages > 0, advantages < 0
-    sums = {
-        "loss": loss,
-        "kl": kl.sum(),
+    # They stay where they are: to look at each of them would make a GPU wait.
+    return loss, {
+        "loss": loss.detach(),
+        "kl": kl.detach().sum(),
         # k3 again, of KL(pi_old || pi).
-        "approx_kl": (ratio - 1 - log_ratio).sum(),
+        "approx_kl": (ratio - 1 - log_ratio).detach().sum(),
         "clip_high": (rises & (ratio > 1 + settings.clip_high)).sum(),
         "clip_low": (falls & (ratio < 1 - settings.clip_low)).sum(),
         "clip_dual": (falls & (ratio > settings.clip_dual)).sum(),
     }
-    return loss, dict(zip(sums, torch.stack(list(sums.values())).tolist()))
 
 
 # ---- log-probs of rollouts in one sequence -------------------------------------------------------
@@ -128,72 +134,31 @@ class Rollout:
     group: int = 0  # which prompt of the rollout batch it answers
 
 
-def pack(bundles):
-    """Bundles one behind the other in one sequence, nothing padded:
-
-        prompt | reply | reply | ... | prompt | reply | ...
-
-    Prompt and picture go through the network once, and autograd adds up their gradients.
-    -> tokens [L], positions [3, L], sources [n]: where the state stands that predicts each reply
-    token, and lengths: of each bundle its prompt's and those of its replies.
-    """
-    tokens, positions, sources, lengths = [], [], [], []
-    for bundle in bundles:
-        prompt = bundle[0].prompt
-        tokens += prompt.tokens
-        positions.append(prompt.positions)
-        end_of_prompt = len(tokens) - 1
-        for rollout in bundle:
-            # The first token is predicted by the prompt's last, the others by the one before.
-            sources += [end_of_prompt, *range(len(tokens), len(tokens) + len(rollout.tokens) - 1)]
-            tokens += rollout.tokens
-            # A reply goes on where its prompt ends, whatever stands between the two.
-            follow = prompt.next_position + torch.arange(len(rollout.tokens))
-            positions.append(follow.expand(3, -1))
-        # A reply ends where its length says: a pad token inside was sampled, and is trained.
-        lengths.append([len(prompt.tokens), *(len(rollout.tokens) for rollout in bundle)])
-    return torch.tensor(tokens), torch.cat(positions, dim=1), torch.tensor(sources), lengths
-
-
-def visible_tokens(lengths):
-    """The attention mask [L, L]: a token sees its prompt and its own reply, up to itself.
-
-    >>> visible_tokens([[1, 2, 1]]).int().tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
-    """
-    # In which bundle is a token, and in which segment of it: 0 the prompt, 1, 2, ... the replies?
-    bundle = [b for b, each in enumerate(lengths) for _ in range(sum(each))]
-    segment = [i for each in lengths for i, length in enumerate(each) for _ in range(length)]
-    bundle, segment = torch.tensor([bundle, segment])
-    visible = (segment == 0) | (segment == segment[:, None])
-    return (visible & (bundle == bundle[:, None])).tril()
-
-
 def reply_states(vlm, bundles):
     """-> states [n, D] that predict the tokens of all replies in order, and these tokens [n]"""
     tokens, positions, sources, lengths = pack(bundles)
     batch = vlm.picture_inputs([bundle[0].prompt for bundle in bundles])
-    batch["input_ids"] = tokens[None].to(vlm.device)
-    batch["position_ids"] = positions[:, None].to(vlm.device)
+    batch["input_ids"] = vlm.send(tokens[None])
+    batch["position_ids"] = vlm.send(positions[:, None])
     # Attention as the mask says, or the same results faster. Inside `vlm.attention("packed")`.
     if flash.pays(lengths):
-        batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device)}
+        dtype = parallel.working_dtype(vlm.lm_head)
+        batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device, dtype)}
     else:
-        batch["attention_mask"] = visible_tokens(lengths)[None, None].to(vlm.device)
-    hidden = vlm.hidden(batch)[0].index_select(0, sources.to(vlm.device))
+        batch["attention_mask"] = vlm.send(visible_tokens(lengths)[None, None])
+    hidden = vlm.hidden(batch)[0].index_select(0, vlm.send(sources))
     targets = [token for bundle in bundles for rollout in bundle for token in rollout.tokens]
-    return hidden, torch.tensor(targets, device=vlm.device)
+    return hidden, vlm.send(torch.tensor(targets))
 
 
-def token_logps(vlm, bundles, temperature=1.0, objective=None):
-    """Of all replies in order -> (logp [n], entropy [n], loss); see support/fused_loss.py. With
-    checkpointing, the loss's backward() needs vlm.attention("packed") around it too."""
+def reply_logps(vlm, bundles, temperature=1.0):
+    """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
 
     def forward():
-        hidden, targets = reply_states(vlm, bundles)
-        return logps_and_loss(hidden, vlm.lm_head, targets, temperature, objective)
+        logits = flash.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
+        return logits.logps()
 
-    with vlm.attention("packed"):
+    with torch.no_grad(), vlm.attention("packed"):
         return parallel.within(vlm.model, forward)
 
 
@@ -208,31 +173,31 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def policy_pass(policy, reference, bundles, old_logp, temperature, settings):
+def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
-    replies = [rollout for bundle in bundles for rollout in bundle]
-    advantages = torch.tensor([r.advantage for r in replies for _ in r.tokens]).to(policy.device)
-    sampled = torch.tensor([x for r in replies for x in r.sampler_logps]).to(policy.device)  # [n]
-    ref_logp = None
+    replies = flat(bundles)
+    old_logp = ref_logp = None
+    if replies[0] in old_logps:
+        old_logp = torch.cat([old_logps[rollout] for rollout in replies])  # [n]
+    advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
+    sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
     if settings.kl:
-        with torch.no_grad():
-            ref_logp = token_logps(reference, bundles, temperature)[0]  # [n]
+        ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
 
     # The logits of all tokens at once would not fit: a chunk of them at a time.
-    hidden, targets = reply_states(policy, bundles)
-    fused = FusedLoss(hidden, policy.lm_head, targets, temperature)
-    sums = Counter(tokens=len(targets))
-    for at, logp in fused.chunks():
+    logits = flash.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
+    sums = Counter()
+    for at, logp in logits.chunks():
         # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
         old = logp.detach() if old_logp is None else old_logp[at]
         ref = logp.detach() if ref_logp is None else ref_logp[at]
         loss, parts = policy_loss(logp, old, ref, advantages[at], settings)
-        fused.add(loss)
+        logits.add(loss)
         sums.update(parts)
 
-    gaps = (sampled - (fused.logp if old_logp is None else old_logp)).abs()
-    sums.update(entropy=fused.entropy.sum().item(), logp_gap_mean=gaps.sum().item())
-    return fused.loss(), sums, gaps.max().item()
+    gaps = (sampled - (logits.logp if old_logp is None else old_logp)).abs()
+    sums.update(entropy=logits.entropy.sum(), logp_gap_mean=gaps.sum())
+    return logits.loss(), sums, gaps.max()
 
 
 def train_step(
@@ -252,59 +217,74 @@ def train_step(
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
     everything = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
-    dealt = [parallel.deal(micro_batches(mini, token_budget)) for mini in minis]
+
+    token_budget = min(token_budget, policy.token_limit)
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
     old_logps = {}
-    with torch.no_grad():
-        for bundles, _ in sum(dealt[1:], []):
-            old_logps[id(bundles)] = token_logps(policy, bundles, temperature)[0]
+    for mini in minis[1:]:
+        for bundles, _ in parallel.deal(micro_batches(mini, token_budget)):
+            replies = flat(bundles)
+            logps = reply_logps(policy, bundles, temperature)[0]
+            old_logps.update(zip(replies, logps.split([len(r.tokens) for r in replies])))
 
-    totals, norms, gaps = Counter(), [], []
-    for mini, batches in zip(minis, dealt):
-        tokens, sums = sum(len(rollout.tokens) for rollout in mini), Counter()
+    facts = old_logps, temperature, loss_settings
+    totals, tokens, norms, gaps = Counter(), 0, [], []
+    waiting = list(minis)
+    while waiting:
+        sums, count = Counter(), sum(len(rollout.tokens) for rollout in waiting[0])
         optimizer.zero_grad(set_to_none=True)
-        for bundles, weight in batches:
-            facts = bundles, old_logps.get(id(bundles)), temperature, loss_settings
-            # Around the backward pass too: checkpointed layers are computed again in it.
-            with policy.attention("packed"):
-                forward = partial(policy_pass, policy, reference, *facts)
-                loss, parts, gap = parallel.within(policy.model, forward)
-                # The mean over all tokens of the update, whichever pass and rank they are in.
-                (loss * weight / tokens).backward()
-            gaps.append(gap)
-            if weight:
-                sums.update(parts)
+        try:
+            for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
+                forward = partial(policy_pass, policy, reference, bundles, *facts)
+                # Around the backward pass too: checkpointed layers are computed again in it.
+                with policy.attention("packed"):
+                    loss, parts, gap = parallel.within(policy.model, forward)
+                    # The mean over all tokens of the update, whichever pass and rank they are in.
+                    (loss * weight / count).backward()
+                gaps.append(gap)
+                if weight:
+                    sums.update(parts)
+        except torch.cuda.OutOfMemoryError:
+            if not parallel.halve(policy, token_budget):
+                raise
+            # This update from its beginning, in smaller passes.
+            token_budget = policy.token_limit
+            continue
+        waiting.pop(0)
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))
         # A step along a gradient that is not finite would turn every weight into nan.
         if math.isfinite(norms[-1]):
             optimizer.step()
             totals.update(sums)
+            tokens += count
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
-    return summary(rollouts, totals, norms, gaps) | {"no_signal": len(everything) - len(minis)}
+    counts = {"tokens": tokens, "no_signal": len(everything) - len(minis)}
+    return summary(rollouts, totals, norms, gaps, tokens) | counts
 
 
-def summary(rollouts, totals, norms, gaps):
+def summary(rollouts, totals, norms, gaps, tokens):
     """Statistics of a step. First, means over the tokens of its updates: kl is to the reference,
     approx_kl to the policy before the step, clip_* are shares of tokens whose ratio is cut.
     logp_gap: largest |sampler - trainer|. zero_variance: share of groups. nan: no update made."""
-    names = ("loss", "kl", "approx_kl", "entropy", "clip_high", "clip_low", "clip_dual")
     made = [norm for norm in norms if math.isfinite(norm)]
     if len(made) < len(norms) and parallel.rank() == 0:
         print(f"grpo: update skipped, gradient norms were {norms}", file=sys.stderr)
+    # All figures that are still on the device, in one look.
+    figures = [figure.double() for figure in (*totals.values(), *gaps)]
+    figures = torch.stack(figures).tolist() if figures else []
     sums = Counter()
-    for of_rank in parallel.gather([totals]):
+    for of_rank in parallel.gather([dict(zip(totals, figures))]):
         sums.update(of_rank)
-    tokens = sums["tokens"] if made else math.nan
+    names = "loss kl approx_kl entropy clip_high clip_low clip_dual logp_gap_mean".split()
     groups, heard = {r.group for r in rollouts}, {r.group for r in rollouts if r.advantage}
     return {
-        **{name: sums[name] / tokens for name in (*names, "logp_gap_mean")},
-        "logp_gap": max(parallel.gather(gaps), default=math.nan),
+        **{name: sums[name] / tokens if made else math.nan for name in names},
+        "logp_gap": max(parallel.gather(figures[len(totals) :]), default=math.nan),
         "grad_norm": sum(made) / len(made) if made else math.nan,
         "zero_variance": 1 - len(heard) / len(groups),
         "truncated": sum(not r.finished for r in rollouts) / len(rollouts),
-        "tokens": sums["tokens"],
         "updates": len(made),
         "skipped": len(norms) - len(made),
     }

@@ -31,28 +31,24 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from PIL import Image
 
 import rewards
 from eval import charts, evaluate, table
 from generate import generate
-from grpo import Rollout, group_advantages, make_optimizer, train_step
+from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
 from support.answers import refuse
-from support.checkpoint import check_family, find_checkpoint
-from support.networks import load_networks, read_weights
+from support.flash import release
+from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
 from vlm import VLM
-
-
-def flat(groups) -> list:
-    """[[a, b], [c]] -> [a, b, c]"""
-    return list(itertools.chain.from_iterable(groups))
-
 
 # -------------------------------------------------------------------------------- the three roles
 
@@ -207,6 +203,7 @@ class Roles:
         # The actor has just sampled as the policy. Now it plays the reference: the role as the
         # phase found it.
         self.actor.load_state(self.weights[role])
+        release()
         return train_step(
             self.policy,
             self.actor,
@@ -399,6 +396,23 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
 # ---------------------------------------------------------------------------------------- the loop
 
 
+def choose_threads(roles: Roles, run: Run):
+    """As many as are asked for, or as the run began with, or as a probe finds to be fastest: it
+    samples a little. On a GPU, under torchrun, and with OMP_NUM_THREADS, as they are."""
+    threads = run.settings.threads or run.facts["threads"]
+    if roles.actor.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        threads = run.settings.threads
+    elif not threads:
+        prompt = roles.proposer_prompt(roles.topics[0])
+        sample = partial(generate, roles.actor, [prompt], 48, max_new_tokens=8)
+        cores = len(os.sched_getaffinity(0))
+        threads, reason = machine.choose_threads(sample, cores, torch.set_num_threads)
+        print(reason)
+    if threads:
+        torch.set_num_threads(threads)
+    run.note(threads=threads or torch.get_num_threads())
+
+
 def self_evolve(run: Run):
     """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
 
@@ -409,6 +423,7 @@ def self_evolve(run: Run):
     roles = Roles(settings, {role: run.newest(role) or settings.model for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
     print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
+    choose_threads(roles, run)
 
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
@@ -436,20 +451,20 @@ def self_evolve(run: Run):
 
 def main(arguments=None) -> Run:
     from tools.audit import audit_file
-    from tools.plan import plan
+    from tools.plan import auto, plan
     from tools.report import report
 
     begun = time.perf_counter()
-    settings, gpus = parse(arguments)
     machine.keep_freed_memory()
-    parallel.start()
     try:
+        settings, gpus = parse(arguments, auto)
+        parallel.start()
         if gpus is not None:  # --dry-run
             reason = plan(settings, gpus)
             sys.exit(f"mmzero.py: {reason}" if reason else None)
         check(settings)
         # Before anything is written: is there such a model, and can it be used?
-        check_family(find_checkpoint(settings.model))
+        check_model(settings)
         run = Run(settings)
         for roles, iteration in self_evolve(run):
             labels = run.folder / f"iter{iteration}/solver.jsonl"

@@ -11,7 +11,6 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
 
 import hashlib
 import itertools
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,9 +24,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prompts import PROMPTS
-from support import checkpoint, parallel
+from support import checkpoint, flash, parallel
 from support.chat import Chat
-from support.lora import merged_state
 
 # Large products run in bf16 anyway. Left in float32 are the rotary angles, and TF32 with its
 # 11 bits would round positions beyond 2,048.
@@ -116,13 +114,14 @@ class VLM:
 
     @classmethod
     def load(cls, name_or_path, device="auto", dtype="auto", attention="auto") -> "VLM":
-        """`tiny`, a short name such as `Qwen2-VL-2B`, a folder, or a hub id.
+        """`tiny`, a short name such as `Qwen2-VL-2B`, a folder (also of adapters), or a hub id.
 
         "auto": CUDA where there is one; bfloat16 on CUDA, else float32; flash_attention_2 on CUDA
         where that package is installed, else PyTorch's own ("sdpa"). FileNotFoundError: the name
         leads nowhere. ValueError: its family is not supported.
         """
-        folder = checkpoint.find_checkpoint(str(name_or_path))
+        name = str(name_or_path)
+        folder = checkpoint.find_checkpoint(name)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_cuda = torch.device(device).type == "cuda"
@@ -135,21 +134,28 @@ class VLM:
             flash = on_cuda and half and transformers.utils.is_flash_attn_2_available()
             attention = "flash_attention_2" if flash else "sdpa"
         model, tokenizer = checkpoint.load_network(folder, dtype, attention)
-        return cls(model.to(device).eval(), tokenizer, folder)
+        vlm = cls(model.to(device).eval(), tokenizer, folder)
+        if folder != Path(name):  # `tiny`, or a hub id: it holds on any machine
+            vlm.base = checkpoint.SHORT_NAMES.get(name, name)
+        if checkpoint.read_json(name, checkpoint.ADAPTERS):
+            checkpoint.load_adapters(vlm, name)
+        return vlm
 
     def __init__(self, model, tokenizer, folder: Path):
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.family = model.config.model_type
+        visual = model.model.visual
+        visual.patch_embed = flash.LinearPatches(visual.patch_embed.proj)
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
-        self.prompts = PROMPTS
-        if (folder / "prompts.json").exists():
-            self.prompts = json.loads((folder / "prompts.json").read_text())
+        self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
+        self.base = str(folder.absolute())  # the name that adapters give of their base
+        self.prompts = checkpoint.read_json(folder, "prompts.json") or PROMPTS
         self.eos_ids = checkpoint.end_tokens(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0]
         self.side_files = checkpoint.read_side_files(folder)
-        settings = checkpoint.picture_settings(folder, self.side_files)
+        settings = checkpoint.picture_settings(folder)
         self.min_pixels, self.max_pixels = settings["min_pixels"], settings["max_pixels"]
         self.patch, self.merge = settings["patch_size"], settings["merge_size"]
         self.temporal_patch = settings["temporal_patch_size"]
@@ -171,18 +177,18 @@ class VLM:
         return self.lm_head.dtype
 
     # ------------------------------------------------------------ text and pictures -> Prompt
-    def encode(self, text, images=()) -> Prompt:
+    def encode(self, text, images=(), system="") -> Prompt:
         """One user turn in the checkpoint's own chat format, up to where the assistant begins.
 
         `encode(question, [a, b])` puts pictures first; `encode(["left:", a, "right:", b])` keeps an
-        order. A picture is a PIL image, or what `cut` made of one. Nothing in a text is ever read
-        as a special token (support/chat.py).
+        order. A picture is a PIL image, or what `cut` made of one. `system` comes before it all.
+        Nothing in a text is ever read as a special token (support/chat.py).
         """
         parts = [*images, text] if isinstance(text, str) else [*images, *text]
         parts = [part if isinstance(part, str | Picture) else self.cut(part) for part in parts]
         pictures = [part for part in parts if isinstance(part, Picture)]
         image_token = self.config.image_token_id
-        once = self.chat.tokens(parts)
+        once = self.chat.tokens(parts, system)
         if once.count(image_token) != len(pictures):
             raise ValueError("the chat template does not give each picture its image token")
         # The template has a picture's image token once. It stands for all of its merged patches.
@@ -217,7 +223,7 @@ class VLM:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Patches uint8 -> [patches, channels * temporal_patch * patch * patch] float32. A still
         picture is a film of equal frames: as many as a temporal patch takes."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        mean, std = self.send(self.mean), self.send(self.std)
         pixels = pixels.view(len(pixels), 3, 1, -1).float()
         pixels.div_(255).sub_(mean).div_(std)
         return pixels.expand(-1, -1, self.temporal_patch, -1).flatten(1)
@@ -229,14 +235,18 @@ class VLM:
         if not pictures:
             return {}
         distinct = list(dict.fromkeys(pictures))
-        pixels = torch.cat([picture.pixels for picture in distinct]).to(self.device)
-        grids = [picture.grid for picture in distinct]
-        inputs = {"pixel_values": self.normalise(pixels), "image_grid_thw": torch.tensor(grids)}
+        pixels = self.send(torch.cat([picture.pixels for picture in distinct]))
+        # Sizes stay on the host, where they are needed: to ask a GPU for them is to wait for it.
+        grids = torch.tensor([picture.grid for picture in distinct])
+        inputs = {"pixel_values": self.normalise(pixels), "image_grid_thw": grids}
         if len(distinct) < len(pictures):
             number = {picture: i for i, picture in enumerate(distinct)}
-            order = [number[picture] for picture in pictures]
-            inputs["pictures"] = torch.tensor(order)
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+            inputs["pictures"] = torch.tensor([number[picture] for picture in pictures])
+        return inputs
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        return parallel.send(tensor, self.device)
 
     def collate(self, prompts) -> dict[str, Tensor]:
         """Prompts as one batch, padded on the right with mask 0 and position 0, on the device."""
@@ -247,7 +257,7 @@ class VLM:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True),
             "position_ids": pad_sequence(positions, True).permute(2, 0, 1),  # [3, B, L]
         }
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch = {name: self.send(tensor) for name, tensor in batch.items()}
         return batch | self.picture_inputs(prompts)
 
     def hidden(self, batch, past=None) -> Tensor:
@@ -278,7 +288,9 @@ class VLM:
         """Features of every image token, [image tokens, D]. Of Qwen3-VL also those that enter the
         first layers directly ("deepstack"), one tensor for each."""
         visual, grids = self.model.model.visual, batch["image_grid_thw"]
-        output = visual(batch["pixel_values"].to(visual.dtype), grid_thw=grids)
+        pixels = batch["pixel_values"].to(visual.dtype)
+        layout = flash.lay_out_pictures(visual, grids, pixels)
+        output = visual(pixels, grid_thw=self.send(grids), **layout)
         features = [output.pooler_output]
         if self.family == "qwen3_vl":
             features += output.deepstack_features
@@ -324,17 +336,14 @@ class VLM:
             parallel.assign(weight, state[name])
 
     def save(self, folder) -> None:
-        """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours.
+        """Write a plain checkpoint, which transformers' from_pretrained loads with nothing of ours;
+        with LoRA, adapters that peft loads on the base.
 
-        Weights keep their dtype; with LoRA they are merged, and the adapters lie beside them. What
-        was there is replaced. All ranks call it, rank 0 writes."""
-        if self.lora:
-            weights = merged_state(self.model)
-        else:
-            weights = {}
-            for name, weight in self.model.named_parameters():
-                whole = parallel.whole(weight.detach())  # all ranks together
-                if parallel.rank() == 0:
-                    weights[name] = whole.cpu()
+        Weights keep their dtype. What was there is replaced. All ranks call it, rank 0 writes."""
+        weights = {}
+        for name, weight in self.weights().items():
+            whole = parallel.whole(weight.detach())  # all ranks together
+            if parallel.rank() == 0:
+                weights[name] = whole.cpu()
         if parallel.rank() == 0:
             checkpoint.write_checkpoint(self, weights, folder)

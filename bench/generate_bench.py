@@ -83,6 +83,7 @@ def theirs(
     top_p=1.0,
     batch=64,
     lengths=None,
+    min_new_tokens=None,
 ):
     """transformers' generate in batches of `batch` replies -> tokens sampled.
 
@@ -102,6 +103,8 @@ def theirs(
                 torch.cat([patches[k] for k in order]),
                 grids[order],
             )
+        if "image_grid_thw" in inputs:
+            inputs["image_grid_thw"] = inputs["image_grid_thw"].to(vlm.device)
         inputs.pop("position_ids")
         # It wants the padding on the left.
         padding = (inputs["attention_mask"] == 0).sum(dim=1).tolist()
@@ -114,6 +117,7 @@ def theirs(
             do_sample=True,
             num_return_sequences=n,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,

@@ -1,4 +1,4 @@
-"""Log-probs of reply tokens, forward and backward: the fused loss against full logits, in turns.
+"""Log-probs of reply tokens, forward and backward: in chunks against full logits, in turns.
 
     python bench/loss_bench.py                            2048 tokens x 151936 words: Qwen2-VL-2B
     python bench/loss_bench.py --tokens 512 --rounds 3    quicker
@@ -9,7 +9,7 @@ Three ways that give the same numbers (checked before anything is timed):
     selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
                logits are there, the log-softmax is not. (TRL itself where it is installed,
                otherwise its three lines written out.)
-    fused      ours (support/fused_loss.py): logits of a chunk of tokens at a time, their gradient
+    chunks     ours (`Logits` of support/flash.py): a chunk of tokens at a time, the gradient
                taken at once; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from support.fused_loss import logps_and_loss
+from support.flash import Logits
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -43,20 +43,22 @@ except ImportError:
         return picked - torch.stack([each.logsumexp(-1) for each in logits])
 
 
-def full(hidden, lm_head, targets, temperature, objective):
+def full(hidden, lm_head, targets, temperature, weights):
     logits = (hidden @ lm_head.T).float() / temperature
     logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return logp.detach(), objective(logp, slice(None))
+    return logp.detach(), (logp * weights).sum()
 
 
-def selective(hidden, lm_head, targets, temperature, objective):
+def selective(hidden, lm_head, targets, temperature, weights):
     logp = selective_log_softmax((hidden @ lm_head.T).float() / temperature, targets)
-    return logp.detach(), objective(logp, slice(None))
+    return logp.detach(), (logp * weights).sum()
 
 
-def fused(hidden, lm_head, targets, temperature, objective):
-    logp, _, loss = logps_and_loss(hidden, lm_head, targets, temperature, objective)
-    return logp, loss
+def chunks(hidden, lm_head, targets, temperature, weights):
+    logits = Logits(hidden, targets, lm_head, temperature)
+    for at, logp in logits.chunks():
+        logits.add((logp * weights[at]).sum())
+    return logits.logp, logits.loss()
 
 
 class Peak:
@@ -112,10 +114,9 @@ def compare(args, device, dtype):
     lm_head = lm_head.to(dtype).requires_grad_()
     targets = torch.randint(args.vocabulary, (args.tokens,), device=device)
     upstream = torch.randn(args.tokens, device=device)
-    objective = lambda logp, at: (logp * upstream[at]).sum()
     gradients = sum(t.numel() * t.element_size() for t in (hidden, lm_head))
 
-    ways = {"full": full, SELECTIVE: selective, "fused": fused}
+    ways = {"full": full, SELECTIVE: selective, "chunks": chunks}
     seconds, peaks, found = {name: [] for name in ways}, {name: [] for name in ways}, {}
     # The first round warms up, and is compared.
     for number in range(args.rounds + 1):
@@ -123,7 +124,7 @@ def compare(args, device, dtype):
             hidden.grad = lm_head.grad = None
             with Peak(device) as peak:
                 begun = time.perf_counter()
-                logp, loss = way(hidden, lm_head, targets, 0.9, objective)
+                logp, loss = way(hidden, lm_head, targets, 0.9, upstream)
                 loss.backward()
                 if device == "cuda":
                     torch.cuda.synchronize()

@@ -31,16 +31,17 @@ class Chat:
         # The same tokenizer, but it sees no special token in a text (other added ones it does).
         self.plain = copy.deepcopy(tokenizer.backend_tokenizer)
         self.plain.encode_special_tokens = True
-        self.templates = {}  # which parts are texts -> the rendered template, in pieces
+        self.templates = {}  # (which parts are texts, system) -> the rendered template
 
-    def tokens(self, parts: list) -> list[int]:
+    def tokens(self, parts: list, system="") -> list[int]:
         """Token ids of one user turn, up to where the assistant begins to write.
 
         parts: texts and pictures in their order. A picture is what is no string; it gets one token.
+        system: a text of ours, which comes first; else the template's own does, if it has one.
         """
         texts = [part for part in parts if isinstance(part, str)]
         tokens = []
-        for piece in self.template(tuple(isinstance(part, str) for part in parts)):
+        for piece in self.template(tuple(isinstance(part, str) for part in parts), system):
             if isinstance(piece, int):
                 tokens.append(piece)
             else:
@@ -48,31 +49,34 @@ class Chat:
                 tokens += self.plain.encode(filled, add_special_tokens=False).ids
         return tokens
 
-    def template(self, is_text: tuple[bool, ...]) -> list[int | str]:
+    def template(self, is_text: tuple[bool, ...], system="") -> list[int | str]:
         """The rendered template for texts and pictures in this order: special tokens' ids, and the
         strings between them.
 
         A string is tokenized with the texts in place, so that merges across a seam ("user\\n" and a
         text that begins with a new line) come out as in training.
         """
-        if is_text not in self.templates:
+        if (is_text, system) not in self.templates:
             numbers = itertools.count()
             content = [
                 {"type": "text", "text": slot(next(numbers))} if text else {"type": "image"}
                 for text in is_text
             ]
-            turn = {"role": "user", "content": content}
+            # The templates of text models know no parts.
+            turns = [{"role": "user", "content": slot(0) if is_text == (True,) else content}]
+            if system:
+                turns.insert(0, {"role": "system", "content": system})
             rendered = self.tokenizer.apply_chat_template(
-                [turn], tokenize=False, add_generation_prompt=True
+                turns, tokenize=False, add_generation_prompt=True
             )
-            self.templates[is_text] = [
+            self.templates[is_text, system] = [
                 self.tokenizer.convert_tokens_to_ids(piece)
                 if self.special.fullmatch(piece)
                 else piece
                 for piece in self.special.split(rendered)
                 if piece
             ]
-        return self.templates[is_text]
+        return self.templates[is_text, system]
 
 
 def slot(index: int) -> str:

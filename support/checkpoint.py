@@ -1,19 +1,20 @@
 """Checkpoint folders: find one by name, load what is in it, write one.
 
-A checkpoint is what transformers' save_pretrained leaves (config.json, *.safetensors and more),
-and it may carry `prompts.json`, the prompts of the three roles.
+A checkpoint is what transformers' save_pretrained leaves (config.json, *.safetensors and more), or
+adapters in peft's format (adapter_config.json, which names their base, adapter_model.safetensors).
+Either may carry `prompts.json`, the prompts of the three roles.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from support.lora import save_adapters
+from support.lora import add_lora
 
 transformers.utils.logging.disable_progress_bar()  # a run loads and saves all the time
 # model_type in config.json -> class of transformers
@@ -22,42 +23,47 @@ FAMILIES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
+SIZES = {"Qwen2-VL": "2B 7B 72B", "Qwen2.5-VL": "3B 7B 32B 72B", "Qwen3-VL": "2B 4B 8B 32B"}
 # What may be typed for a hub id.
 SHORT_NAMES = {
-    "Qwen2-VL-2B": "Qwen/Qwen2-VL-2B-Instruct",
-    "Qwen2-VL-7B": "Qwen/Qwen2-VL-7B-Instruct",
-    "Qwen2-VL-72B": "Qwen/Qwen2-VL-72B-Instruct",
-    "Qwen2.5-VL-3B": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "Qwen2.5-VL-7B": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "Qwen2.5-VL-32B": "Qwen/Qwen2.5-VL-32B-Instruct",
-    "Qwen2.5-VL-72B": "Qwen/Qwen2.5-VL-72B-Instruct",
-    "Qwen3-VL-2B": "Qwen/Qwen3-VL-2B-Instruct",
-    "Qwen3-VL-4B": "Qwen/Qwen3-VL-4B-Instruct",
-    "Qwen3-VL-8B": "Qwen/Qwen3-VL-8B-Instruct",
-    "Qwen3-VL-32B": "Qwen/Qwen3-VL-32B-Instruct",
-    "MiMo-VL-7B": "XiaomiMiMo/MiMo-VL-7B-SFT",
+    f"{series}-{size}": f"Qwen/{series}-{size}-Instruct"
+    for series, sizes in SIZES.items()
+    for size in sizes.split()
 }
+SHORT_NAMES["MiMo-VL-7B"] = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
 TINY = Path(__file__).parent.parent / "tiny" / "model"
+ADAPTERS = "adapter_config.json"  # a folder that has it holds adapters
 # Small files which we read or other programs want: kept as they were found, and saved again.
-SIDE_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-)
+SIDE_FILES = """preprocessor_config.json processor_config.json video_preprocessor_config.json
+chat_template.json""".split()
+
+
+def read_json(folder, name: str):
+    """What a file of the folder holds; None: there is no such file."""
+    file = Path(folder) / name
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
 
 
 def find_checkpoint(name: str, weights=True) -> Path:
-    """The folder of `tiny`, of a folder's name, or of what the hub (or its cache) has by this name.
+    """The folder of `tiny`, of a folder's name, or of what the hub (or its cache) has by this name;
+    of adapters, the folder of their base.
 
     weights=False: they are not wanted. FileNotFoundError: there is nothing. ValueError: it is of
     another family; it is refused before its weights are fetched.
     """
+    adapters = read_json(name, ADAPTERS)
+    if adapters:
+        try:
+            return find_checkpoint(str(adapters["base_model_name_or_path"]), weights)
+        except FileNotFoundError as error:
+            reason = f"{name} needs the base that its {ADAPTERS} names, where it may be changed"
+            raise FileNotFoundError(f"{reason}: {error}") from error
     if name == "tiny":
-        if not (TINY / "config.json").exists():
-            raise FileNotFoundError(
-                f"the tiny base is not in {TINY}; make it with: python tiny/build.py"
-            )
         return TINY
     if Path(name).is_dir():
         return Path(name)
@@ -90,17 +96,14 @@ def fetch(name: str, hub_id: str, patterns: list[str]) -> Path:
 
 def check_family(folder: Path) -> str:
     """The family of the checkpoint in this folder, or an error that says what would be right."""
-    if not (folder / "config.json").exists():
+    config = read_json(folder, "config.json")
+    if config is None:
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
-    try:
-        family = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder}/config.json is no JSON object: {error}") from error
+    family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(
             f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL "
-            f"(with MiMo-VL) and Qwen3-VL (types {', '.join(FAMILIES)}), of these by name: "
-            f"{', '.join(SHORT_NAMES)}"
+            f"(with MiMo-VL) and Qwen3-VL, of these by name: {', '.join(SHORT_NAMES)}"
         )
     return family
 
@@ -120,8 +123,8 @@ def load_network(folder: Path, dtype, attention: str):
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{folder}: {len(missing)} weights are missing, for example {missing[0]}")
-    if (folder / "chat_template.json").exists():  # the tokenizer's own may be for text only
-        template = json.loads((folder / "chat_template.json").read_text())
+    template = read_json(folder, "chat_template.json")
+    if template:  # the tokenizer's own may be for text only
         tokenizer.chat_template = template["chat_template"]
     return model, tokenizer
 
@@ -141,16 +144,13 @@ def read_side_files(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in files if file.exists()}
 
 
-def picture_settings(folder: Path, side_files: dict[str, str]) -> dict:
+def picture_settings(folder: Path) -> dict:
     """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it."""
-    if "preprocessor_config.json" in side_files:
-        settings = json.loads(side_files["preprocessor_config.json"])
-    elif "processor_config.json" in side_files:  # where newer versions put it
-        settings = json.loads(side_files["processor_config.json"])["image_processor"]
-    else:
-        raise FileNotFoundError(
-            f"{folder}: no preprocessor_config.json, which says how pictures are cut"
-        )
+    settings = read_json(folder, "preprocessor_config.json")
+    if settings is None:  # where newer versions put it
+        settings = (read_json(folder, "processor_config.json") or {}).get("image_processor")
+    if settings is None:
+        raise FileNotFoundError(f"{folder}: no preprocessor_config.json: how are pictures cut?")
     # Three spellings of the limits of a picture's area.
     size = settings.get("size") or {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -158,31 +158,60 @@ def picture_settings(folder: Path, side_files: dict[str, str]) -> dict:
     return settings
 
 
-def write_checkpoint(vlm, weights: dict, folder) -> None:
-    """Write a plain checkpoint of these weights; of a network with LoRA, its adapters beside them.
+def load_adapters(vlm, folder):
+    """Put a folder's adapters on the network, which is their base, and take on their prompts."""
+    config = read_json(folder, ADAPTERS)
+    # Others' adapters, scaled in another way. Those on other layers fail in `load_state`.
+    if config.get("use_rslora") or config.get("alpha_pattern"):
+        raise ValueError(f"{folder}: adapters scaled by anything but alpha / r are not supported")
+    if not vlm.lora:
+        add_lora(vlm, config["r"], config["lora_alpha"])
+    try:
+        state = load_file(Path(folder) / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(f"{folder}/adapter_model.safetensors: {error}") from error
+    names = (name.removeprefix("base_model.model.").removesuffix(".weight") for name in state)
+    vlm.load_state(dict(zip(names, state.values())))
+    vlm.base = config["base_model_name_or_path"]
+    vlm.prompts = read_json(folder, "prompts.json") or vlm.prompts
 
-    All is written under a temporary name first: the folder appears when it is whole, and replaces
-    one that was there.
+
+def save_adapters(vlm, weights: dict, folder: Path):
+    """The two files of peft. All else is in the base's folder."""
+    state = {f"base_model.model.{name}.weight": weight for name, weight in weights.items()}
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": vlm.base,
+        # The vision tower of Qwen2.5-VL has layers of the same names.
+        "target_modules": r".*language_model\.layers\..*_proj",
+        "r": vlm.lora["rank"],
+        "lora_alpha": vlm.lora["alpha"],
+    }
+    (folder / ADAPTERS).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_checkpoint(vlm, weights: dict, folder) -> None:
+    """Write a plain checkpoint of these weights; of a network with LoRA, its adapters alone.
+
+    The folder, which replaces one that was there, has this name only when it is whole.
     """
     folder = Path(folder).absolute()
+    new = folder.with_name(f".{folder.name}.new")
     # Left by a process that was killed while it wrote here.
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
 
-    # config.json, generation_config.json, model.safetensors
-    vlm.model.save_pretrained(new, state_dict=weights)
     if vlm.lora:
-        save_adapters(vlm, new)
-    # tokenizer.json, tokenizer_config.json, chat_template.jinja
-    vlm.tokenizer.save_pretrained(new)
-    for name, text in vlm.side_files.items():
-        (new / name).write_text(text)
+        save_adapters(vlm, weights, new)
+    else:
+        # config.json, generation_config.json, model.safetensors
+        vlm.model.save_pretrained(new, state_dict=weights)
+        # tokenizer.json, tokenizer_config.json, chat_template.jinja
+        vlm.tokenizer.save_pretrained(new)
+        for name, text in vlm.side_files.items():
+            (new / name).write_text(text)
     (new / "prompts.json").write_text(json.dumps(vlm.prompts, indent=2) + "\n")
 
-    if folder.exists():
-        folder.rename(old)
+    shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,6 +8,7 @@ D, C, B, A, the right answer is read as a text, a given one as a letter.
 """
 
 import ast
+import contextlib
 import json
 import re
 
@@ -37,6 +38,9 @@ LETTER = re.compile(r"[(\[]?([A-Za-z])[.:]?[)\]]?")
 # A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
 FIRST = re.compile(r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?= ))|[ ,.(-]) ?(.+)")
 LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
+LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
+# Stand for choices that are not known: no text means one of them.
+UNKNOWN = [chr(0xE000 + i) for i in range(26)]
 
 
 def bare(text):
@@ -89,30 +93,18 @@ def number_of(letter):
 def one(text, choices, as_text):
     """The number of the choice that a bare text means for sure, or None."""
     texts = [bare(choice) for choice in choices]
-    letter = LETTER.fullmatch(text)
+    letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
     if text in texts and (as_text or not letter):
         return texts.index(text)
-    if letter and number_of(letter[1]) < len(texts):
-        return texts.index(texts[number_of(letter[1])])  # the first of those that are equal
-    pairs = [(m[1], m[3]) for m in [FIRST.fullmatch(text)] if m]
-    pairs += [(m[2], m[1]) for m in [LAST.fullmatch(text)] if m]
+    pairs = [(letter[1], None)] if letter else []
+    pairs += [(first[1], first[3])] if first else []
+    pairs += [(last[2], last[1])] if last else []
     for letter, words in pairs:
-        choice = texts[number_of(letter)] if number_of(letter) < len(texts) else None
-        if choice is not None and (agree(words, choice) or agree(words.strip("()[] "), choice)):
-            return texts.index(choice)
+        for choice in texts[number_of(letter) :][:1]:
+            if words is None or agree(words, choice) or agree(words.strip("()[] "), choice):
+                return texts.index(choice)  # the first of those that are equal
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
-
-
-def several(text, count):
-    """{0, 2} of "A, C", "C and A", "(A)(C)" and "AC". Empty if there is anything else."""
-    words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", text))
-    if len(words) == 1:
-        words = list(words[0])
-    found, known = [word.upper() for word in words], {chr(65 + i) for i in range(count)}
-    if len(set(found)) < len(found) or not set(found) <= known:
-        return frozenset()
-    return frozenset(map(number_of, found))
 
 
 def meant(text, choices, as_text=False):
@@ -134,20 +126,17 @@ def meant(text, choices, as_text=False):
     numbers = [one(bare(piece), choices, as_text) for piece in pieces if piece.strip()]
     if len(numbers) > 1 and None not in numbers:
         return frozenset(numbers)
-    letters = several(whole, len(choices))
+    # Letters alone: "A C", "(A)(C)", "AC".
+    words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
+    letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
+    known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
+    if len(set(letters)) == len(letters) and set(letters) <= set(known):
+        return frozenset(map(number_of, letters))
     # "B. It is the blue one": a letter that is set off, and words that are no choice.
-    if not letters and number_of(letter_of(whole) or "z") < len(choices):
-        return frozenset([number_of(letter_of(whole))])
-    return letters
-
-
-def letter_of(text):
-    """The letter by which a text means a choice, where the choices are not known. "" if none."""
-    text = without_lead(text)
-    letter, first = LETTER.fullmatch(text), FIRST.fullmatch(text)
-    if letter:
-        return letter[1].upper()
-    return first[1].upper() if first and first[2] else ""
+    first = FIRST.fullmatch(whole)
+    if first and first[2] and number_of(first[1]) < len(choices):
+        return frozenset([number_of(first[1])])
+    return frozenset()
 
 
 def same_letters(given, gold):
@@ -156,10 +145,8 @@ def same_letters(given, gold):
     >>> same_letters("(B) blue", "B"), same_letters("CA", "A, C"), same_letters("blue", "Blue")
     (True, True, False)
     """
-    if not re.fullmatch(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*", bare(gold)):
-        return False
-    wanted, letter = several(bare(gold), 26), letter_of(given)
-    return several(without_lead(given), 26) == wanted or [*map(number_of, letter)] == [*wanted]
+    is_letters = LETTERS.fullmatch(bare(gold)) is not None
+    return is_letters and meant(given, UNKNOWN) == meant(gold, UNKNOWN)
 
 
 # ------------------------------------------------------------------------- as data sets write them
@@ -171,10 +158,9 @@ def unpacked(value):
         return value
     commas = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", value.strip())
     for read, text in ((json.loads, value), (ast.literal_eval, commas)):
-        try:
+        # Else it is of the other kind, or a text that begins with a bracket.
+        with contextlib.suppress(ValueError, SyntaxError):
             return read(text)
-        except (ValueError, SyntaxError):
-            pass  # of the other kind, or a text that begins with a bracket
     return value
 
 
@@ -204,54 +190,47 @@ def read_choices(value):
     if isinstance(value, str) and value.strip():
         lines = value.splitlines() if "\n" in value.strip() else re.split("[;|]", value)
         lines = [line.strip() for line in lines if line.strip()]
-        texts = listed("\n".join(lines)) or lines
-        if len(texts) < 2:
-            raise ValueError(f"cannot read the choices {value!r}")
-        return texts, []
-    if isinstance(value, dict):
-        pairs = list(value.items())
-        if isinstance(value.get("text"), list):  # {"text": [...], "label": [...]}
-            pairs = list(zip(value["label"], value["text"]))
-    elif value and all(isinstance(choice, dict) for choice in value):
-        pairs = [(choice["label"], choice["text"]) for choice in value]
-    else:
+        value = listed("\n".join(lines)) or lines
+        if len(value) < 2:
+            raise ValueError(f"cannot read the choices {value[0]!r}")
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = dict(zip(value["label"], value["text"]))
+    elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
+        value = {choice["label"]: choice["text"] for choice in value}
+    if not isinstance(value, dict):
         texts = [str(choice) for choice in value or [] if choice is not None]
         own = listed("\n".join(texts))  # ["A. red", "B. blue"]
         return own if len(own) == len(texts) else texts, []
-    pairs = [(label_of(label), str(choice)) for label, choice in pairs if choice is not None]
-    if {label for label, _ in pairs} == {chr(65 + i) for i in range(len(pairs))}:
-        pairs.sort()
-    return [choice for _, choice in pairs], [label for label, _ in pairs]
+    labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
+    if set(labelled) == {chr(65 + i) for i in range(len(labelled))}:
+        labelled = dict(sorted(labelled.items()))
+    return [*labelled.values()], [*labelled]
 
 
 def label_of(value):
     return str(value).strip(" ().[]:").upper()
 
 
-def right_choice(value, choices, labels):
-    """The numbers that one right answer means: a label, a letter, a text, or a number from 0 on."""
-    text = str(value).strip()
-    if label_of(text) in labels:
-        return {labels.index(label_of(text))}
-    number = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(choices)
-    by_text = meant(text, choices, as_text=True)
-    is_number = isinstance(value, int | float) and bare(text) not in map(bare, choices)
-    if number < len(choices) and (is_number or not by_text):
-        return {number}
-    if not by_text:
-        raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
-    return by_text
-
-
 def right_choices(value, choices, labels):
     """The right answer of a row as a text that `meant` reads. ValueError if it is no choice.
 
+    It may be a label, a letter, a text, a number from 0 on, or several of these.
+
     >>> right_choices(1, ["red", "blue"], []), right_choices("B", ["red", "blue"], [])
-    ('(B) blue', 'B')
+    ('(B) blue', '(B) blue')
     """
-    items = unpacked(value)
-    items = items if isinstance(items, list | tuple) else [value]
-    found = set().union(*(right_choice(item, choices, labels) for item in items))
-    if len(items) == 1 and meant(str(items[0]), choices, as_text=True) == found:
-        return str(items[0])
+    items, found = unpacked(value), set()
+    for item in items if isinstance(items, list | tuple) else [value]:
+        text = str(item).strip()
+        by_text = meant(text, choices, as_text=True)
+        is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
+        counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
+        if label_of(text) in labels:
+            found.add(labels.index(label_of(text)))
+        elif is_number and (counts or not by_text):
+            found.add(int(float(text)))
+        elif by_text:
+            found |= by_text
+        else:
+            raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
     return "\n".join(f"({chr(65 + i)}) {choices[i]}" for i in sorted(found))

@@ -5,22 +5,21 @@ matrices.
 
 B begins at 0, so the network begins as its base. Policy and actor share the tensors of the base. A
 role is its adapters alone, some MB, and the reference is the adapters that the phase began with.
+
+Adapters are never merged into weights that are saved: in bf16 these would lose most of what a few
+steps have learnt. support/checkpoint.py saves adapters as peft does.
 """
 
 import copy
-import json
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 
 class LoRALinear(nn.Linear):
-    """Takes the place of a linear layer. Its weight keeps its name, so that a merged state is a
-    plain checkpoint's."""
+    """Takes the place of a linear layer, whose weight and bias keep their names."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator):
         bias = linear.bias is not None
@@ -35,10 +34,6 @@ class LoRALinear(nn.Linear):
     def forward(self, x):
         low = F.linear(x, self.lora_A.to(x.dtype))
         return super().forward(x) + F.linear(low, self.lora_B.to(x.dtype)) * self.scale
-
-    def merged(self):
-        """W + alpha / r * B A, in W's type."""
-        return (self.weight.float() + self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
 
 
 def add_lora(vlm, rank: int, alpha: float):
@@ -56,26 +51,8 @@ def add_lora(vlm, rank: int, alpha: float):
 
 
 def twin(vlm):
-    """Another network on the very same weights: what is put into one's layers is not in the
-    other's."""
+    """Another network on the very same base, with adapters of its own."""
     other = copy.copy(vlm)
-    other.model = copy.deepcopy(vlm.model, {id(p): p for p in vlm.model.parameters()})
+    base = {id(p): p for name, p in vlm.model.named_parameters() if ".lora_" not in name}
+    other.model = copy.deepcopy(vlm.model, base)
     return other
-
-
-@torch.no_grad()
-def merged_state(model) -> dict:
-    """The weights of a plain checkpoint in host memory: adapters are added to what they stand
-    beside."""
-    state = {name: p.detach().cpu() for name, p in model.named_parameters() if ".lora_" not in name}
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            state[f"{name}.weight"] = module.merged().cpu()
-    return state
-
-
-def save_adapters(vlm, folder):
-    """adapter.safetensors, and its rank and alpha in adapter.json."""
-    state = {name: weight.contiguous() for name, weight in vlm.state().items()}
-    save_file(state, Path(folder) / "adapter.safetensors")
-    (Path(folder) / "adapter.json").write_text(json.dumps(vlm.lora) + "\n")

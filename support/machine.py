@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 
 # How long a waiting thread spins before it sleeps. OpenMP's own choice, for ever, makes a machine
 # that does anything else ten times slower; not to spin at all costs a quarter on one that does not.
@@ -20,3 +21,31 @@ def keep_freed_memory():
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**24)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+# A probe takes this long in all, and fewer threads win if they are nearly as fast: what is left of
+# the cores may be wanted by somebody else.
+PROBE_SECONDS, NEARLY = 2.0, 0.9
+
+
+def choose_threads(work, cores: int, set_threads, clock=time.perf_counter) -> tuple[int, str]:
+    """How many threads do `work` fastest, under the load of this moment -> the number, and why.
+
+    Threads wait for each other after every product. Where something else uses a core, two of them
+    were ten times slower than one (two cores, 2026-11), so it is worth a look.
+    """
+    counts = sorted({2**i for i in range(cores.bit_length())} | {cores})
+    seconds, rounds, begun = dict.fromkeys(counts, 0.0), 0, clock()
+    work()  # what is done once
+    while not rounds or clock() - begun < PROBE_SECONDS:
+        # In turns, so that a load that comes and goes meets all of them.
+        for count in counts:
+            set_threads(count)
+            started = clock()
+            work()
+            seconds[count] += clock() - started
+        rounds += 1
+    fastest = min(seconds.values())
+    chosen = next(count for count in counts if seconds[count] * NEARLY <= fastest)
+    each = ", ".join(f"{count}: {1e3 * seconds[count] / rounds:.0f} ms" for count in counts)
+    return chosen, f"{chosen} of {cores} threads (a probe took {each})"

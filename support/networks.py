@@ -1,11 +1,17 @@
 """The two networks of a run: one that samples (the actor), one that is trained (the policy)."""
 
-from pathlib import Path
-
-from safetensors.torch import load_file
-
 from support import parallel
+from support.checkpoint import ADAPTERS, check_family, find_checkpoint, load_adapters, read_json
 from support.lora import add_lora, twin
+
+
+def check_model(settings):
+    """Is there such a model, and can this run use it? It is asked before anything is written."""
+    config = read_json(settings.model, ADAPTERS)
+    if config and (config["r"], config["lora_alpha"]) != (settings.lora, settings.lora_alpha):
+        flags = "--lora {r} --lora-alpha {lora_alpha}".format(**config)
+        raise ValueError(f"{settings.model} holds adapters, which are trained on with {flags}")
+    check_family(find_checkpoint(settings.model))
 
 
 def load_networks(load, settings):
@@ -16,9 +22,9 @@ def load_networks(load, settings):
     """
     actor, sharded = load(settings.model), parallel.world() > 1
     if settings.lora:
+        if not actor.lora:
+            add_lora(actor, settings.lora, settings.lora_alpha)
         policy = twin(actor)
-        for vlm in (actor, policy):
-            add_lora(vlm, settings.lora, settings.lora_alpha)
     else:
         # What is to be sharded is loaded into host memory first.
         policy = load(settings.model, dtype="float32", device="cpu" if sharded else "auto")
@@ -42,7 +48,7 @@ def read_weights(load, settings, policy, checkpoints: dict[str, str]) -> dict[st
     for role, folder in checkpoints.items():
         if folder != settings.model:
             if settings.lora:
-                policy.load_state(load_file(Path(folder) / "adapter.safetensors"))
+                load_adapters(policy, folder)
             else:
                 policy.load_state(load(folder, device="cpu", dtype="float32").state())
             weights[role] = policy.state()

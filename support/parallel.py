@@ -169,6 +169,17 @@ def deal(batches) -> list:
     return filled[rank() :: world()]
 
 
+def halve(policy, token_budget) -> bool:
+    """A GPU's memory has run out in a training pass: half as many tokens from now on. False: it was
+    halved before, or under torchrun, where ranks make their passes together."""
+    if world() > 1 or policy.token_limit <= token_budget:
+        return False
+    policy.token_limit = token_budget // 2
+    text = f"from now on {policy.token_limit} tokens a pass"
+    print(f"grpo: out of GPU memory; {text}", file=sys.stderr)
+    return True
+
+
 # ---- weights and gradients -----------------------------------------------------------------------
 
 
@@ -202,6 +213,21 @@ def within(model, work):
     # used twice.
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False):
         return model.do(work) if hasattr(model, "do") else work()
+
+
+def send(tensor, device):
+    """To the device. A GPU fetches it from pinned memory by itself, and nobody waits."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def working_dtype(tensor):
+    """What products with this tensor are made in: bf16 under autocast, else its own."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
 
 
 def whole(tensor):

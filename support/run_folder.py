@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import random
+import statistics
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration tr
 MANY_UNREAD = 0.3
 
 # A run may go on with other values of these.
-FREE = ("out", "iterations", "workers", "slots", "save_steps")
+FREE = ("out", "iterations", "threads", "workers", "slots", "save_steps")
 
 # What the line of a step shows of each role's rewards: means over all replies, and means over those
 # of which this is true.
@@ -49,6 +50,9 @@ FIGURES = {
 SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
 SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
+# From how many times the usual duration of a step on it is worth a line, and which.
+SLOW = 3
+BUSY = """does something else use the cores? To stop here and go on with --threads 1 helps then"""
 
 NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and
 then one box: an instruct model without think tags? Format stays 0, its answers are paid"""
@@ -101,17 +105,20 @@ class Run:
         name = f"{Path(settings.model).name}-{settings.language}-seed{settings.seed}"
         self.folder = Path(settings.out or f"runs/{name}")
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
+        # What config.json holds. threads: those that the run began with.
+        self.facts = {"model": settings.model, "settings": config, "threads": None}
         try:
             (self.folder / "resume").mkdir(parents=True, exist_ok=True)
             if (self.folder / "config.json").exists():
-                old = json.loads((self.folder / "config.json").read_text())["settings"]
-                self._refuse_another(old, config)
-            facts = {"model": settings.model, "settings": config, "torch": torch.__version__}
-            self.write("config.json", json.dumps(facts, indent=2))
+                old = json.loads((self.folder / "config.json").read_text())
+                self._refuse_another(old["settings"], config)
+                self.facts["threads"] = old.get("threads")
+            self.note(torch=torch.__version__)
         except OSError as error:
             reason = f"--out {self.folder} cannot be written ({error.strerror})"
             raise ValueError(f"{reason}: give a folder of yours") from error
 
+        self.warned = False  # that something else uses the cores
         # (iteration, stage) that is done: (0, "") nothing yet, (0, "eval") the base is measured.
         self.done = (0, "")
         # (iteration, role, step) of the state inside the next stage, and the state.
@@ -128,6 +135,11 @@ class Run:
         self.write_rows("metrics.jsonl", filter(self._counts, self.metrics()))
         # All have read how far the run is, before one goes on.
         parallel.gather([None])
+
+    def note(self, **facts):
+        """Facts about the run, for config.json."""
+        self.facts |= facts
+        self.write("config.json", json.dumps(self.facts, indent=2))
 
     def _refuse_another(self, old: dict, new: dict):
         changed = [name for name in new if name not in FREE and old.get(name) != new[name]]
@@ -268,6 +280,7 @@ class Phase:
         self.started = time.perf_counter()
         # Steps that an earlier start made, and rows that are saved when the phase is over.
         self.steps_made, self.rows = 0, []
+        self.durations = []  # of the steps, in seconds
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
             restore(policy, optimizer, run.state)
@@ -345,29 +358,39 @@ class Phase:
             for reply, one in zip(group, group_terms):
                 self.rows.append({"step": step, "topic": topic, "reply": reply.text} | one)
 
-    def end_step(self, step: int, replies, unread, terms: list[dict], statistics: dict, **more):
+    def end_step(self, step: int, replies, unread, terms: list[dict], figures: dict, **more):
         """A line on the terminal and on disk; and the state, every --save-steps steps.
 
         unread: could nothing be read in this reply? terms: of the reward of each reply.
-        statistics: what train_step returned.
+        figures: what train_step returned.
         """
         of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
         some = [one for one in terms if one[condition[0]]]
         record = {name: mean(one[name] for one in terms) for name in of_all}
         record |= {name: mean(one[name] for one in some) for name in of_some}
         # nan is no JSON.
-        finite = {name: None if value != value else value for name, value in statistics.items()}
+        finite = {name: None if value != value else value for name, value in figures.items()}
         record["unread"] = self.run.unread(
             self.iteration, self.role, [reply.text for reply in replies], unread
         )
         if self.role == "solver" and self.steps_made == 0 and step == 1 and not record["format"]:
             print(NO_FORM)
         record |= more | finite | {"seconds": time.perf_counter() - self.started}
+        self.look_at_the_clock(record["seconds"])
         self.log("step", step=step, **record)
         self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
         if step % self.run.settings.save_steps == 0:
             state = training_state(self.policy, self.optimizer) | {"rows": json.dumps(self.rows)}
             self.run.save_state(self.iteration, self.role, step, state)
+
+    def look_at_the_clock(self, seconds: float):
+        """Once in a run: a step has taken more than three times the median of the phase's steps."""
+        if self.durations and seconds > SLOW * statistics.median(self.durations):
+            if not self.run.warned:
+                text = f"a step took {seconds:.0f} s, {SLOW} times as long as those before it"
+                self.bar.write(f"{text}: {BUSY}")
+            self.run.warned = True
+        self.durations.append(seconds)
 
 
 def step_line(title: str, r: dict) -> str:

@@ -62,7 +62,8 @@ class Settings:
     # Pictures and machine
     min_pixels: int = 262144  # smaller pictures are scaled up to this area; 0: the checkpoint's
     max_pixels: int = 1638400  # larger ones down to this (1280 x 1280); 0: as the checkpoint has it
-    slots: int = 0  # completions decoded side by side; 0: 512 on a CPU, 128 on a GPU
+    slots: int = 0  # completions decoded side by side; 0: up to 512
+    threads: int = 0  # of the CPU, for the networks; 0: as fast as a probe finds
     workers: int = 0  # processes that render; 0: one per core
     render_seconds: float = 5.0  # a program that draws for longer is stopped
     unsafe_python: bool = False  # run Python though this machine cannot confine it
@@ -84,9 +85,9 @@ TINY = replace(
     **dict(proposal_tokens=96, code_tokens=160, answer_tokens=64, min_pixels=0, max_pixels=0),
 )
 
-# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts (1,024 fill
-# 128 slots on each of eight), ten steps (the paper's text has ten), shorter replies, and pictures
-# of at most 1024 x 768. What fits, and with how much room: python tools/plan.py
+# One GPU samples an eighth of what eight do: a quarter of the data, in smaller parts, ten steps
+# (the paper's text has ten), shorter replies, and pictures of at most 1024 x 768. What fits, and
+# with how much room: python tools/plan.py
 ONE_GPU = replace(
     PAPER,
     **dict(proposer_steps=10, coder_steps=10, solver_steps=10, part_proposals=256),
@@ -101,6 +102,12 @@ LORA = replace(ONE_GPU, lora=32, lr=1e-5, token_budget=4096, slots=32)
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
 TIGHT = replace(ONE_GPU, **SHORT, token_budget=4096, slots=64)
 CUT = replace(PAPER, token_budget=8192)
+# What the authors' scripts for 8B set: docs/paper.md.
+AUTHORS = replace(
+    CUT,
+    **dict(iterations=5, coder_prompts=320, solver_update=64),
+    **dict(max_pixels=4194304, render_seconds=30.0),
+)
 PRESETS = {  # name: (settings, what it is for)
     "tiny": (TINY, "the embedded base, on two CPU cores"),
     "paper": (PAPER, "batches, lengths and pictures of the paper, all weights"),
@@ -108,6 +115,7 @@ PRESETS = {  # name: (settings, what it is for)
     "1x48gb": (TIGHT, "2B, all weights, a quarter of the data, replies of 1,536 tokens"),
     "1x80gb": (ONE_GPU, "2B, all weights, a quarter of the data, 8,192 tokens a pass"),
     "8x80gb": (CUT, "up to 8B, all weights cut over 8 GPUs, the paper's data, 8,192 tokens a pass"),
+    "authors-8b": (AUTHORS, "the numbers of the authors' scripts for 8B, where they differ"),
 }
 
 # What the Coder writes, taking turns.
@@ -122,7 +130,7 @@ TRAINED = FROZEN | dict.fromkeys(("proposer", "solver"), dict(temperature=1.0, t
 # Which setting limits its replies.
 LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
 # Numbers that may be 0.
-MAY_BE_ZERO = "iterations min_pixels max_pixels slots workers questions probe lora".split()
+MAY_BE_ZERO = "iterations min_pixels max_pixels slots threads workers questions probe lora".split()
 
 
 def check(settings: Settings) -> None:
@@ -152,8 +160,9 @@ def check(settings: Settings) -> None:
     need("max_pixels", enough, "0, or at least --min-pixels")
 
 
-def parse(arguments=None) -> tuple[Settings, int | None]:
-    """The command line has a flag for each setting; the preset says what is not given.
+def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
+    """The command line has a flag for each setting; the preset says what is not given. For a real
+    model that is auto(given, gpus), or the paper's where there is no `auto`.
 
     -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset
     names a number.
@@ -179,9 +188,10 @@ def parse(arguments=None) -> tuple[Settings, int | None]:
         parser.add_argument("--" + name.replace("_", "-"), **options)
     about = "GRPO steps per iteration of all three roles at once"
     parser.add_argument("--steps", type=int, metavar="INT", help=about)
-    about = "where the other settings come from [tiny for --model tiny, else paper]: "
+    about = "where the other settings come from [tiny for --model tiny, else auto: the largest "
+    about += "that fits this machine]: "
     about += "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
-    parser.add_argument("--preset", choices=PRESETS, help=about)
+    parser.add_argument("--preset", choices=["auto", *PRESETS], help=about)
     about = "only say what the run would need, and whether it fits this machine: no weights are "
     about += "loaded [GPUs: those in the preset's name, else of this machine]"
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
@@ -190,8 +200,11 @@ def parse(arguments=None) -> tuple[Settings, int | None]:
     steps, gpus = given.pop("steps", None), given.pop("dry_run", None)
     if steps is not None:
         given = {f"{role}_steps": steps for role in LENGTHS} | given
-    usual = "tiny" if given.get("model", "tiny") == "tiny" else "paper"
-    preset = given.pop("preset", usual)
+    preset = given.pop("preset", "auto")
+    if preset == "auto" and given.get("model", "tiny") == "tiny":
+        preset = "tiny"
+    if preset == "auto":
+        return (auto(given, gpus) if auto else replace(PAPER, **given)), gpus
     if gpus == 0:
         gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
     return replace(PRESETS[preset][0], **given), gpus

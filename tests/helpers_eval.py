@@ -12,11 +12,11 @@ class Echo:
     prompts = {"solver": "Look. {question} Put it in \\boxed{}."}
     max_pixels = 10**9
 
-    def encode(self, parts, images=()):
+    def encode(self, parts, images=(), system=""):
         """As VLM.encode: a text and pictures, or both in a list. A picture becomes its size."""
         parts = [*images, parts] if isinstance(parts, str) else parts
         assert all(isinstance(part, (str, Image.Image)) for part in parts)
-        return "".join(
+        return system + "".join(
             part if isinstance(part, str) else f"[{part.width}x{part.height}]" for part in parts
         )
 

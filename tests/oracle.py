@@ -3,6 +3,7 @@
 import torch
 
 import grpo
+from support.flash import Logits
 
 
 def policy_loss(
@@ -31,7 +32,21 @@ def policy_loss(
     settings = grpo.LossSettings(clip_low, clip_high, clip_dual, kl_coef)
     loss, sums = grpo.policy_loss(logp, old_logp, ref_logp, advantages[mask], settings)
     tokens = max(len(logp), 1)
-    return loss / tokens, {name: value / tokens for name, value in sums.items()}
+    return loss / tokens, {name: value.item() / tokens for name, value in sums.items()}
+
+
+def token_logps(vlm, bundles, temperature=1.0, weights=None):
+    """Of all replies in order -> logp [n], entropy [n], and made as in a training step, a number
+    whose backward pass is that of sum(weights * logp)."""
+    logp, entropy = grpo.reply_logps(vlm, bundles, temperature)
+    if weights is None:
+        return logp, entropy, None
+    with vlm.attention("packed"):
+        hidden, targets = grpo.reply_states(vlm, bundles)
+    logits = Logits(hidden, targets, vlm.lm_head, temperature)
+    for at, leaf in logits.chunks():
+        logits.add((leaf * weights[at]).sum())
+    return logp, entropy, logits.loss()
 
 
 def slow_logps(vlm, rollout, temperature=1.0):
@@ -55,7 +70,7 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192):
     found = {}
     for bundles in grpo.micro_batches(rollouts, token_budget):
         replies = [rollout for bundle in bundles for rollout in bundle]
-        logps = grpo.token_logps(vlm, bundles, temperature)[0]
+        logps = grpo.reply_logps(vlm, bundles, temperature)[0]
         found |= zip(replies, logps.split([len(rollout.tokens) for rollout in replies]))
     return [found[rollout] for rollout in rollouts]
 

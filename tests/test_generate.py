@@ -17,6 +17,7 @@ import generate as engine
 from generate import Completion, Engine, generate, least_kept, sample, uniforms
 from support import flash
 from support.checkpoint import FAMILIES
+from support.flash import Cache
 from vlm import VLM, Prompt
 
 NOTHING = torch.tensor([], dtype=torch.long)
@@ -490,15 +491,15 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     """The plan counts what the engine then allocates; what cannot fit is refused before."""
     prompt = model.encode("hello")
     longest = len(prompt.tokens) + 5
-    machine = Engine(model, [prompt], torch.full((1, 4), 5), (1.0, 1.0, 0), 0, [0], 4)
-    machine.cache.grow(longest, 4)
-    cache = sum(layer.nbytes for layer in machine.cache.layers())  # of four slots
+    cache = Cache(model, 4, longest)
+    cache.grow(longest, 4)
+    cache = sum(layer.nbytes for layer in cache.layers)  # of four slots
     each = cache // 4 + 24 * model.config.get_text_config().vocab_size
     for slots in (1, 3):
         free = (each * slots + each // 2) * 10 // 9
         monkeypatch.setattr(flash, "free_bytes", lambda device, free=free: free)
-        assert engine.slots_that_fit(model, 64, longest) == slots
-    assert engine.slots_that_fit(model, 2, longest) == 2
+        assert flash.slots_that_fit(model, 64, longest) == slots
+    assert flash.slots_that_fit(model, 2, longest) == 2
     few = generate(model, [prompt], n=6, max_new_tokens=5, seed=1)
     monkeypatch.setattr(flash, "free_bytes", lambda device: each // 2)
     with pytest.raises(ValueError, match="needs .* GB of cache"):
@@ -511,18 +512,18 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
 def test_out_of_memory_halves_the_slots_once(model, monkeypatch, capsys):
     run, slots, engines = Engine.run, [], []
 
-    def crowded(self, progress):
+    def crowded(self, *work):
         # The memory of the first one is free before the second begins.
         assert not any(engine() for engine in engines)
         engines.append(weakref.ref(self))
         slots.append(self.slots)
         if self.slots > 3:
             raise torch.cuda.OutOfMemoryError("no room")
-        return run(self, progress)
+        return run(self, *work)
 
     monkeypatch.setattr(Engine, "run", crowded)
     assert len(generate(model, [model.encode("hello")], n=6, max_new_tokens=3)[0]) == 6
-    assert slots == [6, 3] and "with 3 slots" in capsys.readouterr().err
+    assert slots == [6, 3] and "with half the slots" in capsys.readouterr().err
     with pytest.raises(torch.cuda.OutOfMemoryError):
         generate(model, [model.encode("hello")], n=20, max_new_tokens=3)
 

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from helpers_models import for_the_library, make_checkpoint, padded
-from oracle import policy_loss, score, slow_logps, train_step
+from oracle import policy_loss, score, slow_logps, token_logps, train_step
 from PIL import Image
 
 import grpo
@@ -19,9 +19,8 @@ from grpo import (
     make_optimizer,
     micro_batches,
     mini_batches,
-    token_logps,
 )
-from support import flash, fused_loss
+from support import flash
 from support.parallel import bundle_length
 from vlm import VLM
 
@@ -61,7 +60,7 @@ def make_rollouts(vlm, groups=3, size=3, seed=0, longest=9):
 def gradients(vlm):
     flat = []
     for p in vlm.model.parameters():
-        flat.append(torch.zeros(p.numel()) if p.grad is None else p.grad.flatten())
+        flat.append(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten())
     return torch.cat(flat)
 
 
@@ -203,15 +202,13 @@ def test_padding_is_left_out_and_sums_are_over_tokens():
 def is_that_of_separate_sequences(vlm, monkeypatch):
     """Nothing padded, prompt and picture computed once: the same values and gradients as one
     sequence at a time."""
-    monkeypatch.setattr(fused_loss, "tokens_at_once", lambda vocabulary: 7)
+    monkeypatch.setitem(flash.LOGITS, "cpu", 7 * len(vlm.lm_head))
     rollouts = make_rollouts(vlm)
     bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     lengths = [len(r.tokens) for r in rollouts]
     weights = torch.randn(sum(lengths))
     vlm.model.zero_grad()
-    logps, entropies, loss = token_logps(
-        vlm, bundles, 0.8, lambda logp, at: (logp * weights[at]).sum()
-    )
+    logps, entropies, loss = token_logps(vlm, bundles, 0.8, weights)
     loss.backward()
     packed = gradients(vlm)
 
@@ -262,7 +259,7 @@ def test_untied_head(tmp_path):
     vlm = VLM.load(make_checkpoint(tmp_path / "m", tie=False, std=0.15), device="cpu")
     assert vlm.lm_head is not vlm.model.get_input_embeddings().weight
     r = make_rollouts(vlm, groups=1, size=1)[0]
-    token_logps(vlm, [[r]], objective=lambda logp, at: logp.sum())[2].backward()
+    token_logps(vlm, [[r]], weights=torch.ones(len(r.tokens)))[2].backward()
     fast = gradients(vlm)
     vlm.model.zero_grad()
     slow_logps(vlm, r)[0].sum().backward()
@@ -278,7 +275,7 @@ def test_replies_end_where_they_ended_and_the_end_token_is_trained(vlm):
     torch.testing.assert_close(logp[:4], slow_logps(vlm, bundles[0][0])[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logp[4:], slow_logps(vlm, bundles[0][1])[0], atol=1e-5, rtol=1e-5)
     # A step on the first reply makes each of its tokens likelier: also the pad and the end token.
-    token_logps(vlm, bundles, objective=lambda logp, at: -logp[:4].sum())[2].backward()
+    token_logps(vlm, bundles, weights=torch.tensor([-1.0, -1, -1, -1, 0]))[2].backward()
     with torch.no_grad():
         for p in vlm.model.parameters():
             if p.grad is not None:
@@ -583,3 +580,34 @@ def test_bad_input_is_named(vlm):
     vlm.model.to(torch.bfloat16)
     with pytest.raises(ValueError, match="float32"):
         make_optimizer(vlm)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_halves_the_pass_once_and_changes_nothing_else(vlm, monkeypatch, capsys):
+    """It runs out in a second pass, when one gradient is there already."""
+    rollouts, original, passes = make_rollouts(vlm, groups=4), grpo.policy_pass, []
+    length = max(bundle_length(rollouts[i : i + 3]) for i in range(0, 12, 3))
+
+    def pass_or_fail(*facts):
+        passes.append(sum(len(bundle) for bundle in facts[2]))
+        if len(passes) == 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return original(*facts)
+
+    monkeypatch.setattr(grpo, "policy_pass", pass_or_fail)
+    recorder = Recorder(vlm)
+    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    assert vlm.token_limit == length and sum(passes[2:]) == 12
+    assert capsys.readouterr().err.count(f"from now on {length} tokens a pass") == 1
+    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    assert capsys.readouterr().err == ""
+
+    fresh = copy.deepcopy(vlm)
+    monkeypatch.undo()
+    fresh.token_limit, plain = math.inf, Recorder(fresh)
+    train_step(fresh, None, rollouts, plain, kl=0, token_budget=length)
+    scale = plain.seen[0].abs().max()
+    for found in recorder.seen:
+        torch.testing.assert_close(found / scale, plain.seen[0] / scale, atol=1e-5, rtol=1e-4)

@@ -33,10 +33,14 @@ INLINE = {
     for page, text in PAGES.items()
 }
 MADE_BY_A_RUN = {
+    "adapter_config.json",
     "config.json",
     "metrics.jsonl",
     "report.html",
     "runs/eval/MODEL/SET.jsonl",
+    "results.jsonl",
+    "results.md",
+    "audit.html",
 }
 # Flags with a few known words as their value: these must stand in the program's help, too.
 WORDS_OF_FLAGS = {"--preset", "--language", "--split", "--only"}

@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers
 from helpers_models import for_the_library, make_checkpoint, padded, picture
+from oracle import token_logps
 from PIL import Image
 
 from generate import generate
-from grpo import Rollout, token_logps
+from grpo import Rollout
 from support.checkpoint import FAMILIES
 from vlm import VLM
 
@@ -238,11 +239,7 @@ def gradient(model):
             logp = logits.log_softmax(-1).gather(1, torch.tensor(r.tokens)[:, None])
             reference = reference - r.advantage * (logp - logp.detach()).exp().sum() / count
     advantages = torch.tensor([r.advantage for r in rollouts for _ in r.tokens])
-
-    def objective(logp, at):
-        return -(advantages[at] * (logp - logp.detach()).exp()).sum() / count
-
-    _, _, loss = token_logps(model, bundles, 1.0, objective)
+    _, _, loss = token_logps(model, bundles, 1.0, -advantages / count)
 
     def flat_gradient(loss):
         gradients = torch.autograd.grad(loss, list(network.parameters()))

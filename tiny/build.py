@@ -33,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
+import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 import mmzero
-from grpo import Rollout, micro_batches, token_logps
+from grpo import Rollout, micro_batches, reply_states
 from prompts import TOPICS, fill
 from support.checkpoint import TINY as TINY_FOLDER
 from tiny import world
@@ -342,9 +343,11 @@ def pretrain(
 
         tokens, loss = sum(len(r.tokens) for r in rollouts), 0.0
         for bundles in micro_batches(rollouts, token_budget=1536):
-            mean = lambda logp, at, tokens=tokens: -logp.sum() / tokens
-            _, _, part = token_logps(vlm, bundles, objective=mean)
-            part.backward()
+            with vlm.attention("packed"):
+                states, targets = reply_states(vlm, bundles)
+                logits = states @ vlm.lm_head.T
+                part = F.cross_entropy(logits, targets, reduction="sum") / tokens
+                part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(vlm.model.parameters(), 1.0)
         optimizer.step()

@@ -1,47 +1,48 @@
 """The label audit: how good is what the Solver is trained on? Nobody ever tells it a right answer.
 
-    python tools/audit.py runs/first          one line for each iteration
+    python tools/audit.py RUN                     the figures of docs/metrics.md by iteration
+    python tools/audit.py RUN --judge MODEL       and how often a judge agrees with the labels
 
 Self-play papers report what goes wrong while the reward still rises: majority labels drift from the
 truth (R-Zero's fell from 79 to 63 % right), all answers become one, questions can be answered
 without looking, the Coder writes the answer into the picture. The audit reads what phase S has
 written down, iterK/solver.jsonl, afterwards. mmzero.py keeps the figures in metrics.jsonl, and the
 report draws them.
+
+Whether a label is true is known on the embedded world alone. Elsewhere a judge takes its place: a
+vision-language model answers the question about the picture itself; a text model reads the caption
+and the code and says yes or no to the label. RUN/audit.html shows where they disagree.
 """
 
 import argparse
 import ast
-import itertools
 import json
 import math
+import random
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 # Run as a program, it finds the modules above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import markdown, wilson
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
+from support.checkpoint import check_family, find_checkpoint
 from support.parallel import gather, rank_slice
+from support.run_folder import read_jsonl
 from tiny.truth import truth
+from tools import judge, report
+from tools.benchmarks import NEUTRAL
+from vlm import VLM
 
-# What each column of the table is. Shares are in [0, 1], entropies in nats, a dash is unknown.
-COLUMNS = """
-questions      | labels     | questions in the training set
-checkable      | checkable  | share whose truth is known: the tiny world's (tiny/truth.py)
-label_true     | label true | of these, the labels that are true
-proposer_true  | proposer   | of these, the Proposer's answers that are true
-agree_proposer | agree      | labels equal to the Proposer's own hard answer
-blind          | blind      | labels that the vote without the picture gives as well
-written        | written    | labels that stand, as words, in what the code writes into the picture
-top_label      | top label  | the share of the commonest label
-vote_entropy   | H(votes)   | of the votes behind a label, mean; unreadable ones are votes as well
-label_entropy  | H(labels)  | of all labels together: do all answers become one?
-"""
+PAGE = Path(__file__).with_name("audit_page.html")
+SHOWN = 24  # disagreements of an iteration on the page
 
 # Names of functions that draw text: ImageDraw.text, plt.title, ax.set_xlabel, plt.bar(names, ...).
 DRAWS_TEXT = "text|title|label|legend|annotate|bar|pie|table"
@@ -60,15 +61,15 @@ def drawn_text(code, language):
     if language == "svg":
         return " ".join(re.findall(r">\s*([^<>\s][^<>]*?)\s*<", code))
     try:
-        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        nodes = list(ast.walk(ast.parse(code)))
     except (SyntaxError, ValueError, RecursionError):
         return ""  # what is no program draws nothing, either
     words = []
-    for call in calls:
-        if re.search(DRAWS_TEXT, ast.unparse(call.func)):
-            nodes = itertools.chain.from_iterable(map(ast.walk, call.args))
-            values = [node.value for node in nodes if isinstance(node, ast.Constant)]
-            words += [value for value in values if isinstance(value, str)]
+    for call in nodes:
+        if isinstance(call, ast.Call) and re.search(DRAWS_TEXT, ast.unparse(call.func)):
+            for node in (node for argument in call.args for node in ast.walk(argument)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    words.append(node.value)
     return " ".join(words)
 
 
@@ -103,7 +104,7 @@ def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
 
 
 def audit(rows, blind=None):
-    """Figures on a training set of the Solver, as COLUMNS says; None stands for what is unknown."""
+    """Figures on a training set of the Solver (docs/metrics.md); None for what is unknown."""
 
     def share(hits):
         return float(np.mean(hits)) if len(hits) else None
@@ -127,45 +128,122 @@ def audit(rows, blind=None):
 
 
 def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
-    """The figures of iterK/solver.jsonl, whose rows may carry "blind", the answers given blindly.
+    """The figures of iterK/solver.jsonl. With `vlm`, the Solver is asked without the pictures.
 
-    With `vlm`, the Solver is asked now for those. FileNotFoundError: phase S has not written yet.
+    FileNotFoundError: phase S has not written yet.
     """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    blind = [row.get("blind") for row in rows]
+    blind = None
     if vlm is not None:
         blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
-    return audit(rows, None if None in blind else blind)
+    return audit(rows, blind)
 
 
 def table(audits):
-    """{iteration: figures} -> a line each; a dash stands where there is no figure.
+    """{iteration: figures} -> a column each; a dash stands where there is no figure.
 
-    >>> text = table({2: {"questions": 40, "checkable": 0.755, "label_true": None}})
-    >>> print("\\n".join(line[:34] for line in text.splitlines()))
-     it  labels  checkable  label true
-      2      40      0.755           –
+    >>> print(table({1: {"questions": 40, "label_true": 0.7551}, 2: {"label_true": None}}))
+    |            |  it 1 | it 2 |
+    |:-----------|------:|-----:|
+    | questions  |    40 |    – |
+    | label_true | 0.755 |    – |
     """
-    columns = [[cell.strip() for cell in line.split("|")] for line in COLUMNS.strip().split("\n")]
-    lines = ["  ".join([" it", *(heading for _, heading, _ in columns)])]
-    for iteration, figures in audits.items():
-        line = f"{iteration:>3}"
-        for name, heading, _ in columns:
-            value = figures.get(name)
-            text = "–" if value is None else f"{round(value, 3):g}"
-            line += "  " + text.rjust(len(heading))
-        lines.append(line)
-    return "\n".join(lines)
+    rows = []
+    for name in next(iter(audits.values())):
+        values = [figures.get(name) for figures in audits.values()]
+        cells = ["–" if value is None else f"{round(value, 3):g}" for value in values]
+        rows.append([name, *cells])
+    return markdown(["", *(f"it {iteration}" for iteration in audits)], rows)
+
+
+# -------------------------------------------------------------------------- what a judge says
+
+GRADE = """A program drew a picture from this description:
+{caption}
+
+The program:
+{code}
+
+A question about the picture: {hard_question}
+A student's answer: {label}
+Is this answer right? Work it out for yourself, then reply with one word, yes or no."""
+
+
+def opinions(rows, run, name, vlm):
+    """-> [(row, does the judge agree with its label?, what it says)], where it says anything."""
+    if vlm:
+        prompts = []
+        for row in rows:
+            with Image.open(run / row["picture"]) as image:
+                prompts.append(vlm.encode(row["hard_question"], [image], system=NEUTRAL))
+        replies = generate(vlm, prompts, max_new_tokens=2048, temperature=0.0)
+        said = [extract_answer(reply.text) for (reply,) in replies]
+    elif name:
+        texts = [fill(GRADE, **row) for row in rows]
+        replies = judge.ask(name, texts, run / "audit.jsonl")
+        verdicts = [judge.verdict(replies[text]) for text in texts]
+        words = {True: "right", False: "wrong"}
+        return [(row, yes, words[yes]) for row, yes in zip(rows, verdicts) if yes is not None]
+    else:
+        said = [truth(row["caption"], row["hard_question"]) for row in rows]
+    known = [(row, word) for row, word in zip(rows, said) if word is not None]
+    return [(row, answers_match(row["label"], word), word) for row, word in known]
+
+
+def sees(name):
+    """Is it a vision-language model? Else it is one for text, or none at all."""
+    try:
+        return bool(check_family(find_checkpoint(name, weights=False)))
+    except ValueError:  # of another family
+        return False
+
+
+def compare(files, run, name, count):
+    """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
+    vlm = VLM.load(name) if name and sees(name) else None
+    lines, eras = [], []
+    for iteration, rows in files.items():
+        chosen = random.Random(iteration).sample(rows, min(count, len(rows)))
+        found = opinions(chosen, run, name, vlm)
+        if not found:
+            continue
+        agree = [float(yes) for _, yes, _ in found]
+        low, high = (f"{100 * end:.1f}" for end in wilson(agree))
+        share = f"{100 * np.mean(agree):.1f} ({low}–{high})"
+        lines.append([str(iteration), str(len(found)), share, str(len(chosen) - len(found))])
+        cards = []
+        for row, _, word in [one for one in found if not one[1]][:SHOWN]:
+            shown = report.picture(run / row["picture"], row["caption"])
+            cards.append((row, word, shown, tally(row["hard_answers"])))
+        eras.append((iteration, agree.count(0.0), cards))
+    if not lines:
+        return "no label whose truth is known; give --judge MODEL"
+    header = ["it", "judged", "labels it agrees with, % (95 %)", "no word on"]
+    page = report.JINJA.from_string(PAGE.read_text(encoding="utf-8"))
+    text = page.render(run=run, judge=name, header=header, lines=lines, eras=eras)
+    (run / "audit.html").write_bytes(text.encode("utf-8", "replace"))
+    return f"{markdown(header, lines)}\n\ndisagreements: {run / 'audit.html'}"
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="How good is what the Solver is trained on?")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    run = parser.parse_args(arguments).run
-    files = {int(path.parent.name[4:]): path for path in run.glob("iter*/solver.jsonl")}
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a run")
+    add("--judge", metavar="MODEL", help="a text or a vision-language model that looks at labels")
+    add("--sample", type=int, default=200, help="labels of each iteration that it looks at")
+    options = parser.parse_args(arguments)
+    run, files = options.run, {}
+    for path in run.glob("iter*/solver.jsonl"):
+        files[int(path.parent.name[4:])] = path
+    files = dict(sorted(files.items()))
     if not files:
         sys.exit(f"audit.py: {run} has no iterK/solver.jsonl: give the --out of a run")
-    print(table({iteration: audit_file(files[iteration]) for iteration in sorted(files)}))
+    print(table({iteration: audit_file(path) for iteration, path in files.items()}) + "\n")
+    try:
+        rows = {iteration: read_jsonl(path) for iteration, path in files.items()}
+        print(compare(rows, run, options.judge, options.sample))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"audit.py: {error}")
 
 
 if __name__ == "__main__":

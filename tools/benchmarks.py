@@ -40,6 +40,7 @@ from support.choices import (
 NAMES = """MMSI mathverse mathvision mathvista mm-vet mmmu_pro_4_options mmmu_pro_10options
 mmmu-pro-vision visnumbench hallusionbench MMMU ChartQA"""
 SETS = {name.lower(): f"zli12321/{name}" for name in NAMES.split()}
+MOST = 10  # pictures of a question, as the authors have it
 # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
 TOLERANCE = {"chartqa": 0.05}
 # What a column may be called; of several in a set the first that is filled counts.
@@ -49,9 +50,11 @@ COLUMNS = {
     "question": ("problem", "question", "query"),
     "answer": ("answer", "gt_answer", "label"),  # gt_answer: 0 or 1, HallusionBench's no and yes
     "choices": ("choices", "options"),
-    "type": ("content_type", "category", "question_type"),
 }
 TAG = re.compile(r"<image ?(\d*)>")  # where a picture goes in the text
+# The system message with which questions from outside are asked; the authors have one like it.
+NEUTRAL = r"""You answer questions about pictures. Look at every picture carefully and think step by
+step. End with the final answer in \boxed{}: a number, a few words, or the letter of a choice."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,6 @@ class Question:
     choices: tuple = ()  # the texts of (A), (B), ...
     tolerance: float = 0.0  # relative: a number may be off by this share of the true one, or
     decimals: int | None = None  # absolute: by half a unit of this decimal place
-    type: str = "all"  # the row of the table by type in which it counts
 
     def parts(self, template):
         """The Solver's prompt for `VLM.encode`: texts and pictures in order.
@@ -87,33 +89,48 @@ class Question:
 # ---------------------------------------------------------------------------------------- the rows
 
 
+def paper(folder=None):
+    """{name: where it is} of the authors' twelve sets: on the hub, or in a folder."""
+    sources = {name: f"zli12321/{name}@test" for name in NAMES.split()}
+    for name in sources if folder else []:
+        place = Path(folder, name).absolute()
+        files = [place, Path(f"{place}.jsonl"), Path(f"{place}.parquet")]
+        sources[name] = str(next(filter(Path.exists, files), place))
+    return sources
+
+
 def load(bench, limit):
     """-> (name, the first `limit` rows, folder of the pictures). ValueError, OSError."""
-    path, name = Path(bench), Path(bench).stem
+    path = Path(bench)
     if path.suffix in (".jsonl", ".parquet") and not path.is_file():
         raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
     if path.suffix == ".jsonl":
-        return name, read_jsonl(path)[:limit], path.parent
+        return path.stem, read_jsonl(path)[:limit], path.parent
     source, config, split = re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
-    source = source if Path(source).is_dir() else SETS.get(source.lower(), source)
-    known = Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    if path.suffix != ".parquet" and not known:
+    is_folder = Path(source).is_dir()
+    source = source if is_folder else SETS.get(source.lower(), source)
+    name, folder = "-".join(filter(None, (Path(source).name, config))), Path(source)
+    if path.suffix == ".parquet":
+        source, name, folder = "parquet", path.stem, path.parent
+    elif not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         kinds = f"charts, FILE.jsonl, FILE.parquet, a folder, a hub id, or one of {', '.join(SETS)}"
         raise FileNotFoundError(f"no benchmark {bench}: give {kinds}")
     try:
         import datasets
+
+        if source == "parquet":
+            rows = datasets.Dataset.from_parquet(bench)
+        else:
+            rows = datasets.load_dataset(source, config or None, split=split or "test")
     except ImportError:
-        advice = "needs the package datasets: pip install datasets"
-        raise ValueError(f"--bench {bench} {advice}") from None
-    if path.suffix == ".parquet":
-        rows = datasets.Dataset.from_parquet(str(path))
-    else:
-        rows = datasets.load_dataset(source, config or None, split=split or "test")
-        name = "-".join(filter(None, (Path(source).name, config)))
+        raise ValueError(f"--bench {bench} needs: pip install datasets") from None
+    except Exception as error:  # no network, no such set, no such split: many classes
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{bench} cannot be loaded: {reason}") from error
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:
         raise ValueError(f"{bench}: {flaw}")
-    return name, rows.select(range(min(limit or len(rows), len(rows)))), path.parent
+    return name, rows.select(range(min(limit or len(rows), len(rows)))), folder
 
 
 def read_jsonl(path):
@@ -121,91 +138,89 @@ def read_jsonl(path):
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line) if line.strip() else None
             flaw = lacks(row if isinstance(row, dict) else ["no object"])
         except (ValueError, RecursionError):
-            flaw = f"line {number} is not JSON"
-        rows.append(ValueError(flaw) if flaw else row)
-    if not rows:
-        raise ValueError(f"{path}: {lacks(['no rows'])}")
+            row, flaw = line, f"line {number} is not JSON"
+        if row is not None:
+            rows.append(ValueError(flaw) if flaw else row)
     if all(isinstance(row, ValueError) for row in rows):
-        raise ValueError(f"{path}, question 1: {rows[0]}")
+        raise ValueError(f"{path}, question 1: {(rows or ['there is none'])[0]}")
     return rows
 
 
 def lacks(columns):
     """Which of a picture, a question and an answer has no column, in words; "" if all have."""
-    wanted = {field: COLUMNS[field] for field in ("image", "question", "answer")}
-    missing = [field for field, names in wanted.items() if not set(names) & set(columns)]
-    if not missing:
-        return ""
-    missing, found = " and the ".join(missing), ", ".join(columns)
-    wanted = "; ".join(f"{field}: {' or '.join(names)}" for field, names in wanted.items())
-    return f"no column for the {missing}; found {found}; wanted {wanted}"
+    for field in ("image", "question", "answer"):
+        if not set(COLUMNS[field]) & set(columns):
+            wanted, found = " or ".join(COLUMNS[field]), ", ".join(columns)
+            return f"no column for the {field}; found {found}; wanted {wanted}"
+    return ""
 
 
 def question(row, name, folder):
     """One row -> Question. ValueError, one line that names the question, if it cannot be used."""
     if isinstance(row, ValueError):
         raise row
-    cells, text = {}, ""
     try:
-        for field, names in COLUMNS.items():
-            filled = [column for column in names if not is_empty(row.get(column))]
-            cells[field] = row[filled[0]] if filled else None
-            if filled[:1] == ["gt_answer"]:
-                cells[field] = {"0": "No", "1": "Yes"}.get(str(cells[field]), cells[field])
-        text = str(cells["question"] or "")
-        return read(row, cells, text, name, folder)
+        return read(row, name, folder)
     except Exception as error:  # a stranger's row may break any decoder in any way
-        reason, asked = " ".join(str(error).split()), " ".join(text.split())[:80]
-        raise ValueError(f'{reason or repr(error)} (it asks "{asked}")') from error
+        asked = " ".join(str(cell(row, "question") or "").split())[:80]
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ValueError(f'{reason} (it asks "{asked}")') from error
+
+
+def cell(row, field):
+    """The first of a field's columns that is filled."""
+    for column in COLUMNS[field]:
+        if not is_empty(row.get(column)):
+            number = {"0": "No", "1": "Yes"} if column == "gt_answer" else {}
+            return number.get(str(row[column]), row[column])
+    return None
 
 
 def is_empty(value):
     return value is None or isinstance(value, float) and value != value  # nan
 
 
-def read(row, cells, text, name, folder):
-    found = [row[column] for column in PICTURES if column in row] or unpacked(cells["image"])
+def read(row, name, folder):
+    found = [row[column] for column in PICTURES if column in row] or unpacked(cell(row, "image"))
     found = found if isinstance(found, list | tuple) else [found]
-    pictures = [picture(p, folder) for p in found if not is_empty(p) and p != ""]
+    found = [value for value in found if not is_empty(value) and value != ""][:MOST]
+    pictures = [picture(value, folder) for value in found]
 
-    if not text.strip() or is_empty(cells["answer"]) or not str(cells["answer"]).strip(" []"):
+    text, answer = str(cell(row, "question") or ""), cell(row, "answer")
+    if not text.strip() or is_empty(answer) or not str(answer).strip(" []"):
         raise ValueError("the question or the answer is empty")
-    choices, labels = read_choices(cells["choices"])
+    choices, labels = read_choices(cell(row, "choices"))
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
     if choices:
-        answers = (right_choices(cells["answer"], choices, labels),)
+        answers = (right_choices(answer, choices, labels),)
     else:
-        answers = right_answers(cells["answer"])
+        answers = right_answers(answer)
         # Choices that stand in the problem count if the answer is one of them.
-        if all(meant(answer, written, as_text=True) for answer in answers):
+        if all(meant(right, written, as_text=True) for right in answers):
             choices = written
 
     tolerance = float(row.get("tolerance") or TOLERANCE.get(name.lower(), 0))
-    number = re.fullmatch(r"[-\d.]+", str(cells["answer"]))
-    decimals = row.get("precision") if number else None  # MathVista
+    is_number = re.fullmatch(r"[-\d.]+", str(answer))
+    decimals = row.get("precision") if is_number else None  # MathVista
     decimals = None if is_empty(decimals) else int(decimals)
-    kind = " ".join(str(cells["type"] or "all").split())
-    return Question(text, tuple(pictures), answers, tuple(choices), tolerance, decimals, kind)
+    return Question(text, tuple(pictures), answers, tuple(choices), tolerance, decimals)
 
 
 def right_answers(value):
     """Any of these is right: a list, also one that was written as text, or A<OR>B (MM-Vet)."""
     items = unpacked(value)
-    if isinstance(value, str) and isinstance(items, list):
-        # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
-        if len(items) > 1 and not all(isinstance(item, str) for item in items):
-            items = value
-    if isinstance(items, list | tuple):
-        return tuple(map(str, items))
-    return tuple(str(value).split("<OR>"))
+    if not isinstance(items, list | tuple):
+        return tuple(str(value).split("<OR>"))
+    # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
+    if isinstance(value, str) and len(items) > 1 and not isinstance(items[0], str):
+        return (value,)
+    return tuple(map(str, items))
 
 
 # ------------------------------------------------------------------------------------ the pictures

@@ -24,8 +24,8 @@ import transformers
 
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
-from support.fused_loss import tokens_at_once, words_at_once
-from support.settings import PRESETS, Settings, check
+from support.flash import LOGITS
+from support.settings import PAPER, PRESETS, Settings, check
 
 # Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model
 # (SIZES), vision tower (width, layers, inside the MLP; of MiMo-VL from memory: 0.1 % of it).
@@ -42,6 +42,8 @@ SHAPES = {
 }
 # Bytes that the driver shows of an A2, an A10G, an L40S, an H100.
 CARDS = {"16gb": 16.1e9, "24gb": 24.1e9, "48gb": 48.3e9, "80gb": 85.0e9}
+# What --preset auto tries, and the most tokens of a pass that it asks for.
+LARGEST_FIRST, LONGEST_PASS = ("8x80gb", "1x80gb", "1x48gb", "1x24gb"), 65536
 RESERVE = 1.5e9  # bytes per GPU that the formula does not see: CUDA's context, fragmentation
 PICTURE = 12e3  # bytes of a PNG: the matplotlib chart of bench/render_bench.py
 gb = lambda size: f"{size / 1e9:,.1f}" if size >= 1e9 else f"{size / 1e9:.3f}"
@@ -135,14 +137,12 @@ def memory(shape, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpointi
     stream = stream if shape.family == "qwen3_vl" else half
     sizes = *[shape.vision_width] * 3, shape.vision_inner
     vision = shape.patches * seen * kept(shape.vision_layers, *sizes, stream, half, checkpointing)
-    # The loss has all logits of a chunk of tokens, and once more those of a block of words.
-    chunk = min(tokens, tokens_at_once(shape.words))
-    block = min(shape.words, words_at_once(chunk))
-    loss = 4 * chunk * (shape.words + block)
+    # The loss has the logits of a chunk of tokens, and their log-softmax.
+    loss = 8 * min(tokens * shape.words, LOGITS["cuda"])
     if lora:  # which leaves vision tower and lm_head alone
         vision = 0
     else:  # lm_head in bf16 and a block of it, and its float32 gradient
-        loss += (4 + half) * shape.words * shape.width + half * block * shape.width
+        loss += (4 + half) * shape.words * shape.width
 
     training = {"gradients": 4 * trained, "gathered": gathered, "layers": layers}
     training |= {"vision": vision, "loss": loss}
@@ -172,17 +172,16 @@ def needs(settings: Settings, shape, gpus: int, pixels=0, half=2) -> dict:
     seen = tokens * picture / (picture + 128)  # each picture with a short question and reply
     needed = memory(shape, gpus, settings.lora, tokens, seen, length, settings.checkpointing, half)
     least = max(needed["held"] + needed["slot"], needed["training"])
-    reserve, slots = (RESERVE, 128) if half == 2 else (0, 512)
-    slots = settings.slots or slots
+    reserve, slots = RESERVE if half == 2 else 0, settings.slots or 512
     needed |= {"least": least + reserve, "length": length, "tokens": tokens, "slots": slots}
 
     # The host's memory: three roles in float32, and a state (weights, moments) while it is saved.
-    # At the start, a policy of every rank. Checkpoints are float32; of LoRA merged, in bf16.
+    # At the start, a policy of every rank. Checkpoints are float32; of LoRA, adapters alone.
     total, adapters = shape.total, settings.lora * shape.per_rank
     host, checkpoint, state = max(24, 4 * gpus) * total, 4 * total, 12 * total
     if settings.lora:
         host = 2 * total * gpus + 24 * adapters
-        checkpoint, state = 2 * total + 4 * adapters, 12 * adapters
+        checkpoint, state = 4 * adapters, 12 * adapters
     pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
     disk = settings.iterations * (3 * checkpoint + PICTURE * pictures) + 2 * state
     return needed | {"host": host, "disk": disk}
@@ -227,8 +226,8 @@ def plan(settings: Settings, gpus=0) -> str | None:
     else one line that says why not."""
     check(settings)
     shape = measure(read_config(settings.model))
-    count = torch.cuda.device_count()
-    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(count)]
+    cards = cards_here()
+    count = len(cards)
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     file = (TINY if settings.model == "tiny" else Path(settings.model)) / "preprocessor_config.json"
     limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
@@ -261,6 +260,56 @@ def plan(settings: Settings, gpus=0) -> str | None:
             return f"does not fit: {gb(need)} GB of {name} are needed, {gb(have)} are there"
     slots = f", with {fitting(needed, min(cards))} slots" if gpus else ""
     print(f"it fits this machine{slots}")
+
+
+def auto(given: dict, gpus=None) -> Settings:
+    """--preset auto: the largest preset that fits, with passes as long as memory allows.
+
+    given: the settings that were. gpus: of a dry run, 0 for those of this machine; None: as many as
+    this run has. ValueError: none fits, or the card is too old.
+    """
+    cards = cards_here()
+    if gpus is None:
+        gpus = int(os.environ.get("WORLD_SIZE", 1))
+    gpus = gpus or len(cards) or 1
+    if not cards:
+        print("--preset auto: no GPU here, so it is --preset paper")
+        return replace(PAPER, **given)
+    shape, card = measure(read_config(given["model"])), min(cards)
+    fits = lambda settings: needs(settings, shape, gpus)["least"] <= card
+    for name in LARGEST_FIRST:
+        settings = replace(PRESETS[name][0], **given)
+        if int(name[0]) <= gpus and fits(settings):
+            break
+    else:
+        least = gb(needs(settings, shape, gpus)["least"])
+        raise ValueError(
+            f"{given['model']} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB: "
+            f"{name} takes {least}. A smaller model, a larger card, or more of them"
+        )
+    by_hand = f"--preset {name}"
+    if "token_budget" not in given:
+        longer = settings
+        while longer.token_budget <= LONGEST_PASS and fits(longer):
+            settings = longer
+            longer = replace(longer, token_budget=2 * longer.token_budget)
+        by_hand += f" --token-budget {settings.token_budget}"
+    if os.environ.get("RANK", "0") == "0":
+        takes = gb(needs(settings, shape, gpus)["least"])
+        print(f"--preset auto: {takes} of {gb(card)} GB on {gpus} GPU; by hand: {by_hand}")
+    return settings
+
+
+def cards_here() -> list[int]:
+    """The memory of each GPU in bytes. ValueError: one of them has no bfloat16."""
+    cards = []
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        if (facts.major, facts.minor) < (8, 0):
+            text = "has no bfloat16, which training needs: take a GPU of 2020 (Ampere) or newer"
+            raise ValueError(f"{facts.name} {text}, or hide it with CUDA_VISIBLE_DEVICES=''")
+        cards.append(facts.total_memory)
+    return cards
 
 
 def describe(settings: Settings, shape, where: str, needed: dict):

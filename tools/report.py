@@ -229,6 +229,29 @@ def figure_png(panels, path):
     drawing.savefig(path, dpi=200)
 
 
+# ------------------------------------------------------------------------------ eval.py --run
+
+
+def outside(folder):
+    """The page's section on RUN/eval/results.jsonl, which `eval.py --run` writes, or nothing."""
+    results, figures, table = read_jsonl(folder / "eval/results.jsonl"), [], []
+    models = list(dict.fromkeys(r["model"] for r in results))
+    for name in dict.fromkeys(r["set"] for r in results):
+        own = [r | {"x": models.index(r["model"])} for r in results if r["set"] == name]
+        note = f"{own[0]['questions']} questions; the band is the 95 % interval."
+        panel = Panel(Path(name).name, note, "%", lines(own, "sampled", "c2", 100), 100)
+        figures.append(figure(panel))
+        cells, last = [], own[-1]
+        for r in own:
+            low, high = 100 * r["sampled_low"], 100 * r["sampled_high"]
+            cells.append(f"{100 * r['sampled']:.1f} ({low:.1f}–{high:.1f})")
+        if "sampled_gain" in last:
+            gain, low, high = (100 * last[f"sampled_gain{end}"] for end in ("", "_low", "_high"))
+            cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−"))
+        table.append([panel.title, *cells])
+    return PAGE.outside(["in %", *models, "gain"], table, figures) if table else ""
+
+
 # ---------------------------------------------------------------------------------- the gallery
 
 
@@ -301,7 +324,8 @@ def report(folder, png=None):
         lede += f" Iteration {steps[-1]['iteration']} is not finished."
     seconds = sum(r.get("seconds", 0) for records in kinds.values() for r in records)
     figures = [[figure(panel) for panel in section if panel.series] for section in sections]
-    page = PAGE.page(config, kinds, title, lede, seconds, figures, gallery(folder))
+    eras = gallery(folder)
+    page = PAGE.page(config, kinds, title, lede, seconds, figures, eras, outside(folder))
     partial = folder / "report.html.tmp"
     # Models write half surrogate pairs, which UTF-8 cannot.
     partial.write_bytes(page.encode("utf-8", "replace"))

@@ -52,6 +52,25 @@ def test_tokens_are_those_of_the_rendered_template():
         assert chat.tokens(texts) == tokenizer(rendered).input_ids
 
 
+def test_a_system_message_comes_first_as_the_library_renders_it(model):
+    content = [{"type": "text", "text": "how many?"}]
+    turns = [{"role": "system", "content": "Think."}, {"role": "user", "content": content}]
+    rendered = model.tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    asked = model.encode("how many?", system="Think.").tokens
+    assert asked == model.tokenizer(rendered).input_ids
+    assert asked != model.encode("how many?").tokens  # which has the template's own
+    assert model.encode("how many?", system="Think.").tokens == asked
+
+
+def test_a_template_for_text_alone_will_do():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "<|im_start|>{{ 'user\n' + messages[0].content }}<|im_end|>"
+    rendered = "<|im_start|>user\nhow many?<|im_end|>"
+    assert Chat(tokenizer).tokens(["how many?"]) == tokenizer(rendered).input_ids
+
+
 def test_a_template_that_forgets_pictures_is_refused(tmp_path):
     model = VLM.load(make_checkpoint(tmp_path / "model"), device="cpu")
     model.tokenizer.chat_template = "<|im_start|>{{ messages[0].role }}<|im_end|>"

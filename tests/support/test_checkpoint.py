@@ -32,7 +32,8 @@ import sys, torch, transformers
 for family in sys.argv[1:]:
     expected = torch.load(family + ".pt")
     model = transformers.AutoModelForImageTextToText.from_pretrained(family)
-    assert torch.allclose(model(**expected["batch"]).logits, expected["logits"], atol=1e-5)
+    # Theirs cuts pictures by a convolution, ours by a product: rounding of logits up to 12.
+    assert torch.allclose(model(**expected["batch"]).logits, expected["logits"], atol=1e-4)
     assert set(model.generation_config.eos_token_id) == set(expected["eos_ids"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(family)
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False,
@@ -148,7 +149,7 @@ def test_unknown_names(monkeypatch, tmp_path):
         ("some/model", "some/model"),
         ("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
         ("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct"),
-        ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT"),
+        ("MiMo-VL-7B", "XiaomiMiMo/MiMo-VL-7B-SFT-2508"),
     ]:
         with pytest.raises(FileNotFoundError) as error:
             VLM.load(name)
@@ -193,7 +194,7 @@ def test_tiny_is_a_folder_of_the_project(monkeypatch, folders, tmp_path):
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         VLM.load("tiny")
-    assert "tiny/build.py" in one_line(error)
+    assert "config.json" in one_line(error)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llava", "qwen3_vl_moe", "internvl", "gemma3"])

@@ -196,7 +196,7 @@ def test_the_right_answer_is_one_of_the_choices(value, labels, number):
 
 def test_a_number_is_a_text_before_it_counts():
     found = [right_choices(4, ["3", "4", "5"], []), right_choices(1, ["10", "20"], [])]
-    assert found == ["4", "(B) 20"]
+    assert found == ["(B) 4", "(B) 20"]
     assert right_choices(1, ["D", "C", "B"], []) == "(B) C"
     assert meant("(B) C", ["D", "C", "B"], as_text=True) == {1}
 

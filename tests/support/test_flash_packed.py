@@ -5,23 +5,25 @@ import math
 
 import pytest
 import torch
+from oracle import token_logps
 from test_grpo import FAMILIES, gradients, is_that_of_separate_sequences, make_rollouts, models
 
-from grpo import token_logps, visible_tokens
 from support import flash
+from support.flash import visible_tokens
 
 __all__ = ["models"]
 LENGTHS = [[5, 3, 1, 7], [2, 4], [9, 1, 1]]
 
 
 def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale, causal):
-    """What the flash-attn package documents of flash_attn_varlen_func: segment by segment, causal
-    from the end."""
-    assert causal and ends_q.dtype == torch.int32
+    """What the flash-attn package documents of flash_attn_varlen_func: segment by segment, and
+    causal means from the end."""
+    assert ends_q.dtype == torch.int32
     assert longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max()
     found, group = [], q.shape[1] // k.shape[1]
     for i, j, a, b in zip(ends_q, ends_q[1:], ends_k, ends_k[1:]):
-        allowed = torch.ones(j - i, b - a, dtype=torch.bool).tril(b - a - (j - i))
+        allowed = torch.ones(j - i, b - a, dtype=torch.bool)
+        allowed = allowed.tril(b - a - (j - i)) if causal else allowed
         heads = []
         for h in range(q.shape[1]):
             scores = q[i:j, h] @ k[a:b, h // group].T * softmax_scale
@@ -36,8 +38,7 @@ def fast(request, monkeypatch):
     """Short sequences, on a CPU: by themselves they would not ask for it."""
     monkeypatch.setattr(flash, "pays", lambda lengths: True)
     if request.param == "flash-attn":
-        of_segments = lambda segments, total, device: flash.for_flash_attn(segments, device)
-        monkeypatch.setattr(flash, "padded_blocks", of_segments)
+        monkeypatch.setattr(flash, "has_kernels", lambda device, dtype: True)
         monkeypatch.setattr(flash, "flash_attn_varlen_func", varlen_by_hand)
     kind = flash.Segments if request.param == "flash-attn" else flash.Blocks
     assert isinstance(flash.lay_out(LENGTHS, torch.device("cpu")), kind)
@@ -69,10 +70,13 @@ def test_fast_is_plain_through_the_network(models, family, fast, monkeypatch):
     bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     for _ in range(2):
         vlm.model.zero_grad()
-        logp, entropy, loss = token_logps(vlm, bundles, 0.8, lambda logp, at: logp.square().sum())
+        weights = torch.linspace(-1, 2, sum(len(r.tokens) for r in rollouts[:9]))
+        logp, entropy, loss = token_logps(vlm, bundles, 0.8, weights)
         loss.backward()
         found.append((logp, entropy, gradients(vlm) / gradients(vlm).abs().max()))
         monkeypatch.setattr(flash, "pays", lambda lengths: False)
+        monkeypatch.setattr(flash, "has_kernels", lambda device, dtype: False)
+        vlm.model.model.visual.config._attn_implementation = "sdpa"
     for ours, plain in zip(*found):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 

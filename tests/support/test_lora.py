@@ -1,20 +1,26 @@
-"""LoRA against the plain network, and against its own merged weights."""
+"""LoRA against the plain network, against its own merged weights, and as peft loads it."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from helpers_models import make_checkpoint
-from oracle import score, train_step
-from safetensors.torch import load_file
+import transformers
+from helpers_models import for_the_library, make_checkpoint, picture
+from oracle import score, token_logps, train_step
+from safetensors.torch import load_file, save_file
 from test_grpo import make_rollouts
 
+import eval
 import mmzero
 from generate import generate
-from grpo import Rollout, make_optimizer, token_logps
-from support.lora import LoRALinear, add_lora, merged_state, twin
+from grpo import Rollout, make_optimizer
+from support.checkpoint import find_checkpoint
+from support.lora import LoRALinear, add_lora, twin
+from support.networks import load_networks
 from support.run_folder import Phase, Run
+from tools.compare import fingerprint
 from vlm import VLM
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -32,6 +38,24 @@ def shaken(folder, rank=3):
     for weight in vlm.weights().values():
         weight.data += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     return vlm
+
+
+def merged(vlm, folder):
+    """The plain network whose weights are W + alpha / r * B A."""
+    plain = VLM.load(folder, device="cpu")
+    layers = dict(plain.model.named_modules())
+    for name, module in vlm.model.named_modules():
+        if isinstance(module, LoRALinear):
+            scale = vlm.lora["alpha"] / vlm.lora["rank"]
+            layers[name].weight.data += (scale * module.lora_B @ module.lora_A).detach()
+    return plain
+
+
+@torch.no_grad()
+def logits(vlm):
+    """Those of a prompt with pictures, and the prompt as transformers takes it."""
+    batch = vlm.collate([vlm.encode("how many bars are red?", [picture(50, 70), picture(60, 40)])])
+    return vlm.hidden(batch) @ vlm.lm_head.T, for_the_library(batch)
 
 
 def test_with_b_zero_nothing_changes(folder):
@@ -56,25 +80,104 @@ def test_all_linear_layers_of_the_language_model_and_nothing_else(folder):
     assert {name.split(".")[-1] for name in wrapped} == projections
 
 
-def test_merged_is_unmerged(folder, tmp_path):
+def test_merged_is_unmerged(folder):
     vlm = shaken(folder)
-    vlm.save(tmp_path / "saved")
-    # A plain checkpoint: the class knows no adapters.
-    plain = VLM.load(tmp_path / "saved", device="cpu")
     rollouts = make_rollouts(vlm, groups=2, size=2)
-    ours, theirs = score(vlm, rollouts), score(plain, rollouts)
+    ours, theirs = score(vlm, rollouts), score(merged(vlm, folder), rollouts)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
     base = score(VLM.load(folder, device="cpu"), rollouts)
     # And they did something.
     assert max((a - b).abs().max() for a, b in zip(ours, base)) > 0.05
-    assert merged_state(vlm.model).keys() == plain.state().keys()
-    adapters = load_file(tmp_path / "saved/adapter.safetensors")
-    meta = json.loads((tmp_path / "saved/adapter.json").read_text())
-    assert meta == {"rank": 3, "alpha": 6.0}
-    again = VLM.load(folder, device="cpu")
-    add_lora(again, meta["rank"], meta["alpha"])
-    again.load_state(adapters)
-    assert all(torch.equal(a, b) for a, b in zip(ours, score(again, rollouts)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_saved_is_what_was_learnt(folder, tmp_path, dtype):
+    """Also what is far below the last place of the base's weights."""
+    vlm = VLM.load(folder, device="cpu", dtype=dtype)
+    add_lora(vlm, 3, 6.0)
+    for weight in vlm.weights().values():
+        weight.data += 1e-6 * torch.randn(weight.shape)
+    vlm.prompts = vlm.prompts | {"solver": "look: {question}"}
+    vlm.save(tmp_path / "saved")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "prompts.json"}
+    again = VLM.load(tmp_path / "saved", device="cpu", dtype=dtype)
+    assert again.prompts == vlm.prompts and again.lora == vlm.lora == {"rank": 3, "alpha": 6.0}
+    ours, theirs = vlm.state(), again.state()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(w, theirs[n]) and w.dtype == torch.float32 for n, w in ours.items())
+    assert torch.equal(logits(vlm)[0], logits(again)[0])
+    # Saved again, it names the same base.
+    again.save(tmp_path / "again")
+    config = [(tmp_path / name / "adapter_config.json").read_text() for name in ("saved", "again")]
+    assert config[0] == config[1]
+
+
+def test_peft_and_transformers_load_them_on_the_base(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    vlm = shaken(folder)
+    vlm.save(tmp_path / "saved")
+    ours, batch = logits(vlm)
+    base = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        assert (base(**batch).logits - ours).abs().max() > 0.05
+        by_peft = peft.PeftModel.from_pretrained(base, tmp_path / "saved")
+        assert sum("lora_" in name for name, _ in by_peft.named_parameters()) == len(vlm.weights())
+        torch.testing.assert_close(by_peft(**batch).logits, ours, atol=1e-4, rtol=1e-4)
+        # Transformers finds the base by the name in adapter_config.json.
+        alone = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
+        torch.testing.assert_close(alone(**batch).logits, ours, atol=1e-4, rtol=1e-4)
+    # And the way back.
+    by_peft.save_pretrained(tmp_path / "by peft")
+    assert torch.equal(logits(VLM.load(tmp_path / "by peft", device="cpu"))[0], ours)
+
+
+def test_the_base_is_found_by_a_name_that_lasts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_checkpoint(tmp_path / "base")
+    for name, lasting in (("base", str(folder)), ("tiny", "tiny")):
+        vlm = VLM.load(name, device="cpu")
+        add_lora(vlm, 2, 4.0)
+        vlm.save("saved")
+        config = json.loads(Path("saved/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == lasting
+
+    monkeypatch.setattr("support.checkpoint.fetch", lambda name, hub_id, patterns: folder)
+    vlm = VLM.load("Qwen2-VL-2B", device="cpu")
+    add_lora(vlm, 2, 4.0)
+    assert vlm.base == "Qwen/Qwen2-VL-2B-Instruct"
+    vlm.save("saved")
+    assert VLM.load("saved", device="cpu").base == vlm.base and find_checkpoint("saved") == folder
+
+
+def test_adapters_that_cannot_be_loaded_end_in_one_line(tmp_path):
+    folder = make_checkpoint(tmp_path / "base")
+    shaken(folder).save(tmp_path / "saved")
+    file = tmp_path / "saved/adapter_config.json"
+    config, weights = json.loads(file.read_text()), tmp_path / "saved/adapter_model.safetensors"
+
+    def refusal(**changed):
+        file.write_text(json.dumps(config | changed))
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            VLM.load(tmp_path / "saved", device="cpu")
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
+        return str(error.value)
+
+    for name in ("moved/base", "/moved/base"):
+        text = refusal(base_model_name_or_path=name)
+        assert "saved needs the base that its adapter_config.json names" in text and name in text
+    assert "alpha / r" in refusal(use_rslora=True)
+    # Not on all of our layers.
+    state = load_file(weights)
+    save_file({name: w for name, w in state.items() if "q_proj" in name}, weights)
+    assert "is not in both" in refusal()
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "adapter_model.safetensors" in refusal()
+    weights.unlink()
+    assert "adapter_model.safetensors" in refusal()
+    file.write_text("{")
+    with pytest.raises(ValueError, match="adapter_config.json is no JSON"):
+        VLM.load(tmp_path / "saved", device="cpu")
 
 
 def test_only_adapters_get_gradients_and_move(folder):
@@ -94,14 +197,14 @@ def test_only_adapters_get_gradients_and_move(folder):
         assert (".lora_" in name) == seen[name] == (not torch.equal(weight, before[name])), name
 
 
-def test_the_gradient_is_that_of_the_merged_weights(folder, tmp_path):
+def test_the_gradient_is_that_of_the_merged_weights(folder):
     """y = (W + s B A) x:  dL/dB = s dL/dW A^T,  dL/dA = s B^T dL/dW."""
     vlm = shaken(folder)
-    vlm.save(tmp_path / "saved")
-    plain = VLM.load(tmp_path / "saved", device="cpu")
+    plain = merged(vlm, folder)
     bundles = [[r] for r in make_rollouts(vlm, groups=1, size=2)]
+    tokens = sum(len(bundle[0].tokens) for bundle in bundles)
     for network in (vlm, plain):
-        token_logps(network, bundles, objective=lambda logp, at: logp.sum())[2].backward()
+        token_logps(network, bundles, weights=torch.ones(tokens))[2].backward()
     whole = dict(plain.model.named_parameters())
     for name, module in vlm.model.named_modules():
         if isinstance(module, LoRALinear):
@@ -115,9 +218,8 @@ def test_the_gradient_is_that_of_the_merged_weights(folder, tmp_path):
 
 def test_twins_share_the_base_and_not_the_adapters(folder):
     actor = VLM.load(folder, device="cpu")
+    add_lora(actor, 2, 4.0)
     policy = twin(actor)
-    for vlm in (actor, policy):
-        add_lora(vlm, 2, 4.0)
     a, b = dict(actor.model.named_parameters()), dict(policy.model.named_parameters())
     assert a.keys() == b.keys()
     for name in a:
@@ -137,25 +239,83 @@ def test_two_steps_with_adapters(tmp_path, capsys):
 
     settings = replace(LITTLE, lora=4, out=str(tmp_path / "run"))
     run = evolve(settings)
-    base = VLM.load("tiny", device="cpu", dtype="float32").state()
     lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in lines if line["kind"] == "step"]
     trained = {line["phase"] for line in steps if line["updates"]}
     assert "proposer" in trained
-    for role in mmzero.ROLES:
-        state = VLM.load(run.folder / "iter1" / role, device="cpu").state()
-        changed = {name for name, weight in state.items() if not torch.equal(weight, base[name])}
-        assert bool(changed) == (role in trained)
-        assert all(n.split(".")[-2].endswith("_proj") for n in changed)
-        assert (run.folder / f"iter1/{role}/adapter.safetensors").stat().st_size < 300_000
-    # what a later start of the command begins with: the adapters, not the merged weights
-    roles = mmzero.Roles(
-        settings, {role: str(run.folder / "iter1" / role) for role in mmzero.ROLES}
-    )
-    saved = load_file(run.folder / "iter1/proposer/adapter.safetensors")
-    assert saved.keys() == roles.weights["proposer"].keys()
-    assert all(torch.equal(saved[n], w) for n, w in roles.weights["proposer"].items())
+    # What a later start of the command begins with, and what anyone loads.
+    folders = {role: str(run.folder / "iter1" / role) for role in mmzero.ROLES}
+    roles = mmzero.Roles(settings, folders)
     roles.renderer.close()
+    for role, folder in folders.items():
+        vlm = VLM.load(folder, device="cpu")
+        saved = vlm.state()
+        assert bool(sum(w.count_nonzero() for n, w in saved.items() if n.endswith("lora_B"))) == (
+            role in trained
+        )
+        assert Path(folder, "adapter_model.safetensors").stat().st_size < 300_000
+        assert saved.keys() == roles.weights[role].keys()
+        assert all(torch.equal(w, roles.weights[role][n]) for n, w in saved.items())
+    # peft computes what the run's actor does.
+    peft = pytest.importorskip("peft")
+    roles.actor.load_state(roles.weights["proposer"])
+    ours, batch = logits(roles.actor)
+    base = transformers.AutoModelForImageTextToText.from_pretrained(find_checkpoint("tiny"))
+    theirs = peft.PeftModel.from_pretrained(base, folders["proposer"])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**batch).logits, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
+    from test_mmzero import LITTLE
+
+    settings = replace(LITTLE, lora=4, probe=0, out=str(tmp_path / "run"))
+    run = Run(settings)
+    roles = mmzero.Roles(settings, {role: "tiny" for role in mmzero.ROLES})
+    roles.renderer.close()
+    learnt = roles.weights["solver"]
+    generator = torch.Generator().manual_seed(0)
+    learnt = {n: w + 0.02 * torch.randn(w.shape, generator=generator) for n, w in learnt.items()}
+    roles.weights["solver"] = learnt
+    questions = {kind: eval.charts(12, kind=kind)[0] for kind in ("hard", "easy")}
+    mmzero.measure(roles, run, 1, questions)
+    roles.policy.load_state(learnt)
+    roles.policy.save(run.folder / "iter1/solver")
+
+    flags = ["--questions", "12", "--max-new-tokens", str(settings.answer_tokens)]
+    models = ["--model", str(run.folder / "iter1/solver"), "--compare", "tiny"]
+    eval.main([*models, *flags, "--out", str(tmp_path / "eval")])
+    lines = (tmp_path / "eval/results.jsonl").read_text().splitlines()
+    ours, base = (row for row in map(json.loads, lines) if row["set"] == "charts")
+    (printed,) = run.evaluations()
+    names = "sampled sampled_low sampled_high majority greedy unread questions n".split()
+    assert [ours[name] for name in names] == [printed[name] for name in names]
+    assert 0 < ours["sampled"] != base["sampled"]
+    # What an evaluation keeps of this role is not taken for the base's, or another role's.
+    assert fingerprint(str(run.folder / "iter1/solver")) != fingerprint("tiny")
+
+
+def test_a_run_begins_with_the_adapters_of_another(tmp_path):
+    from test_mmzero import LITTLE, evolve
+
+    vlm = VLM.load("tiny", device="cpu")
+    add_lora(vlm, 4, 8.0)
+    for weight in vlm.weights().values():
+        weight.data += 0.05 * torch.randn(weight.shape)
+    vlm.save(tmp_path / "solver")
+    settings = replace(LITTLE, model=str(tmp_path / "solver"), out=str(tmp_path / "run"))
+    for lora, alpha in ((0, 8.0), (2, 8.0), (4, 32.0)):
+        with pytest.raises(SystemExit, match="trained on with --lora 4 --lora-alpha 8.0"):
+            evolve(replace(settings, lora=lora, lora_alpha=alpha))
+        assert not (tmp_path / "run").exists()
+    actor, policy = load_networks(VLM.load, replace(settings, lora=4, lora_alpha=8.0))
+    for network in (actor, policy):
+        assert all(torch.equal(w, network.state()[n]) for n, w in vlm.state().items())
+        assert network.base == "tiny"
+    # Each has its own.
+    assert not {id(w) for w in actor.weights().values()} & {
+        id(w) for w in policy.weights().values()
+    }
 
 
 def test_the_reference_is_the_adapters_of_the_phases_start(tmp_path):

@@ -138,6 +138,8 @@ def everything(checkpoint, out):
     result["policy from whole weights"] = actor.state()
     policy.load_state(state)
     policy.save(Path(out).parent / "saved")
+    add_lora(actor, 2, 8.0)
+    actor.save(Path(out).parent / "adapters")
     if parallel.rank() == 0:
         torch.save(result, out)
 
@@ -223,11 +225,12 @@ def test_weights_travel_between_shards_and_whole_networks(results):
         for name, weight in base.items():
             assert torch.equal(two[case][name], weight + shift)
             assert torch.equal(one[case][name], weight + shift)
-    files = []
-    for name in ("one", "two"):
-        saved = (folder / name / "saved").iterdir()
-        files.append({path.name: path.read_bytes() for path in saved})
-    assert files[0] == files[1] and "model.safetensors" in files[0]
+    for kind, file in (("saved", "model"), ("adapters", "adapter_model")):
+        files = []
+        for name in ("one", "two"):
+            saved = (folder / name / kind).iterdir()
+            files.append({path.name: path.read_bytes() for path in saved})
+        assert files[0] == files[1] and f"{file}.safetensors" in files[0]
 
 
 def test_lists_are_shared_out_whole_and_in_order(monkeypatch):

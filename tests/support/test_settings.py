@@ -36,6 +36,8 @@ def test_presets_change_scale_only():
     """Nothing of rewards, groups or loss differs: a preset is the method on another machine."""
     scale = set("token_budget lora lr save_steps part_proposals checkpointing slots".split())
     scale |= set("min_pixels max_pixels proposal_tokens code_tokens answer_tokens".split())
+    # As the authors' scripts have it.
+    scale |= {"iterations", "render_seconds"}
     for role in ROLES:
         scale |= {f"{role}_{what}" for what in ("steps", "proposals", "prompts", "update")}
     assert PRESETS["paper"][0] == PAPER == Settings() and PRESETS["tiny"][0] == TINY

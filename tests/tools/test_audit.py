@@ -3,10 +3,14 @@
 import json
 import math
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
+from helpers_eval import Echo
+from helpers_judge import make_judge
 
+import eval as evaluation
 from tiny import world
 from tiny.truth import read, truth
 from tools import audit
@@ -152,32 +156,113 @@ def test_audit_of_a_file_is_that_of_its_rows(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         audit.audit_file(tmp_path / "solver.jsonl")
     assert audit.audit_file(write(ROWS)) == audit.audit(ROWS)
-    with_blind = [row | {"blind": answers} for row, answers in zip(ROWS, BLIND)]
-    assert audit.audit_file(write(with_blind)) == audit.audit(ROWS, BLIND)
-    # A model is asked now, whatever the rows say.
     asked = []
     monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND[::-1])
     assert audit.audit_file(write(ROWS), "model", seed=3) == audit.audit(ROWS, BLIND[::-1])
     assert asked == [(("model", ROWS), {"seed": 3, "max_new_tokens": 512})]
 
 
-def test_the_program_prints_a_line_for_each_iteration(tmp_path, capsys):
+def test_the_program_prints_a_column_for_each_iteration(tmp_path, capsys):
     with pytest.raises(SystemExit, match="has no iterK/solver.jsonl"):
         audit.main([str(tmp_path)])
-    for iteration, rows in ((10, ROWS[:2]), (9, ROWS)):
-        (tmp_path / f"iter{iteration}").mkdir()
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (tmp_path / f"iter{iteration}" / "solver.jsonl").write_text("".join(lines))
+    make_run(tmp_path, {10: ROWS[:2], 9: ROWS})
     audit.main([str(tmp_path)])
-    heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split()[:3] == ["it", "labels", "checkable"]
-    cells = [line.split() for line in lines]
-    assert [line[:6] for line in cells] == [
-        ["9", "4", "0.5", "1", "0.5", "0.5"],
-        ["10", "2", "1", "1", "0.5", "0.5"],
-    ]
-    assert {len(line) for line in (heading, *lines)} == {len(heading)} and len(heading) <= 100
-    assert [line[6] for line in cells] == ["–", "–"]  # it was not asked without the picture
+    heading, _, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert heading.split() == ["|", "|", "it", "9", "|", "it", "10", "|"]
+    found = {}
+    for line in lines:
+        name, nine, ten = (cell.strip() for cell in line.split("|")[1:-1])
+        found[name] = nine, ten
+    assert found["questions"] == ("4", "2") and found["checkable"] == ("0.5", "1")
+    assert found["label_true"] == ("1", "1") and found["proposer_true"] == ("0.5", "0.5")
+    assert found["agree_proposer"] == ("0.5", "0.5")
+    assert found["blind"] == ("–", "–")  # it was not asked without the picture
+
+
+# ---- a judge
+
+
+def make_run(folder, iterations):
+    """A run folder with these labels; every picture is a chart of the embedded world."""
+    (image, _, _), *_ = evaluation.charts(1)[0]
+    for iteration, rows in iterations.items():
+        (folder / f"iter{iteration}").mkdir()
+        image.save(folder / f"iter{iteration}/p.png")
+        rows = [row | {"picture": f"iter{iteration}/p.png"} for row in rows]
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"iter{iteration}/solver.jsonl").write_text("".join(lines))
+    return folder
+
+
+def agreement(out):
+    """{iteration: (labels judged, % agreed, no word on)} of what was printed."""
+    found = {}
+    for line in out.split("\n\n")[1].splitlines()[2:]:
+        if line.startswith("|"):
+            it, judged, share, silent = (cell.strip() for cell in line.split("|")[1:-1])
+            found[int(it)] = int(judged), float(share.split()[0]), int(silent)
+    return found
+
+
+FALSE = ROWS[0] | {"label": "<b>12</b>", "hard_answers": ["<b>12</b>"] * 6 + [None] * 4}
+
+
+def test_the_known_truth_takes_the_judges_place(tmp_path, capsys):
+    make_run(tmp_path, {1: ROWS, 2: [*ROWS[:2], FALSE, FALSE]})
+    audit.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert agreement(out) == {1: (2, 100.0, 2), 2: (4, 50.0, 0)}
+    low, high = evaluation.wilson([1, 1, 0, 0])
+    assert f"50.0 ({100 * low:.1f}–{100 * high:.1f})" in out
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count("<article>") == page.count("<img") == 2
+    first, second = page.split("Iteration 2<small>")
+    assert "Iteration 1<small>0 disagreements" in first and "2 disagreements, 2 shown" in second
+    # What a model wrote is escaped, and the truth stands beside it.
+    assert "&lt;b&gt;12&lt;/b&gt;" in second and "<b>" not in page
+    assert '<dd class="said">11</dd>' in second and "4 × no answer" in second
+
+
+def test_where_nothing_is_known_a_judge_is_asked_for(tmp_path, capsys):
+    audit.main([str(make_run(tmp_path, {1: ROWS[2:]}))])
+    assert "give --judge MODEL" in capsys.readouterr().out
+    assert not (tmp_path / "audit.html").exists()
+
+
+def test_a_vision_language_model_answers_for_itself(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def fake(vlm, prompts, **options):
+        asked.append((prompts, options["temperature"]))
+        return [[SimpleNamespace(text=text)] for text in (r"\boxed{11}", r"\boxed{4}", "?", "")]
+
+    class Model(Echo):
+        load = classmethod(lambda cls, name: cls())
+
+    monkeypatch.setattr(audit, "generate", fake)
+    monkeypatch.setattr(audit, "VLM", Model)
+    monkeypatch.setattr(random.Random, "sample", lambda own, rows, count: rows[:count])
+    audit.main([str(make_run(tmp_path, {1: ROWS})), "--judge", "tiny"])
+    assert agreement(capsys.readouterr().out) == {1: (2, 50.0, 2)}
+    ((prompts, temperature),) = asked
+    assert re.fullmatch(r"(?s)You answer.*\[\d+x\d+\]What do red and blue add up to\?", prompts[0])
+    assert temperature == 0 and "What do red" not in (tmp_path / "audit.html").read_text()
+    assert "How much taller is blue than green?" in (tmp_path / "audit.html").read_text()
+
+
+def test_a_text_model_reads_caption_and_code(tmp_path, capsys):
+    judge = make_judge(tmp_path / "judge")
+    run = make_run(tmp_path, {1: ROWS, 2: ROWS[:3]})
+    audit.main([str(run), "--judge", judge, "--sample", "4"])
+    out = capsys.readouterr().out
+    kept = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
+    said = {row["asked"]: row["reply"].startswith("yes") for row in kept}
+    assert any("d.text((1, 2)" in text and "a pie" in text for text in said)
+    of_two = [next(v for text, v in said.items() if r["hard_question"] in text) for r in ROWS[:3]]
+    assert agreement(out)[2] == (3, pytest.approx(100 * sum(of_two) / 3, abs=0.05), 0)
+    assert agreement(out)[1][0] == 4
+    with pytest.raises(SystemExit, match="audit.py: 'nowhere' is neither a folder"):
+        audit.main([str(run), "--judge", "nowhere"])
 
 
 def test_blind_answers_are_asked_without_a_picture_as_labels_are(monkeypatch):

@@ -45,9 +45,8 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         [(8, 8), (5, 7)],
         [],
     ]
-    assert [q.answers for q in found] == [("7",), ("x",), ("B",), ("1",)]
+    assert [q.answers for q in found] == [("7",), ("x",), ("(B) blue",), ("1",)]
     assert found[0].text == "q\u2028r"
-    assert [q.type for q in found] == ["all", "map", "all", "all"]
     assert found[2].text == "s\n(A) red\n(B) blue" and found[2].choices == ("red", "blue")
     assert len(questions_of(path, 2)) == 2
 
@@ -57,11 +56,11 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
     [
         (
             {"image": "a.png", "prompt": "q", "answer": "7"},
-            "question 1: no column for the question; found image, prompt, answer; wanted image:",
+            "question 1: no column for the question; found image, prompt, answer; wanted problem",
         ),
         (
             {"picture": "a.png", "q": "q"},
-            "no column for the image and the question and the answer; found picture, q; wanted",
+            "no column for the image; found picture, q; wanted images or",
         ),
         ({"image": "b.png", "question": "q", "answer": "7"}, "cannot read the picture b.png"),
         ({"image": "a.png", "question": "q", "answer": ""}, "the question or the answer is empty"),
@@ -69,7 +68,7 @@ def test_jsonl_pictures_are_paths_bytes_in_base64_and_several(tmp_path):
         ("[1]", "found no object"),
         (
             "",
-            "bench.jsonl: no column for the image and the question and the answer; found no rows;",
+            "bench.jsonl, question 1: there is none",
         ),
     ],
 )
@@ -131,7 +130,7 @@ LAYOUTS = {
             problem=["<image>q\n(A) x\n(B) y", "<image>q"],
         ),
         ["images"],
-        [("<image>q\n(A) x\n(B) y", 1, ("A",), ("x", "y")), ("<image>q", 1, ("7",), ())],
+        [("<image>q\n(A) x\n(B) y", 1, ("(A) x",), ("x", "y")), ("<image>q", 1, ("7",), ())],
     ),
     "MMMU/MMMU": (
         dict(
@@ -143,7 +142,10 @@ LAYOUTS = {
             image_3=[None, None],
         ),
         ["image_1", "image_2"],
-        [("a <image 2> b <image 1>\n(A) x\n(B) y", 2, ("A",), ("x", "y")), ("q", 1, ("7",), ())],
+        [
+            ("a <image 2> b <image 1>\n(A) x\n(B) y", 2, ("(A) x",), ("x", "y")),
+            ("q", 1, ("7",), ()),
+        ],
     ),
     "MathVista": (
         dict(
@@ -155,7 +157,7 @@ LAYOUTS = {
             answer=["3", "1.4"],
         ),
         ["decoded_image"],
-        [("q\n(A) 1\n(B) 3", 1, ("3",), ("1", "3")), ("r", 1, ("1.4",), ())],
+        [("q\n(A) 1\n(B) 3", 1, ("(B) 3",), ("1", "3")), ("r", 1, ("1.4",), ())],
     ),
     "HallusionBench": (
         dict(
@@ -210,7 +212,7 @@ def test_a_folder_of_parquet_is_a_dataset_and_what_fits_nothing_is_refused(tmp_p
     parquet(tmp_path, dict(prompt=["a"], solution=["b"]))
     with pytest.raises(
         ValueError,
-        match="no column for the image and the question and the answer; found prompt, solution",
+        match="no column for the image; found prompt, solution",
     ):
         benchmarks.load(str(path), None)
     assert len(benchmarks.SETS) == 12 and benchmarks.SETS["mmmu"] == "zli12321/MMMU"
@@ -520,6 +522,24 @@ def test_hostile_answers_take_no_time():
     for text in ("A, ", "(", "$", "{", "**", r"\text{", "1", "the "):
         assert not any(benchmarks.right(text * 100_000, question) for question in questions)
     assert time.perf_counter() - start < 2
+
+
+def test_at_most_ten_pictures(tmp_path):
+    many = {"images": ["a.png"] * 12, "problem": "<image>" * 12 + "q", "answer": "1"}
+    (question,) = questions_of(write_bench(tmp_path, many))
+    assert len(question.pictures) == 10 and len(question.parts("{question}")) == 11
+
+
+def test_the_sets_of_the_paper_on_the_hub_and_in_a_folder(tmp_path):
+    on_hub = benchmarks.paper()
+    assert len(on_hub) == 12 and on_hub["MMMU"] == "zli12321/MMMU@test"
+    (tmp_path / "MMSI").mkdir()
+    (tmp_path / "ChartQA.jsonl").write_text("")
+    here = benchmarks.paper(str(tmp_path))
+    assert here["MMSI"] == str(tmp_path / "MMSI")
+    assert here["ChartQA"] == str(tmp_path / "ChartQA.jsonl")
+    with pytest.raises(FileNotFoundError, match="no benchmark .*mathverse"):
+        benchmarks.load(here["mathverse"], None)
 
 
 def test_chartqa_alone_is_tolerant(tmp_path):

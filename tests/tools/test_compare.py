@@ -21,7 +21,7 @@ from vlm import VLM
 def row_of(replies, greedy):
     """A row as it is kept, of a question whose answer is 1."""
     question = dict(text="q", answers=["1"], choices=[], tolerance=0, decimals=None)
-    return question | {"replies": replies, "greedy": greedy}
+    return question | {"replies": replies, "greedy": [greedy]}
 
 
 def kept(hits):
@@ -30,20 +30,28 @@ def kept(hits):
     return [row_of([reply[hit]], reply[hit]) for hit in hits]
 
 
-def test_macro_counts_every_set_the_same():
+def test_the_mean_counts_every_set_the_same():
     small = compare.grade(kept([True] * 24 + [False] * 8))
     large = compare.grade(kept([False] * 300 + [True] * 100))
-    average = compare.macro([small, large])
-    assert average["sampled"] == average["greedy"] == average["majority"] == pytest.approx(0.5)
+    average = compare.mean({"small": small, "large": large})
+    assert average["sampled"] == average["greedy"] == pytest.approx(0.5)
     assert average["questions"] == 432
     # The variance of the mean of two independent means is a quarter of the sum of theirs.
     spread = math.sqrt(0.75 * 0.25 / 32 + 0.25 * 0.75 / 400) / 2
     half = (average["sampled_high"] - average["sampled_low"]) / 2
     assert half == pytest.approx(1.96 * spread, rel=0.1)
-    alone = {key: value for key, value in small.items() if key != "per_question"}
-    assert compare.macro([small]) == pytest.approx(alone)
-    perfect = compare.macro([compare.grade(kept([True] * 20))] * 4)
+    alone = compare.mean({"small": small})
+    assert alone == pytest.approx({key: small[key] for key in alone})
+    perfect = compare.mean({i: compare.grade(kept([True] * 20)) for i in "abcd"})
     assert perfect["greedy_low"] < 0.95 and perfect["greedy_high"] == 1 == perfect["greedy"]
+
+
+def test_mmmu_pro_counts_once():
+    """By hand: two sets beside the three of MMMU-Pro are three figures."""
+    hits = {"MMSI": 1, "MMMU": 0, "mmmu_pro_4_options": 1, "mmmu-pro-vision": 0}
+    hits |= {"mmmu_pro_10options": 1}
+    found = {name: compare.grade(kept([bool(hit)] * 10)) for name, hit in hits.items()}
+    assert compare.mean(found)["sampled"] == pytest.approx((1 + 0 + 2 / 3) / 3)
 
 
 def test_compare_is_paired():
@@ -58,11 +66,30 @@ def test_compare_is_paired():
         return figures | {"per_question": each}
 
     a, b = result(accuracy), result(accuracy - 0.1)
-    gain, low, high = compare.compare(a, b)["sampled"]
-    assert gain == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
-    assert compare.compare(b, a)["greedy"][1:3] == compare.compare(a, b)["greedy"][2:0:-1]
+    found = compare.gains(a, b)
+    assert found["sampled_gain"] == pytest.approx(0.1)
+    # Two questions of 42 are of no model: their variance is 2 / 42, and the others have none.
+    half = (found["sampled_gain_high"] - found["sampled_gain_low"]) / 2
+    assert half == pytest.approx(1.96 * math.sqrt(2 / 42) / math.sqrt(42), rel=0.1)
+    assert found["sampled_gain_low"] > 0
+    back = compare.gains(b, a)
+    assert back["greedy_gain_low"] == pytest.approx(-found["greedy_gain_high"])
     with pytest.raises(ValueError, match="same questions: 40 and 7"):
-        compare.compare(a, result(accuracy[:7]))
+        compare.gains(a, result(accuracy[:7]))
+
+
+def test_the_interval_of_a_difference_holds_it_95_times_in_100():
+    """Of two models that are right on 97 and 94 of 100: a bootstrap holds it less often."""
+    rng, hits = np.random.default_rng(3), {compare.paired: 0, evaluation.bootstrap: 0}
+    for _ in range(300):
+        ours, theirs = rng.binomial(1, 0.97, size=40), rng.binomial(1, 0.94, size=40)
+        for method in hits:
+            low, high = method((ours - theirs).astype(float))
+            hits[method] += low <= 0.03 <= high
+    assert 279 <= hits[compare.paired] <= 300 and hits[evaluation.bootstrap] < hits[compare.paired]
+    low, high = compare.paired(np.zeros(20))
+    assert low < 0 < high and low == -high
+    assert compare.paired(np.ones(5))[1] == 1
 
 
 # ---- asking, keeping, going on, scoring again ----------------------------------------------------
@@ -79,10 +106,6 @@ class Models(Echo):
     load = classmethod(lambda cls, name: cls.loads.append(name) or cls(name))
 
 
-def verdict(text):
-    return SimpleNamespace(text="Yes." if "wrong" in text and "sure" in text else "No, differs")
-
-
 @pytest.fixture
 def models(monkeypatch):
     """-> the list of what is asked, call by call."""
@@ -91,8 +114,6 @@ def models(monkeypatch):
     def fake(vlm, prompts, n=1, temperature=1.0, top_p=1.0, **options):
         given = dict(n=n, temperature=temperature, top_p=top_p, prompts=prompts)
         asked.append(options | given | {"model": vlm.name})
-        if vlm.name == "judge":
-            return [[verdict(text)] for text in prompts]
         groups = []
         for number, prompt in zip(options["numbers"], prompts, strict=True):
             known = int(re.search(r"q(\d+)", prompt)[1]) < Models.knows[vlm.name]
@@ -125,27 +146,20 @@ def test_main_compares_models_on_one_set(models, capsys, tmp_path):
     run(*command)
     out = capsys.readouterr().out
 
-    # As the authors ask: one sample at 0.6 / 0.95, and greedily. One model at a time.
+    # As the authors ask: one sample at 0.6 / 0.95, with a system message. One model at a time.
     figures = ("model", "n", "temperature", "top_p")
     asked = [(*[call[key] for key in figures], len(call["prompts"])) for call in models]
-    ways = ((0.6, 0.95), (0.0, 1.0))
-    assert asked == [(name, 1, *way, 5) for name in ("good", "bad", "half") for way in ways]
+    assert asked == [(name, 1, 0.6, 0.95, 5) for name in ("good", "bad", "half")]
     assert Models.loads == ["good", "bad", "half"] and models[0]["max_new_tokens"] == 4096
-    assert models[0]["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
+    assert models[0]["prompts"][0] == compare.benchmarks.NEUTRAL + "[8x8]q0"
 
-    perfect = r"100.0 \(56.6–100.0\)"
-    assert re.search(rf"\| bench.jsonl \| +good \| +{perfect} \| +{perfect} \|", out)
-    assert re.search(r"\| +half \| +60.0 \(23.1–88.2\) \|", out)
-    assert "good minus bad, paired" in out
-    assert "+100.0 points, 95 % interval +100.0 to +100.0" in out
-    assert "right alone on 5, wrong alone on 0, McNemar exact p = 0.062" in out  # 2 / 2^5
-    assert "right alone on 2, wrong alone on 0, McNemar exact p = 0.5" in out
-    assert (place / "results.md").read_text() == out
-    table = json.loads((place / "results.json").read_text())
-    results = [(row["model"], row["sampled"], row["greedy"]) for row in table["results"]]
-    assert results == [("good", 1, 1), ("bad", 0, 0), ("half", 0.6, 0.6)]
-    other = table["comparisons"][1]
-    assert other["other"] == "half" and other["greedy"][1:3] == [2, 0]
+    assert re.search(r"\| bench.jsonl \| +good \| +100.0 \(56.6–100.0\) \|", out)
+    assert re.search(r"\| +half \| +60.0 \(23.1–88.2\) \|", out) and "greedy" not in out
+    assert re.search(r"\| +bad \| +0.0 \(0.0–43.4\) .* \| +-100.0 \(-100.0 to -\d+.\d\) \|", out)
+    assert "minus good (95 %)" in out and (place / "results.md").read_text() == out
+    table = [json.loads(line) for line in (place / "results.jsonl").read_text().splitlines()]
+    results = [(row["model"], row["sampled"], row.get("sampled_gain")) for row in table]
+    assert results == [("good", 1, None), ("bad", 0, -1), ("half", 0.6, -0.4)]
 
     # The replies are there: nobody is asked again, with or without --rescore.
     for extra in ([], ["--rescore"]):
@@ -155,24 +169,31 @@ def test_main_compares_models_on_one_set(models, capsys, tmp_path):
 
 
 def test_several_sets_and_the_macro_average(models, capsys, tmp_path):
-    one, two = six(tmp_path, "one.jsonl"), six(tmp_path, "two.jsonl", answer="wrong")
+    one, two = six(tmp_path, "one.jsonl"), six(tmp_path, "two.jsonl", answer="3")
     run("--model", "half", "--bench", one, two, "--out", tmp_path / "out")
     out = capsys.readouterr().out
     run("--model", "half", "--bench", one, "--out", tmp_path / "three", "--questions", "4")
-    assert re.search(r"\| macro average \| +half \| +50.0 \(\d+.\d–\d+.\d\)", out)
-    assert "75.0" in capsys.readouterr().out and "macro" not in out.split("macro average")[1]
-
-
-def test_the_types_of_the_questions_have_rows_of_their_own(models, capsys, tmp_path):
-    rows = [
-        {"image": "a.png", "question": f"q{i}", "answer": "1", "category": category}
-        for i, category in enumerate(["art", "art", "art/map", "art/map", "art/map", "art/map"])
-    ]
-    run("--model", "half", "--bench", write_bench(tmp_path, *rows), "--out", tmp_path / "out")
+    for name in ("micro average", "mean of 2"):
+        assert re.search(rf"\| {name} +\| +half \| +25.0 \(\d+.\d–\d+.\d\)", out)
     out = capsys.readouterr().out
-    assert re.search(r"\| bench.jsonl +\| +half \| +50.0 .* 6 \|", out)
-    assert re.search(r"\| bench.jsonl, art +\| +half \| +100.0 .* 2 \|", out)
-    assert re.search(r"\| bench.jsonl, art map +\| +half \| +25.0 .* 4 \|", out)
+    assert "75.0" in out and "mean" not in out and "micro" not in out
+
+
+def test_other_ways_to_ask(models, capsys, tmp_path):
+    command = ["--model", "half", "--bench", six(tmp_path), "--out", tmp_path / "out"]
+    run(*command, "--greedy", "--samples", "3", "--prompt", "training", "--max-new-tokens", "9")
+    sampled, greedy = models
+    assert (sampled["n"], sampled["temperature"], greedy["n"], greedy["temperature"]) == (
+        3,
+        0.6,
+        1,
+        0,
+    )
+    assert sampled["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
+    assert sampled["max_new_tokens"] == greedy["max_new_tokens"] == 9
+    assert "majority" in (out := capsys.readouterr().out) and "greedy (95 %)" in out
+    with pytest.raises(SystemExit, match="samples 3 there, 1 now"):
+        run(*command)
 
 
 def independent_scores(path):
@@ -185,7 +206,7 @@ def independent_scores(path):
     greedy, sampled = [], []
     for row in map(json.loads, path.read_text().splitlines()):
         if "replies" in row:
-            greedy.append(same(row["greedy"], row["answers"]))
+            greedy.append(same(row["greedy"][0], row["answers"]))
             sampled.append(np.mean([same(reply, row["answers"]) for reply in row["replies"]]))
     return np.mean(sampled), np.mean(greedy)
 
@@ -194,16 +215,13 @@ def test_an_independent_script_gets_the_table_from_the_replies(tmp_path, capsys)
     """The real tiny base on its charts; the same figures as `evaluate`, with which a run
     measures itself."""
     run("--questions", "14", "-n", "2", "--max-new-tokens", "64", "--out", tmp_path)
-    result, *types = json.loads((tmp_path / "results.json").read_text())["results"]
+    (result,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     sampled, greedy = independent_scores(tmp_path / "tiny/charts.jsonl")
     assert (sampled, greedy) == (
         pytest.approx(result["sampled"]),
         pytest.approx(result["greedy"]),
     )
     assert 0 < result["greedy"] < 1
-    assert "charts, data_chart" in capsys.readouterr().out  # a row per content type
-    assert sum(r["greedy"] * r["questions"] for r in types) == pytest.approx(14 * result["greedy"])
-
     vlm = VLM.load("tiny", device="cpu")
     direct = evaluation.evaluate(vlm, evaluation.charts(14)[0], n=2, max_new_tokens=64)
     figures = direct.keys() - {"seconds", "per_question"}
@@ -225,11 +243,11 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkey
         models.clear()
         run(*command, broken)
         assert (broken / path).read_text().splitlines(keepends=True) == lines
-        assert sum(len(call["prompts"]) for call in models) == 2 * (6 - max(0, count - 1))
+        assert sum(len(call["prompts"]) for call in models) == (6 - max(0, count - 1))
     (broken / path).write_text("".join(lines[:4]))
     for change, message in (
         (["--seed", "1"], "seed 0 there, 1 now"),
-        (["-n", "5"], "n 1 there, 5 now"),
+        (["-n", "5"], "samples 1 there, 5 now"),
         (["--rescore"], "not complete"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -244,10 +262,10 @@ def test_what_cannot_be_used_is_named_and_left_out(models, capsys, tmp_path, mon
     monkeypatch.setattr(compare, "CHUNK", 4)
     asked = Models.encode
 
-    def encode(self, parts):
+    def encode(self, parts, **more):
         if self.name == "half" and "q6" in parts[1]:
             raise ValueError("its picture is\n200 times as wide as high")
-        return asked(self, parts)
+        return asked(self, parts, **more)
 
     monkeypatch.setattr(Models, "encode", encode)
     flaws = [
@@ -281,9 +299,7 @@ def test_what_cannot_be_used_is_named_and_left_out(models, capsys, tmp_path, mon
         "question 8: cannot read the picture {'bytes': None, 'path': None} (it asks \"q7\")",
     ):
         assert f"\n  {line}\n" in out
-    notes = json.loads((tmp_path / "out/results.json").read_text())["notes"]
-    assert len(notes) == 1 and notes[0] in out and notes[0].count("\n") == 7
-    assert "good minus half" in out and (tmp_path / "out/results.md").read_text() == out
+    assert "minus good" in out and (tmp_path / "out/results.md").read_text() == out
     run(*command, "--rescore")
     assert capsys.readouterr().out == out
 
@@ -314,32 +330,3 @@ def test_fingerprint_sees_other_weights(tmp_path):
             weight += 1e-3
     vlm.save(tmp_path)
     assert compare.fingerprint(str(tmp_path)) != before
-
-
-# ---- the judge -----------------------------------------------------------------------------------
-
-
-def test_the_judge_is_asked_only_what_the_rule_calls_wrong(models, capsys, tmp_path):
-    questions = ["q0", "q1", "q2", "q3", "q4 sure", "q5 sure"]
-    rows = [{"image": "a.png", "question": text, "answer": "1"} for text in questions]
-    bench = write_bench(tmp_path, *rows)
-    command = ["--model", "half", "--bench", bench, "--out", tmp_path]
-    run(*command, "--judge", "judge")
-    out = capsys.readouterr().out
-    asked = [text for call in models if call["model"] == "judge" for text in call["prompts"]]
-    assert len(asked) == 3  # q3, q4, q5
-    assert all("Given answer: wrong" in text and "Right answer: 1" in text for text in asked)
-    assert "The judge judge overruled 2 of 3 answers that the rule calls wrong." in out
-    assert re.search(r"\| +half \| +83.3 ", out)  # 3 by the rule, 2 by the judge, of 6
-    models.clear()
-    run(*command, "--judge", "judge", "--rescore")
-    assert not models and capsys.readouterr().out == out  # verdicts are kept
-    run(*command, "--rescore")
-    assert re.search(r"\| +half \| +50.0 ", capsys.readouterr().out)
-
-
-def test_the_judge_is_any_model_of_ours(tmp_path):
-    path = tmp_path / "judge.jsonl"
-    rows = [row_of([r"\boxed{2}", "?"], r"\boxed{1}")]
-    accepted, read = compare.judge("tiny", rows, path)
-    assert read == 1 and accepted == set() and len(path.read_text().splitlines()) == 1

@@ -20,15 +20,26 @@ from torch.utils.weak import WeakIdKeyDictionary
 import generate
 import mmzero
 import rewards
-from generate import slots_that_fit
 from grpo import Rollout, make_optimizer, train_step
 from prompts import TOPICS, fill
 from support import flash
 from support.checkpoint import FAMILIES
+from support.flash import slots_that_fit
 from support.lora import add_lora, twin
-from support.settings import PAPER, PRESETS
+from support.settings import PAPER, PRESETS, parse
 from tools import plan as plan_module
-from tools.plan import CARDS, SHAPES, fitting, measure, memory, needs, plan, read_config, work
+from tools.plan import (
+    CARDS,
+    SHAPES,
+    auto,
+    fitting,
+    measure,
+    memory,
+    needs,
+    plan,
+    read_config,
+    work,
+)
 from vlm import VLM, smart_resize
 
 ROOT = Path(plan_module.__file__).parent.parent
@@ -249,10 +260,10 @@ def test_presets_fit_the_machines_they_are_named_after():
 @pytest.mark.parametrize(
     "model, preset, card, gigabytes, slots",
     [
-        ("Qwen2-VL-2B", "1x48gb", "48gb", 46, 64),
+        ("Qwen2-VL-2B", "1x48gb", "48gb", 47, 64),
         ("Qwen2-VL-2B", "1x24gb", "16gb", 8, 32),
         ("Qwen3-VL-8B", "1x24gb", "48gb", 24, 32),
-        ("Qwen3-VL-8B", "8x80gb", "80gb", 61, 32),
+        ("Qwen3-VL-8B", "8x80gb", "80gb", 62, 32),
     ],
 )
 def test_what_the_readme_says_of_2b_and_8b(model, preset, card, gigabytes, slots):
@@ -340,7 +351,8 @@ def test_a_dry_run_needs_no_network_and_says_why_it_does_not_fit(
 )
 def test_it_fits_or_not_by_the_card(card, reason, monkeypatch, capsys):
     settings = replace(PRESETS["1x48gb"][0], model="Qwen2-VL-2B")
-    properties, disk = SimpleNamespace(total_memory=card), SimpleNamespace(free=1e12)
+    properties = SimpleNamespace(total_memory=card, major=9, minor=0)
+    disk = SimpleNamespace(free=1e12)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
     monkeypatch.setattr(plan_module.os, "sysconf", lambda name: 2**20)  # 1 TB
@@ -376,3 +388,77 @@ def test_a_folder_counts_before_the_short_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_checkpoint(tmp_path / "Qwen2-VL-2B", "qwen3_vl")
     assert read_config("Qwen2-VL-2B").model_type == "qwen3_vl"
+
+
+# ---- the preset that is chosen -------------------------------------------------------------------
+
+
+def with_cards(monkeypatch, *sizes, capability=(9, 0)):
+    """A machine that has these GPUs, in bytes."""
+    major, minor = capability
+    facts = [SimpleNamespace(name="T", total_memory=s, major=major, minor=minor) for s in sizes]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(facts))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts[number])
+
+
+@pytest.mark.parametrize(
+    "model, card, gpus, preset",
+    [
+        ("Qwen2-VL-2B", "16gb", 1, "1x24gb"),
+        ("Qwen2-VL-2B", "24gb", 1, "1x24gb"),
+        ("Qwen2-VL-2B", "80gb", 1, "1x80gb"),
+        ("Qwen2-VL-7B", "80gb", 1, "1x24gb"),
+        ("Qwen3-VL-8B", "48gb", 1, "1x24gb"),
+        ("Qwen3-VL-8B", "80gb", 8, "8x80gb"),
+        ("Qwen2-VL-2B", "80gb", 8, "8x80gb"),
+    ],
+)
+def test_auto_takes_the_largest_that_fits(model, card, gpus, preset, monkeypatch, capsys):
+    with_cards(monkeypatch, *[int(CARDS[card])] * gpus)
+    settings = auto({"model": model}, gpus)
+    said = capsys.readouterr().out
+    assert f"by hand: --preset {preset} --token-budget {settings.token_budget}\n" in said
+    assert settings == replace(PRESETS[preset][0], model=model, token_budget=settings.token_budget)
+    needed = needs(settings, shape_of(model), gpus)["least"]
+    assert needed <= CARDS[card] and f"auto: {needed / 1e9:.1f} of " in said
+    # The next size of everything would not fit.
+    longer = replace(settings, token_budget=2 * settings.token_budget)
+    too_long = needs(longer, shape_of(model), gpus)["least"] > CARDS[card]
+    assert too_long or settings.token_budget == 65536
+    # And what is printed chooses the same by hand.
+    by_hand = said.split("by hand: ")[1].split()
+    assert parse(["--model", model, *by_hand])[0] == settings
+
+
+def test_auto_keeps_what_is_given_and_counts_the_gpus_of_the_run(monkeypatch, capsys):
+    with_cards(monkeypatch, *[int(CARDS["80gb"])] * 8)
+    given = {"model": "Qwen2-VL-2B", "lr": 3e-6, "token_budget": 5000}
+    assert auto(given) == replace(PRESETS["1x80gb"][0], **given)  # no torchrun: one GPU
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert auto(given) == replace(PRESETS["8x80gb"][0], **given)
+    assert "on 8 GPU; by hand: --preset 8x80gb\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "card, capability, reason",
+    [
+        (4e9, (9, 0), "Qwen3-VL-8B fits no preset on 1 of these GPUs, which have 4.0 GB"),
+        (16e9, (7, 5), "T has no bfloat16, which training needs"),
+    ],
+)
+def test_auto_refuses_in_one_line_before_weights_are_fetched(
+    card, capability, reason, monkeypatch, tmp_path
+):
+    with_cards(monkeypatch, int(card), capability=capability)
+    monkeypatch.setattr("support.checkpoint.fetch", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(SystemExit, match=reason) as stop:
+        mmzero.main(["--model", "Qwen3-VL-8B", "--out", str(tmp_path / "run")])
+    assert "\n" not in str(stop.value) and not (tmp_path / "run").exists()
+
+
+def test_without_a_gpu_and_for_the_tiny_base_auto_is_what_it_was(monkeypatch, capsys):
+    with_cards(monkeypatch)
+    assert parse(["--model", "Qwen2-VL-2B"], auto)[0] == replace(PAPER, model="Qwen2-VL-2B")
+    assert "no GPU here" in capsys.readouterr().out
+    assert parse([], auto)[0] == parse(["--preset", "auto"], auto)[0] == PRESETS["tiny"][0]
+    assert capsys.readouterr().out == ""
