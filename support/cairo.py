@@ -20,14 +20,7 @@ from defusedxml import ElementTree
 from PIL import Image
 
 from support.sandbox import NoPicture
-from support.svg_values import (
-    NUMBER,
-    css_transform,
-    font_size,
-    plain_colour,
-    plain_length,
-    plain_value,
-)
+from support.svg_values import NUMBER, css_transform, font_size, pixels, plain_colour, plain_value
 
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
@@ -35,7 +28,6 @@ SVG = "{http://www.w3.org/2000/svg}"
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle ellipse line
     polyline polygon path marker mask clipPath pattern linearGradient radialGradient stop""".split()
-VARIABLE = re.compile(r"var\(\s*(--[\w-]+)\s*(?:,((?:[^()]|\([^()]*\))*))?\)")
 
 
 def draw(source, max_side):
@@ -68,15 +60,15 @@ def svg_size(width, height, viewbox):
     ((192.0, 96.0, '0 0 100 50'), (512, 512, '0 0 512 512'))
     """
 
-    def pixels(length):
-        length = plain_length(length or "", font=16) or "%"
+    def side(length):
+        length = pixels(length or "", font=16) or "%"
         value = 0 if "%" in length else float(length)
         return value if 1e-6 < value < 1e9 else None
 
-    width, height = pixels(width), pixels(height)
+    width, height = side(width), side(height)
     box = (viewbox or "").replace(",", " ").split()
     whole = len(box) == 4 and all(re.fullmatch(NUMBER, number) for number in box)
-    if not (whole and pixels(box[2]) and pixels(box[3])):
+    if not (whole and side(box[2]) and side(box[3])):
         width, height = width or height or DEFAULT_SIDE, height or width or DEFAULT_SIDE
         return width, height, f"0 0 {width} {height}"
     width = width or float(box[2])
@@ -103,12 +95,12 @@ def normalise(root):
             element.tag = SVG + element.tag
     names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
     rules = style_sheet(root)
-    rewrite(cssselect2.ElementWrapper.from_xml_root(root), {"font": 16.0}, rules, names)
+    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, rules, names)
 
 
-def rewrite(wrapper, inherited, rules, names):
-    """Rewrite an element and all in it. inherited: the size of the font and the variables that
-    its parent hands down; names: {id: tag} of the whole document."""
+def rewrite(wrapper, font, rules, names):
+    """Rewrite an element and all in it. font: the size of its parent's, in pixels; names: {id: tag}
+    of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
     if tag not in KNOWN:
@@ -116,16 +108,12 @@ def rewrite(wrapper, inherited, rules, names):
         element.clear()
         element.tag, element.tail = SVG + "defs", tail
         return
-    own = properties(wrapper, rules, inherited)
-    style = inherited | {name: value for name, value in own.items() if name.startswith("--")}
+    own = properties(wrapper, rules)
     if "font-size" in own:
-        style["font"] = font_size(own["font-size"], inherited["font"])
-        own["font-size"] = f"{style['font']:.7g}"
-    plain = {}
-    for name, value in own.items():
-        value = plain_value(name, value, style["font"], names)
-        if value is not None and not name.startswith("--"):
-            plain[name] = value
+        font = font_size(own["font-size"], font)
+        own["font-size"] = f"{font:.7g}"
+    plain = {name: plain_value(name, value, font, names) for name, value in own.items()}
+    plain = {name: value for name, value in plain.items() if value is not None}
     if tag == "text":
         # `gather` makes of the white space what browsers do.
         if own.get(SPACE) == "preserve":
@@ -141,7 +129,7 @@ def rewrite(wrapper, inherited, rules, names):
         plain["transform-origin"] = "box " + plain.get("transform-origin", "0 0")
     element.attrib = plain
     for child in wrapper.iter_children():
-        rewrite(child, style, rules, names)
+        rewrite(child, font, rules, names)
 
 
 def style_sheet(root):
@@ -163,42 +151,35 @@ def style_sheet(root):
 
 @functools.lru_cache(1000)
 def declarations(text):
-    """CSS -> [(property, value, is it important?)]; `font` in its parts.
+    """CSS -> {property: value} of the ordinary ones, and of those that are !important; `font` in
+    its parts.
 
-    >>> declarations("fill:Red; font: bold 12px/1 serif !important")[:2]
-    [('fill', 'Red', False), ('font-family', 'serif', True)]
+    >>> declarations("fill: Red; font: bold 12px/1 serif !important")[0]
+    {'fill': 'Red'}
     """
-    found = []
+    ordinary, important = {}, {}
     for declaration in tinycss2.parse_blocks_contents(text):
-        if declaration.type != "declaration":
+        if declaration.type != "declaration" or declaration.name.startswith("-"):
             continue
         name, value = declaration.lower_name, tinycss2.serialize(declaration.value).strip()
-        if name.startswith("--"):
-            parts = {declaration.name: value}
-        elif name == "font":
+        parts = {name: value}
+        if name == "font":
             parts = parse_font(value)
         elif name == "transform":
             parts = {name: css_transform(value)}
-        else:
-            parts = {name: value}
-        found += [(*part, declaration.important) for part in parts.items()]
-    return found
+        (important if declaration.important else ordinary).update(parts)
+    return ordinary, important
 
 
-def properties(wrapper, rules, inherited):
+def properties(wrapper, rules):
     """-> {property: value}: attributes, then style sheets, then `style`."""
     own = dict(wrapper.etree_element.attrib)
     own.pop("font", None)  # browsers know no such attribute
     found = [match[-1] for match in rules.match(wrapper)]
     found.append(declarations(own.pop("style", "")))
-    for weight in (False, True):
-        for name, value, important in (entry for entries in found for entry in entries):
-            if important == weight:
-                own[name] = value
-    scope = inherited | own
-    for name, value in list(own.items()):
-        for _ in range(3 if "var(" in value else 0):  # a variable may name another one
-            value = VARIABLE.sub(lambda m: scope.get(m[1], m[2] or ""), value)[:10_000]
+    for block in [ordinary for ordinary, _ in found] + [important for _, important in found]:
+        own |= block
+    for name, value in own.items():
         own[name] = value.strip()
         if own[name] == "initial":
             own[name] = "black" if name == "fill" else "none"

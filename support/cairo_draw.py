@@ -74,21 +74,19 @@ def draw_path(draw, canvas, node):
 def corners(path):
     """A path -> what CairoSVG's `draw_markers` takes: points, and between two of them the direction
     (turned round) in which the line leaves the one, and that in which it comes to the other."""
-    found, start = deque(), (0, 0)
+    found, start = deque(), None
     for kind, numbers in path:
-        points = list(zip(numbers[::2], numbers[1::2]))
-        if kind == cairo.PATH_MOVE_TO:
-            start = points[0]
-            if found:
-                found.append((0, 0))
-            found.append(start)
-            continue
         # No points: back to the start.
-        points = [found[-1], *(points or [start])]
-        steps = [a + b for a, b in zip(points, points[1:]) if math.dist(a, b) > 1e-9]
-        if steps:
-            found.append((math.pi - point_angle(*steps[0]), point_angle(*steps[-1])))
-            found.append(points[-1])
+        points = list(zip(numbers[::2], numbers[1::2])) or [start]
+        if kind == cairo.PATH_MOVE_TO:
+            start, turn = points[0], (0, 0)
+        else:
+            line = [found[-1], *points]
+            steps = [a + b for a, b in zip(line, points) if math.dist(a, b) > 1e-9]
+            if not steps:
+                continue
+            turn = math.pi - point_angle(*steps[0]), point_angle(*steps[-1])
+        found += [turn, points[-1]] if found else points
     return found
 
 

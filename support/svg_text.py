@@ -15,6 +15,7 @@ from cairosvg.surface import cairo
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 PLACES = "x", "y", "dx", "dy"
+SPACING = {"letter-spacing", "word-spacing"}
 CASES = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": str.title}
 
 
@@ -56,16 +57,12 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
     if node.tag != "text":
         shift += baseline_shift(canvas, node)
     numbers = {name: node[name].split() for name in PLACES if name in node}
-    single = single or path is not None or "letter-spacing" in node
-    single = single or any(len(values) > 1 for values in numbers.values())
-    text = CASES.get(node.get("text-transform"), str)(node.text or "")
-    if "pre" not in node.get("white-space", ""):
-        text = re.sub(" +", " ", text)
-        if not pieces or pieces[-1].text.endswith(" "):
-            text = text.removeprefix(" ")
-    first, down = len(pieces), shift + baseline(canvas, node)
-    parts = list(text) if single or not text else [text]
-    pieces += [Piece(part, node, down, path) for part in parts]
+    several = any(len(values) > 1 for values in numbers.values())
+    single = single or several or path is not None or not SPACING.isdisjoint(node)
+    text, down, first = visible_text(node, pieces), shift + baseline(canvas, node), len(pieces)
+    for part in list(text) if single else [text]:
+        if part:
+            pieces.append(Piece(part, node, down, path))
     for child in node.children:
         gather(canvas, child, pieces, shift, path, single)
     for name, values in numbers.items():
@@ -77,7 +74,18 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
         pieces[first].at |= {"x": size(canvas, node.get("startOffset"), length), "y": 0.0}
 
 
-def font_size(node):
+def visible_text(node, pieces):
+    """-> the text of a node, its white space as browsers have it behind the pieces before."""
+    text = CASES.get(node.get("text-transform"), str)(node.text or "")
+    if "pre" not in node.get("white-space", ""):
+        text = re.sub(" +", " ", text)
+        if not pieces or pieces[-1].text.endswith(" "):
+            text = text.removeprefix(" ")
+    return text
+
+
+def height_of(node):
+    """-> the size of its font, in pixels."""
     return float(node.get("font-size", 16))
 
 
@@ -88,19 +96,24 @@ def choose_font(canvas, node):
     bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
     # True is cairo's number for italic, and for bold.
     canvas.context.select_font_face(family[1] if family else "sans-serif", slanted, bold)
-    canvas.context.set_font_size(font_size(node))
-    return 0.928 * font_size(node), 0.236 * font_size(node)
+    height = height_of(node)
+    canvas.context.set_font_size(height)
+    return 0.928 * height, 0.236 * height
 
 
 def baseline(canvas, node):
     """How far down a node's letters go for its dominant-baseline, as browsers have it."""
     kind = node.get("dominant-baseline", "auto")
     ascent, descent = choose_font(canvas, node)
-    if kind == "middle":
-        return -canvas.context.text_extents("x")[1] / 2
-    places = {"central": (ascent - descent) / 2, "hanging": ascent * 0.8}
-    places |= {"mathematical": ascent / 2, "text-before-edge": ascent}
-    places |= {"text-after-edge": -descent, "ideographic": -descent}
+    places = {
+        "middle": -canvas.context.text_extents("x")[1] / 2,
+        "central": (ascent - descent) / 2,
+        "hanging": ascent * 0.8,
+        "mathematical": ascent / 2,
+        "text-before-edge": ascent,
+        "text-after-edge": -descent,
+        "ideographic": -descent,
+    }
     return places.get(kind, 0.0)
 
 
@@ -112,7 +125,7 @@ def baseline_shift(canvas, node):
     if value in ("sub", "super"):
         ascent, descent = choose_font(canvas, node)
         return (ascent + descent) / (2 if value == "sub" else -2)
-    return -size(canvas, value, font_size(node))
+    return -size(canvas, value, height_of(node))
 
 
 def place(canvas, pieces):
@@ -128,6 +141,8 @@ def place(canvas, pieces):
         piece.y = y = piece.at.get("y", y) + piece.at.get("dy", 0)
         piece.width = canvas.context.text_extents(piece.text)[4]
         piece.width += size(canvas, piece.node.get("letter-spacing"))
+        if piece.text == " ":
+            piece.width += size(canvas, piece.node.get("word-spacing"))
         x = piece.x + piece.width
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
@@ -175,11 +190,12 @@ def paint_piece(canvas, piece):
         return
     choose_font(canvas, node)
     # CairoSVG asks for it when it makes a gradient.
-    height = font_size(node)
+    height = height_of(node)
     node["text_bounding_box"] = piece.x, piece.y - height, piece.width, height
-    steps = ["fill", "stroke"] if canvas.stroke_and_fill else ["clip"]
-    if node.get("paint-order", "").startswith("stroke"):
-        steps.reverse()
+    steps = ["fill"] if canvas.stroke_and_fill else ["clip"]
+    if canvas.stroke_and_fill and node.get("stroke", "none") != "none":
+        first = node.get("paint-order", "").startswith("stroke")
+        steps = ["stroke", "fill"] if first else ["fill", "stroke"]
     for step in steps:
         context.save()
         if step != "clip":
@@ -187,7 +203,9 @@ def paint_piece(canvas, piece):
             choose_paint(canvas, node, step)
         context.transform(matrix)
         if step == "fill":
-            draw_lines(context, node, piece.width)
+            for line in LINES.keys() & node.get("text-decoration", "").split():
+                context.rectangle(0, LINES[line] * height, piece.width, max(height / 18, 1))
+                context.fill()
             context.move_to(0, 0)
             context.show_text(piece.text)
         else:
@@ -201,17 +219,9 @@ def paint_piece(canvas, piece):
 
 def choose_paint(canvas, node, step):
     """Make the fill or stroke of a node the source of what is painted next."""
-    target, colour = paint(node.get(step, "black" if step == "fill" else "none"))
+    target, colour = paint(node.get(step, "black"))
     opacity = float(node.get(f"{step}-opacity", 1))
     if node.tag != "text" or not node.children:  # else it fades as a group
         opacity *= float(node.get("opacity", 1))
     if not surface.gradient_or_pattern(canvas, node, target, opacity):
         canvas.context.set_source_rgba(*canvas.map_color(colour, opacity))
-
-
-def draw_lines(context, node, width):
-    """Draw the lines under, over or through a piece."""
-    height = font_size(node)
-    for line in LINES.keys() & node.get("text-decoration", "").split():
-        context.rectangle(0, LINES[line] * height, width, max(height / 18, 1))
-        context.fill()

@@ -1,6 +1,6 @@
 """Values in an SVG as models write them -> plain ones, as CairoSVG reads them.
 
-Lengths become pixels, colours `rgb()` or `rgba()`, transforms and paths what is right in them; what
+Lengths become pixels, colours `rgba()`; of paths stays what comes before the first error, and what
 browsers do not understand is left out, as they do.
 """
 
@@ -11,7 +11,6 @@ import re
 import tinycss2.color4
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-# A number and what may stand behind it; (?>...) never gives a digit back.
 # A number and what may stand behind it; (?>...) never gives a digit back.
 N = rf"(?>{NUMBER})[\s,]*"
 NUMBERS = re.compile(rf"[\s,]*(?:{N})*")
@@ -32,7 +31,7 @@ SIDES = {"left": "0", "top": "0", "center": "50%", "right": "100%", "bottom": "1
 COLOURS = "fill stroke stop-color color".split()
 SHARES = "opacity fill-opacity stroke-opacity stop-opacity offset".split()
 LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width stroke-dasharray
-    stroke-dashoffset letter-spacing startOffset baseline-shift markerWidth
+    stroke-dashoffset letter-spacing word-spacing startOffset baseline-shift markerWidth
     markerHeight refX refY""".split()
 NO_LENGTHS = "none", "sub", "super"
 POSITIVE = "width", "height", "r", "rx", "ry", "stroke-width"
@@ -42,13 +41,17 @@ REFERENCES |= {"marker": "marker", "clip-path": "clipPath", "mask": "mask"}
 
 def plain_value(name, value, font, names):
     """The value of a property -> a plain one. None: it counts as missing. font: pixels of an em;
-    names: {id: tag} of the document."""
+    names: {id: tag} of the document.
+
+    >>> plain_value("d", "M1-2 3,4a5 5 0 0110 9 L 7", 16, {}), plain_value("d", "L 1 2", 16, {})
+    ('M1-2 3,4a5 5 0 0110 9 ', None)
+    """
     if name in COLOURS:
         return paint(value, names)
     if name in SHARES:
-        return plain_length(value.replace("%", "e-2"), font)
+        return pixels(value.replace("%", "e-2"), font)
     if name in LENGTHS and value not in NO_LENGTHS:
-        lengths = [plain_length(length, font) for length in value.replace(",", " ").split()]
+        lengths = [pixels(length, font) for length in value.replace(",", " ").split()]
         if None in lengths or name in POSITIVE and value.startswith("-"):
             return None
         return " ".join(lengths) or None
@@ -58,7 +61,9 @@ def plain_value(name, value, font, names):
     if name == "points":
         return value if NUMBERS.fullmatch(value) else ""
     if name == "d":
-        return plain_path(value)
+        # Up to the first error, as browsers draw it.
+        match = PATH.match(value)
+        return match and match[0]
     if name == "transform":
         return value if TRANSFORM.fullmatch(value) else ""
     if name == "transform-origin":
@@ -109,41 +114,34 @@ def plain_colour(text):
     return f"rgba({red},{green},{blue},{colour.alpha:.3g})"
 
 
-def plain_length(text, font):
+def pixels(text, font):
     """-> pixels; a percentage stays. None: it is no length.
 
-    >>> plain_length("1.5em", 10), plain_length("20%", 10), plain_length("wide", 10)
+    >>> pixels("1.5em", 10), pixels("20%", 10), pixels("wide", 10)
     ('15', '20%', None)
     """
     match = re.fullmatch(rf"({NUMBER})([a-z]*|%)", text)
     if match and match[2] == "%":
         return text
-    scale = match and (UNITS | {"em": font}).get(match[2])
-    return f"{float(match[1]) * scale:.7g}" if scale else None
+    units = UNITS | {"em": font}
+    if not match or match[2] not in units:
+        return None
+    return f"{float(match[1]) * units[match[2]]:.7g}"
 
 
 def font_size(text, parent):
     """-> pixels. What is no size counts as missing."""
-    length = plain_length(SIZES.get(text, text).replace("%", "e-2em"), parent)
+    length = pixels(SIZES.get(text, text).replace("%", "e-2em"), parent)
     return float(length) if length and length[0] != "-" else parent
-
-
-def plain_path(text):
-    """Path data up to the first error, as browsers draw it.
-
-    >>> plain_path("M1-2 3,4a5 5 0 0110 9 L 7"), plain_path("L 1 2")
-    ('M1-2 3,4a5 5 0 0110 9 ', '')
-    """
-    match = PATH.match(text)
-    return match[0] if match else ""
 
 
 def css_transform(text):
     """A transform of a style sheet -> its equal in an attribute, which is an error if it is one.
 
-    >>> css_transform("rotate(.25turn) translate(2px, 0)"), css_transform("rotate(90)")
-    ('rotate(90) translate(2 0)', 'error()')
+    >>> css_transform("rotate(.25turn) translateY(2px)"), css_transform("rotate(90)")
+    ('rotate(90) translate(0 2)', 'error()')
     """
+    text = text.replace("translateX(", "translate(").replace("translateY(", "translate(0 ")
     return re.sub(r"(translate|rotate|skew.)\(([^()]*)\)", css_step, text)
 
 
@@ -166,4 +164,4 @@ def plain_origin(text, font):
         words.append("center")
     if words[0] in ("top", "bottom"):
         words.reverse()
-    return " ".join(plain_length(SIDES.get(word, word), font) or "0" for word in words)
+    return " ".join(pixels(SIDES.get(word, word), font) or "0" for word in words)
