@@ -25,7 +25,7 @@ def mend():
     """Replace what is wrong in CairoSVG; the rest of it is called from here."""
     for tag in ("a", "tspan", "textPath"):  # `draw_text` draws all that is in a <text>
         surface.TAGS.pop(tag)
-    surface.TAGS["text"] = surface.text = draw_text
+    surface.TAGS["text"] = draw_text
     surface.TAGS["path"] = functools.partial(draw_path, surface.path)
     surface.paint_mask = paint_mask
     defs.draw_pattern = draw_pattern

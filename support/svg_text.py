@@ -12,6 +12,16 @@ from cairosvg import surface
 from cairosvg.helpers import paint, point_angle, size
 from cairosvg.surface import cairo
 
+# How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
+BASELINES = {
+    "middle": 0.273,
+    "central": 0.346,
+    "mathematical": 0.464,
+    "hanging": 0.742,
+    "text-before-edge": 0.928,
+    "text-after-edge": -0.236,
+    "ideographic": -0.236,
+}
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 PLACES = "x", "y", "dx", "dy"
@@ -35,10 +45,8 @@ class Piece:
     width: float = 0.0
 
 
-def draw_text(canvas, node, draw_as_text=False):
+def draw_text(canvas, node):
     """Lay out and paint a <text> with all that is in it."""
-    if draw_as_text:  # CairoSVG's second call, to fill what it thinks is laid out
-        return
     pieces = []
     gather(canvas, node, pieces)
     if pieces:
@@ -54,12 +62,14 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
         return
     if node.tag == "textPath":
         path = flat_path(canvas, node.get_href() or "")
-    if node.tag != "text":
-        shift += baseline_shift(canvas, node)
+    raised = node.get("baseline-shift")
+    if raised != node.parent.get("baseline-shift"):  # (CairoSVG hands it down, browsers do not)
+        shift -= size(canvas, raised, height_of(node))
     numbers = {name: node[name].split() for name in PLACES if name in node}
     several = any(len(values) > 1 for values in numbers.values())
     single = single or several or path is not None or not SPACING.isdisjoint(node)
-    text, down, first = visible_text(node, pieces), shift + baseline(canvas, node), len(pieces)
+    down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
+    text, first = visible_text(node, pieces), len(pieces)
     for part in list(text) if single else [text]:
         if part:
             pieces.append(Piece(part, node, down, path))
@@ -90,42 +100,13 @@ def height_of(node):
 
 
 def choose_font(canvas, node):
-    """Set the font of a node -> its ascent and descent (those of all DejaVu fonts)."""
+    """Set the font of a node."""
     family = FAMILY.search(node.get("font-family", ""))
     slanted = node.get("font-style") in ("italic", "oblique")
     bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
     # True is cairo's number for italic, and for bold.
     canvas.context.select_font_face(family[1] if family else "sans-serif", slanted, bold)
-    height = height_of(node)
-    canvas.context.set_font_size(height)
-    return 0.928 * height, 0.236 * height
-
-
-def baseline(canvas, node):
-    """How far down a node's letters go for its dominant-baseline, as browsers have it."""
-    kind = node.get("dominant-baseline", "auto")
-    ascent, descent = choose_font(canvas, node)
-    places = {
-        "middle": -canvas.context.text_extents("x")[1] / 2,
-        "central": (ascent - descent) / 2,
-        "hanging": ascent * 0.8,
-        "mathematical": ascent / 2,
-        "text-before-edge": ascent,
-        "text-after-edge": -descent,
-        "ideographic": -descent,
-    }
-    return places.get(kind, 0.0)
-
-
-def baseline_shift(canvas, node):
-    """How far down a node's letters go for its own baseline-shift (which is not inherited)."""
-    value = node.get("baseline-shift")
-    if value == node.parent.get("baseline-shift"):
-        return 0.0
-    if value in ("sub", "super"):
-        ascent, descent = choose_font(canvas, node)
-        return (ascent + descent) / (2 if value == "sub" else -2)
-    return -size(canvas, value, height_of(node))
+    canvas.context.set_font_size(height_of(node))
 
 
 def place(canvas, pieces):

@@ -14,29 +14,44 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 # A number and what may stand behind it; (?>...) never gives a digit back.
 N = rf"(?>{NUMBER})[\s,]*"
 NUMBERS = re.compile(rf"[\s,]*(?:{N})*")
-COMMANDS = {"mltMLT": N * 2, "hvHV": N, "cC": N * 6, "sqSQ": N * 4}
-# The two flags of an arc may stick to what follows.
-COMMANDS["aA"] = N * 3 + r"[01][\s,]*" * 2 + N * 2
-COMMANDS = [rf"[{letters}]\s*(?>{numbers})+" for letters, numbers in COMMANDS.items()]
-PATH = re.compile(rf"\s*(?=[mM])(?:{'|'.join(COMMANDS)}|[zZ]\s*)*")
-STEPS = {"translate": f"{N}(?:{N})?", "scale": f"{N}(?:{N})?", "rotate": f"{N}(?:{N}{N})?"}
-STEPS |= {"skewX": N, "skewY": N, "matrix": N * 6}
-STEPS = [rf"{name}\s*\(\s*{numbers}\)[\s,]*" for name, numbers in STEPS.items()]
-TRANSFORM = re.compile(rf"\s*(?:{'|'.join(STEPS)})*")
+COMMANDS = {
+    "mltMLT": N * 2,
+    "hvHV": N,
+    "cC": N * 6,
+    "sqSQ": N * 4,
+    # The two flags of an arc may stick to what follows.
+    "aA": N * 3 + r"[01][\s,]*" * 2 + N * 2,
+}
+COMMAND = "|".join(rf"[{letters}]\s*(?>{numbers})+" for letters, numbers in COMMANDS.items())
+PATH = re.compile(rf"\s*(?=[mM])(?:{COMMAND}|[zZ]\s*)*")
+STEPS = {
+    "translate|scale": f"{N}(?:{N})?",
+    "rotate": f"{N}(?:{N}{N})?",
+    "skewX|skewY": N,
+    "matrix": N * 6,
+}
+STEP = "|".join(rf"(?:{name})\s*\(\s*{numbers}\)[\s,]*" for name, numbers in STEPS.items())
+TRANSFORM = re.compile(rf"\s*(?:{STEP})*")
 UNITS = {"": 1, "px": 1, "pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "rem": 16}
 ANGLES = {"deg": 1, "rad": 180 / math.pi, "turn": 360}
 SIZES = {"xx-small": "9", "x-small": "10", "small": "13", "medium": "16", "large": "18"}
 SIZES |= {"x-large": "24", "xx-large": "32", "larger": "1.2em", "smaller": "0.8333em"}
+SHIFTS = {"sub": "-0.582em", "super": "0.582em"}
 SIDES = {"left": "0", "top": "0", "center": "50%", "right": "100%", "bottom": "100%"}
 COLOURS = "fill stroke stop-color color".split()
 SHARES = "opacity fill-opacity stroke-opacity stop-opacity offset".split()
 LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width stroke-dasharray
     stroke-dashoffset letter-spacing word-spacing startOffset baseline-shift markerWidth
     markerHeight refX refY""".split()
-NO_LENGTHS = "none", "sub", "super"
 POSITIVE = "width", "height", "r", "rx", "ry", "stroke-width"
-REFERENCES = {"marker-start": "marker", "marker-mid": "marker", "marker-end": "marker"}
-REFERENCES |= {"marker": "marker", "clip-path": "clipPath", "mask": "mask"}
+REFERENCES = {
+    "marker": "marker",
+    "marker-start": "marker",
+    "marker-mid": "marker",
+    "marker-end": "marker",
+    "clip-path": "clipPath",
+    "mask": "mask",
+}
 
 
 def plain_value(name, value, font, names):
@@ -50,7 +65,8 @@ def plain_value(name, value, font, names):
         return paint(value, names)
     if name in SHARES:
         return pixels(value.replace("%", "e-2"), font)
-    if name in LENGTHS and value not in NO_LENGTHS:
+    if name in LENGTHS and value != "none":
+        value = SHIFTS.get(value, value)
         lengths = [pixels(length, font) for length in value.replace(",", " ").split()]
         if None in lengths or name in POSITIVE and value.startswith("-"):
             return None
