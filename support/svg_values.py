@@ -130,6 +130,7 @@ def plain_colour(text):
     return f"rgba({red},{green},{blue},{colour.alpha:.3g})"
 
 
+@functools.lru_cache(1000)
 def pixels(text, font):
     """-> pixels; a percentage stays. None: it is no length.
 
