@@ -19,7 +19,6 @@ from support.svg_text import draw_text
 
 ENDS = "marker", "marker-start", "marker-mid", "marker-end"
 SIDES = "x", "y", "width", "height"
-NO_BOX = 0, 0, 0, 0
 
 
 def mend():
@@ -47,8 +46,8 @@ def draw_node(canvas, draw, node):
     context.set_line_join(cairo.LINE_JOIN_MITER)
     if node.get("transform-origin", "").startswith("box"):
         # "box X Y" lies X and Y from the corner of what is drawn.
-        left, top, width, height = calculate_bounding_box(canvas, node) or NO_BOX
-        _, x, y = node["transform-origin"].split()
+        left, top, width, height = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
+        x, y = node["transform-origin"].split()[1:3]
         x, y = left + size(canvas, x, width), top + size(canvas, y, height)
         node["transform-origin"] = f"{x} {y}"
     opacity = node.get("opacity", "1")
@@ -111,7 +110,7 @@ def draw_pattern(canvas, node, name, opacity):
     x, y, width, height = (size(canvas, pattern.get(side), 1) for side in SIDES)
     if pattern.get("patternUnits") != "userSpaceOnUse":
         # They are shares of the box of what is painted.
-        left, top, wide, high = calculate_bounding_box(canvas, node) or NO_BOX
+        left, top, wide, high = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
         x, width = left + x * wide, width * wide
         y, height = top + y * high, height * high
     if width <= 0 or height <= 0:

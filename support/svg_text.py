@@ -145,17 +145,15 @@ def flat_path(canvas, link):
 
 def spot(piece):
     """-> the matrix that puts a piece in its place. None: it is beyond the ends of its path."""
-    matrix = cairo.Matrix()
     x, y = piece.x, piece.y + piece.shift
     if piece.path is None:
-        matrix.translate(x, y)
-        return matrix
+        return cairo.Matrix(1, 0, 0, 1, x, y)
     half = piece.width / 2
     rest = x + half  # the middle of a letter is on the path
     for a, b in zip(piece.path, piece.path[1:]):
         length = math.dist(a, b)
         if 0 <= rest <= length > 0:
-            matrix.translate(*a)
+            matrix = cairo.Matrix(1, 0, 0, 1, *a)
             matrix.rotate(point_angle(*a, *b))
             matrix.translate(rest - half, y)
             return matrix

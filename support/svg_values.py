@@ -36,13 +36,13 @@ UNITS = {"": 1, "px": 1, "pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96
 ANGLES = {"deg": 1, "rad": 180 / math.pi, "turn": 360}
 SIZES = {"xx-small": "9", "x-small": "10", "small": "13", "medium": "16", "large": "18"}
 SIZES |= {"x-large": "24", "xx-large": "32", "larger": "1.2em", "smaller": "0.8333em"}
-SHIFTS = {"sub": "-0.582em", "super": "0.582em"}
-SIDES = {"left": "0", "top": "0", "center": "50%", "right": "100%", "bottom": "100%"}
+WORDS = {"sub": "-0.582em", "super": "0.582em", "center": "50%"}
+WORDS |= {"left": "0", "top": "0", "right": "100%", "bottom": "100%"}
 COLOURS = "fill stroke stop-color color".split()
 SHARES = "opacity fill-opacity stroke-opacity stop-opacity offset".split()
 LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width stroke-dasharray
     stroke-dashoffset letter-spacing word-spacing startOffset baseline-shift markerWidth
-    markerHeight refX refY""".split()
+    markerHeight refX refY transform-origin""".split()
 POSITIVE = "width", "height", "r", "rx", "ry", "stroke-width"
 REFERENCES = {
     "marker": "marker",
@@ -66,10 +66,12 @@ def plain_value(name, value, font, names):
     if name in SHARES:
         return pixels(value.replace("%", "e-2"), font)
     if name in LENGTHS and value != "none":
-        value = SHIFTS.get(value, value)
-        lengths = [pixels(length, font) for length in value.replace(",", " ").split()]
+        words = value.replace(",", " ").split()
+        lengths = [pixels(WORDS.get(word, word), font) for word in words]
         if None in lengths or name in POSITIVE and value.startswith("-"):
             return None
+        if name == "transform-origin" and len(words) == 1:
+            lengths.append("50%")
         return " ".join(lengths) or None
     if name in REFERENCES:
         target, _ = reference(value)
@@ -82,8 +84,6 @@ def plain_value(name, value, font, names):
         return match and match[0]
     if name == "transform":
         return value if TRANSFORM.fullmatch(value) else ""
-    if name == "transform-origin":
-        return plain_origin(value, font)
     if name == "orient" and not value.startswith("auto"):
         return value if NUMBERS.fullmatch(value) else None
     # CairoSVG would shift or flood what it cannot blur.
@@ -172,13 +172,3 @@ def css_step(step):
         number = float(match[1] or 0) * ANGLES.get(match[2], 1)
         numbers.append(f"{number:.7g}")
     return f"{step[1]}({' '.join(numbers)})"
-
-
-def plain_origin(text, font):
-    """transform-origin -> "x y", each in pixels or percent."""
-    words = text.lower().split()[:2]
-    if len(words) == 1:
-        words.append("center")
-    if words[0] in ("top", "bottom"):
-        words.reverse()
-    return " ".join(pixels(SIDES.get(word, word), font) or "0" for word in words)
