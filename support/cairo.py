@@ -23,6 +23,7 @@ from support.sandbox import NoPicture
 from support.svg_values import NUMBER, css_transform, font_size, pixels, plain_colour, plain_value
 
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
+NAME = re.compile("[a-z][a-z-]*")  # of a property
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG = "{http://www.w3.org/2000/svg}"
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
@@ -159,7 +160,8 @@ def declarations(text):
     """
     ordinary, important = {}, {}
     for declaration in tinycss2.parse_blocks_contents(text):
-        if declaration.type != "declaration" or declaration.name.startswith("-"):
+        # (Another name than this would make no attribute: variables, names with escapes.)
+        if declaration.type != "declaration" or not NAME.fullmatch(declaration.lower_name):
             continue
         name, value = declaration.lower_name, tinycss2.serialize(declaration.value).strip()
         parts = {name: value}

@@ -51,8 +51,8 @@ def draw_node(canvas, draw, node):
         x, y = left + size(canvas, x, width), top + size(canvas, y, height)
         node["transform-origin"] = f"{x} {y}"
     opacity = node.get("opacity", "1")
-    painted = node.get("stroke", "none"), node.get("fill")
-    if float(opacity) < 1 and not node.children and (node.tag == "use" or "none" not in painted):
+    several = node.tag == "use" or "none" not in (node.get("stroke", "none"), node.get("fill"))
+    if float(opacity) < 1 and several and not node.children:
         # Fill and stroke, or all that a <use> stands for, are to fade together.
         node["opacity"] = "1"
         context.push_group()

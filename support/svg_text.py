@@ -67,7 +67,8 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
         shift -= size(canvas, raised, height_of(node))
     numbers = {name: node[name].split() for name in PLACES if name in node}
     several = any(len(values) > 1 for values in numbers.values())
-    single = single or several or path is not None or not SPACING.isdisjoint(node)
+    if several or path is not None or not SPACING.isdisjoint(node):
+        single = True
     down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
     text, first = visible_text(node, pieces), len(pieces)
     for part in list(text) if single else [text]:
