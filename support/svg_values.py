@@ -44,14 +44,9 @@ LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width
     stroke-dashoffset letter-spacing word-spacing startOffset baseline-shift markerWidth
     markerHeight refX refY transform-origin""".split()
 POSITIVE = "width", "height", "r", "rx", "ry", "stroke-width"
-REFERENCES = {
-    "marker": "marker",
-    "marker-start": "marker",
-    "marker-mid": "marker",
-    "marker-end": "marker",
-    "clip-path": "clipPath",
-    "mask": "mask",
-}
+# What a property may refer to.
+REFERENCES = dict.fromkeys(["marker", "marker-start", "marker-mid", "marker-end"], "marker")
+REFERENCES |= {"clip-path": "clipPath", "mask": "mask"}
 
 
 def plain_value(name, value, font, names):
