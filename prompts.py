@@ -171,7 +171,7 @@ The code
 - Do not use what would be drawn wrongly or not at all: foreignObject and HTML in it, filters,
   shadows, blend modes, vertical writing (use transform="rotate(-90 x y)"), computed lengths such
   as calc(), clip-path on anything but a rect, the CSS properties rotate, translate and scale,
-  textLength on a tspan, small caps, emoji, letters that DejaVu Sans does not have.
+  textLength, pathLength, small caps, emoji, letters that DejaVu Sans does not have.
 - Work out all coordinates before you write. In text, write &lt; for < and &amp; for &.
 
 End your reply with the code in one fenced block, complete, in this form:

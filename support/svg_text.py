@@ -1,292 +1,207 @@
 """The text of an SVG, laid out and painted as browsers do it, in CairoSVG's place.
 
-`gather` makes letters of a <text> and of what is in it, `place` sets them from left to right and
-moves whole chunks for text-anchor, `paint_run` paints letters that stand side by side.
+`gather` makes pieces of a <text> and of what is in it, `place` sets them from left to right and
+moves whole chunks for text-anchor, `paint_piece` paints what stands side by side.
 """
 
-import functools
 import math
-import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from cairosvg import surface
-from cairosvg.helpers import normalize, paint, size
+from cairosvg.helpers import paint, point_angle, size
 from cairosvg.surface import cairo
-from PIL import ImageFont
 
+# How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
+BASELINES = {
+    "middle": 0.273,
+    "central": 0.346,
+    "mathematical": 0.464,
+    "hanging": 0.742,
+    "text-before-edge": 0.928,
+    "text-after-edge": -0.236,
+    "ideographic": -0.236,
+}
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
+FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
+PLACES = "x", "y", "dx", "dy"
+SPACING = {"letter-spacing", "word-spacing"}
 CASES = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": str.title}
 
 
-def zoom(context):
-    """-> how many pixels of the picture one unit is."""
-    matrix = context.get_matrix()
-    return math.sqrt(abs(matrix.xx * matrix.yy - matrix.xy * matrix.yx)) or 1
+@dataclass
+class Piece:
+    """Letters of a <text> that are painted at once. shift: down, for their baseline; path: the
+    points of their <textPath>; at: the x, y, dx and dy that are set for them. With a path, x goes
+    along it."""
 
-
-@dataclass(eq=False)
-class Letter:
-    """One character of a <text>. shift: down, for its baseline; path: the points of its <textPath>;
-    x: along the path, if there is one, None: behind the letter before; width: with the space behind
-    it; scale: of its width; rotate: radians."""
-
-    char: str
+    text: str
     node: object
-    opacity: float
     shift: float
     path: list | None
-    x: float | None = None
-    y: float | None = None
-    dx: float | None = None
-    dy: float | None = None
-    rotate: float = 0.0
+    at: dict = field(default_factory=dict)
+    x: float = 0.0
+    y: float = 0.0
     width: float = 0.0
-    scale: float = 1.0
 
 
-def draw_text(canvas, node, draw_as_text=False):
+def draw_text(canvas, node):
     """Lay out and paint a <text> with all that is in it."""
-    if draw_as_text:  # CairoSVG's second call, to fill what it thinks is laid out
+    pieces = []
+    gather(canvas, node, pieces)
+    if pieces:
+        pieces[-1].text = pieces[-1].text.removesuffix(" ")
+    place(canvas, pieces)
+    for piece in pieces:
+        paint_piece(canvas, piece)
+
+
+def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
+    """Add the pieces of a node and of what is in it. single: is each letter a piece?"""
+    if node.get("display") == "none":
         return
-    opacity = 1.0 if node.children else float(node.get("opacity", 1))  # (else a group's)
-    letters = gather(canvas, node, opacity, 0.0, None)
-    if not letters:
-        return
-    place(canvas, node, letters)
-    run = []
-    for letter in [*letters, None]:
-        if run and not (letter and follows(run[-1], letter)):
-            if "url(" in run[0].node.get("fill", "") + run[0].node.get("stroke", ""):
-                run[0].node["text_bounding_box"] = bounding_box(canvas, node, letters)
-            paint_run(canvas, run)
-            run = []
-        run.append(letter)
-
-
-def bounding_box(canvas, text, letters):
-    """-> (x, y, width, height) of a laid out text, for its gradients."""
-    ascent, descent, _ = choose_font(canvas, text)
-    left, top = min(a.x for a in letters), min(a.y for a in letters) - ascent
-    right, bottom = max(a.x + a.width for a in letters), max(a.y for a in letters) + descent
-    return left, top, right - left, bottom - top
-
-
-def gather(canvas, node, opacity, shift, path):
-    """-> the letters of a node and of what is in it, with the numbers that are set for them."""
-    if node.get("display") == "none" or node.tag == "defs":
-        return []
     if node.tag == "textPath":
-        path = flat_path(canvas, (node.get_href() or "")[1:])
-    if node.tag != "text":
-        opacity *= float(node.get("opacity", 1))
-        shift += baseline_shift(canvas, node)
-    down = shift + baseline(canvas, node)
-    text = CASES.get(node.get("text-transform"), str)(node.text or "")
-    letters = [Letter(char, node, opacity, down, path) for char in text]
+        path = flat_path(canvas, node.get_href() or "")
+    raised = node.get("baseline-shift")
+    if raised != node.parent.get("baseline-shift"):  # (CairoSVG hands it down, browsers do not)
+        shift -= size(canvas, raised, height_of(node))
+    numbers = {name: node[name].split() for name in PLACES if name in node}
+    several = any(len(values) > 1 for values in numbers.values())
+    if several or path is not None or not SPACING.isdisjoint(node):
+        single = True
+    down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
+    text, first = visible_text(node, pieces), len(pieces)
+    for part in list(text) if single else [text]:
+        if part:
+            pieces.append(Piece(part, node, down, path))
     for child in node.children:
-        letters += gather(canvas, child, opacity, shift, path)
-    for name in ("x", "y", "dx", "dy"):
-        for letter, length in zip(letters, node.get(name, "").split()):
-            if getattr(letter, name) is None:  # not set further in
-                setattr(letter, name, size(canvas, length, name[-1]))
-    angles = normalize(node["rotate"]).split() if "rotate" in node else ()
-    angles = [math.radians(float(angle)) for angle in angles]
-    for number, letter in enumerate(letters):
-        if angles and not letter.rotate:
-            letter.rotate = angles[min(number, len(angles) - 1)]
-    if node.tag == "textPath" and letters:
+        gather(canvas, child, pieces, shift, path, single)
+    for name, values in numbers.items():
+        for piece, value in zip(pieces[first:], values):
+            # What is set further in holds.
+            piece.at.setdefault(name, size(canvas, value, name[-1]))
+    if node.tag == "textPath" and pieces[first:]:
         length = sum(map(math.dist, path, path[1:]))
-        letters[0].x, letters[0].y = size(canvas, node.get("startOffset"), length), 0.0
-    return letters
+        pieces[first].at |= {"x": size(canvas, node.get("startOffset"), length), "y": 0.0}
+
+
+def visible_text(node, pieces):
+    """-> the text of a node, its white space as browsers have it behind the pieces before."""
+    text = CASES.get(node.get("text-transform"), str)(node.text or "")
+    if "pre" not in node.get("white-space", ""):
+        text = re.sub(" +", " ", text)
+        if not pieces or pieces[-1].text.endswith(" "):
+            text = text.removeprefix(" ")
+    return text
+
+
+def height_of(node):
+    """-> the size of its font, in pixels."""
+    return float(node.get("font-size", 16))
 
 
 def choose_font(canvas, node):
-    """Set the font of a node -> its ascent, its descent, the name of its file."""
-    height = float(node.get("font-size", 16))
-    family, bold, file = font_face(node.get("font-family", ""), node.get("font-weight", ""))
-    # True is cairo's number for italic, and for bold.
+    """Set the font of a node."""
+    family = FAMILY.search(node.get("font-family", ""))
     slanted = node.get("font-style") in ("italic", "oblique")
-    canvas.context.select_font_face(family, slanted, bold)
-    canvas.context.set_font_size(height)
-    # Ascent and descent of all DejaVu fonts, in whole pixels, as browsers have them.
-    scale = zoom(canvas.context)
-    return round(0.928 * height * scale) / scale, round(0.236 * height * scale) / scale, file
+    bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
+    # True is cairo's number for italic, and for bold.
+    canvas.context.select_font_face(family[1] if family else "sans-serif", slanted, bold)
+    canvas.context.set_font_size(height_of(node))
 
 
-@functools.lru_cache(1000)
-def font_face(families, weight):
-    """-> the family that is there, is it bold?, the name of its file.
-
-    >>> font_face("'Courier New', monospace", "600")
-    ('monospace', True, 'DejaVuSansMono-Bold.ttf')
-    """
-    names = [name.strip("\"' ") for name in families.split(",")]
-    names = [name.lower() if "DejaVu" not in name else name for name in names]
-    names = [name for name in names if name in ("serif", "monospace") or "DejaVu" in name]
-    family = names[0] if names else "sans-serif"
-    bold = weight in ("bold", "bolder") or weight.isdigit() and int(weight) >= 600
-    file = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
-    return family, bold, f"{file}{'-Bold' if bold else ''}.ttf"
-
-
-@functools.lru_cache(4000)
-def kerning(file, pair):
-    """How much further apart than others these two letters stand, in em."""
-    path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
-    font = functools.lru_cache(ImageFont.truetype)(path, 1000)
-    return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
-
-
-def baseline(canvas, node):
-    """How far down a node's letters go for its dominant-baseline, as browsers have it."""
-    kind = node.get("dominant-baseline", "auto")
-    if kind in ("auto", "alphabetic"):
-        return 0.0
-    ascent, descent, _ = choose_font(canvas, node)
-    if kind == "middle":
-        return -canvas.context.text_extents("x")[1] / 2
-    places = {"central": (ascent - descent) / 2, "hanging": ascent * 0.8}
-    places |= {"mathematical": ascent / 2, "text-before-edge": ascent}
-    places |= {"text-after-edge": -descent, "ideographic": -descent}
-    return places.get(kind, 0.0)
-
-
-def baseline_shift(canvas, node):
-    """How far down a node's letters go for its own baseline-shift (which is not inherited)."""
-    value = node.get("baseline-shift", "baseline")
-    if value == node.parent.get("baseline-shift") or value == "baseline":
-        return 0.0
-    if value in ("sub", "super"):
-        ascent, descent, _ = choose_font(canvas, node)
-        return (ascent + descent) / (2 if value == "sub" else -2)
-    return -size(canvas, value, float(node.get("font-size", 16)))
-
-
-def place(canvas, text, letters):
-    """Give each letter its place, from left to right; text-anchor then moves whole chunks."""
+def place(canvas, pieces):
+    """Give each piece its place, from left to right; text-anchor then moves whole chunks."""
     x = y = 0.0
-    node, chunks = None, []
-    for letter in letters:
-        if letter.node is not node:
-            node, before = letter.node, ""
-            file, height = choose_font(canvas, node)[2], float(node.get("font-size", 16))
-            spacing = size(canvas, node.get("letter-spacing"))
-            word_spacing = size(canvas, node.get("word-spacing"))
-        if letter.x is not None or letter.y is not None or not chunks:
-            before = ""
+    chunks = []
+    for piece in pieces:
+        choose_font(canvas, piece.node)
+        if "x" in piece.at or "y" in piece.at or not chunks:
             chunks.append([])
-        x = (x if letter.x is None else letter.x) + (letter.dx or 0)
-        y = (y if letter.y is None else letter.y) + (letter.dy or 0)
-        if before:
-            x += kerning(file, before + letter.char) * height
-        letter.x, letter.y, before = x, y, letter.char
-        letter.width = canvas.context.text_extents(letter.char)[4] + spacing
-        if letter.char == " ":
-            letter.width += word_spacing
-        x += letter.width
-        chunks[-1].append(letter)
-    if "textLength" in text and len(letters) > 1:
-        stretch(letters, size(canvas, text["textLength"]), text.get("lengthAdjust"))
+        chunks[-1].append(piece)
+        piece.x = piece.at.get("x", x) + piece.at.get("dx", 0)
+        piece.y = y = piece.at.get("y", y) + piece.at.get("dy", 0)
+        piece.width = canvas.context.text_extents(piece.text)[4]
+        piece.width += size(canvas, piece.node.get("letter-spacing"))
+        if piece.text == " ":
+            piece.width += size(canvas, piece.node.get("word-spacing"))
+        x = piece.x + piece.width
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
-        anchor = {"middle": width / 2, "end": width}.get(chunk[0].node.get("text-anchor"), 0)
-        for letter in chunk:
-            letter.x -= anchor
+        anchor = chunk[0].node.get("text-anchor")
+        for piece in chunk:
+            piece.x -= {"middle": width / 2, "end": width}.get(anchor, 0.0)
 
 
-def stretch(letters, length, adjust):
-    """Make a text as long as it is to be, by space between its letters or by wider ones."""
-    start, width = letters[0].x, letters[-1].x + letters[-1].width - letters[0].x
-    for number, letter in enumerate(letters):
-        if adjust == "spacingAndGlyphs":
-            letter.scale = length / width
-            letter.x = start + (letter.x - start) * letter.scale
-            letter.width *= letter.scale
-        else:
-            letter.x += (length - width) / (len(letters) - 1) * number
-
-
-def follows(a, b):
-    """May two letters be painted as one piece?"""
-    near = abs(a.x + a.width - b.x) < 1e-3 and abs(a.y - b.y) < 1e-3 and a.node is b.node
-    spaced = "letter-spacing" in a.node or "word-spacing" in a.node or a.scale != 1
-    return near and not (spaced or a.rotate or b.rotate or a.path)
-
-
-def flat_path(canvas, name):
+def flat_path(canvas, link):
     """-> the points of a path, its curves as short lines."""
-    if name not in canvas.paths:
-        return []
-    canvas.stroke_and_fill, before = False, canvas.stroke_and_fill
-    canvas.context.new_path()
-    canvas.draw(canvas.paths[name])
-    points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
-    canvas.context.new_path()
-    canvas.stroke_and_fill = before
+    points = []
+    if link[1:] in canvas.paths:
+        canvas.context.new_path()
+        surface.path(canvas, canvas.paths[link[1:]])
+        points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
+        canvas.context.new_path()
     return points
 
 
-def spot(letter):
-    """-> the matrix that puts a letter in its place. None: it is beyond the ends of its path."""
-    x, y, angle = letter.x, letter.y, letter.rotate
-    matrix = cairo.Matrix()
-    if letter.path is not None:
-        rest, half = x + letter.width / 2, letter.width / 2  # the middle of a letter is on the path
-        for (ax, ay), (bx, by) in zip(letter.path, letter.path[1:]):
-            length = math.dist((ax, ay), (bx, by))
-            if 0 <= rest <= length > 0:
-                matrix.translate(ax + (bx - ax) * rest / length, ay + (by - ay) * rest / length)
-                matrix.rotate(math.atan2(by - ay, bx - ax))
-                x = -half
-                break
-            rest -= length
-        else:
-            return None
-    matrix.translate(x, y + letter.shift)
-    matrix.rotate(angle)
-    matrix.scale(letter.scale, 1)
-    return matrix
+def spot(piece):
+    """-> the matrix that puts a piece in its place. None: it is beyond the ends of its path."""
+    x, y = piece.x, piece.y + piece.shift
+    if piece.path is None:
+        return cairo.Matrix(1, 0, 0, 1, x, y)
+    half = piece.width / 2
+    rest = x + half  # the middle of a letter is on the path
+    for a, b in zip(piece.path, piece.path[1:]):
+        length = math.dist(a, b)
+        if 0 <= rest <= length > 0:
+            matrix = cairo.Matrix(1, 0, 0, 1, *a)
+            matrix.rotate(point_angle(*a, *b))
+            matrix.translate(rest - half, y)
+            return matrix
+        rest -= length
+    return None
 
 
-def paint_run(canvas, run):
-    """Fill and stroke letters that stand side by side, or a single one."""
-    context, first, node = canvas.context, run[0], run[0].node
-    matrix, word = spot(first), "".join(letter.char for letter in run)
+def paint_piece(canvas, piece):
+    """Fill and stroke a piece; or, in a clip path, only make a path of it."""
+    context, node = canvas.context, piece.node
+    matrix = spot(piece)
     if matrix is None or node.get("visibility") == "hidden":
         return
     choose_font(canvas, node)
-    if not canvas.stroke_and_fill:  # it is to clip
-        context.save()
-        context.transform(matrix)
-        context.move_to(0, 0)
-        context.text_path(word)
-        context.restore()
-        return
-    context.new_path()
-    height, width = float(node.get("font-size", 16)), run[-1].x + run[-1].width - first.x
-    steps = ["fill", "stroke"]
-    if node.get("paint-order", "").split("fill")[0].count("stroke"):
-        steps.reverse()
+    # CairoSVG asks for it when it makes a gradient.
+    height = height_of(node)
+    node["text_bounding_box"] = piece.x, piece.y - height, piece.width, height
+    steps = ["fill"] if canvas.stroke_and_fill else ["clip"]
+    if canvas.stroke_and_fill and node.get("stroke", "none") != "none":
+        first = node.get("paint-order", "").startswith("stroke")
+        steps = ["stroke", "fill"] if first else ["fill", "stroke"]
     for step in steps:
-        if step == "stroke" and node.get("stroke", "none") == "none":
-            continue
         context.save()
-        target, colour = paint(node.get(step, "black"))
-        opacity = first.opacity * float(node.get(f"{step}-opacity", 1))
-        if not surface.gradient_or_pattern(canvas, node, target, opacity):
-            context.set_source_rgba(*canvas.map_color(colour, opacity))
+        if step != "clip":
+            context.new_path()
+            choose_paint(canvas, node, step)
         context.transform(matrix)
         if step == "fill":
             for line in LINES.keys() & node.get("text-decoration", "").split():
-                thick = max(height / 18, 1)
-                context.rectangle(0, LINES[line] * height, width / first.scale, thick)
+                context.rectangle(0, LINES[line] * height, piece.width, max(height / 18, 1))
                 context.fill()
             context.move_to(0, 0)
-            context.show_text(word)
+            context.show_text(piece.text)
         else:
-            context.set_line_width(size(canvas, node.get("stroke-width", "1")))
             context.move_to(0, 0)
-            context.text_path(word)
+            context.text_path(piece.text)
+        if step == "stroke":
+            context.set_line_width(size(canvas, node.get("stroke-width", "1")))
             context.stroke()
         context.restore()
-        context.new_path()
+
+
+def choose_paint(canvas, node, step):
+    """Make the fill or stroke of a node the source of what is painted next."""
+    target, colour = paint(node.get(step, "black"))
+    opacity = float(node.get(f"{step}-opacity", 1))
+    if node.tag != "text" or not node.children:  # else it fades as a group
+        opacity *= float(node.get("opacity", 1))
+    if not surface.gradient_or_pattern(canvas, node, target, opacity):
+        canvas.context.set_source_rgba(*canvas.map_color(colour, opacity))
