@@ -35,8 +35,8 @@ from functools import partial
 
 import torch
 
-from support import flash, parallel
-from support.flash import pack, visible_tokens
+from support import packed, parallel
+from support.packed import pack, visible_tokens
 from support.parallel import micro_batches, mini_batches
 from vlm import Prompt
 
@@ -141,9 +141,9 @@ def reply_states(vlm, bundles):
     batch["input_ids"] = vlm.send(tokens[None])
     batch["position_ids"] = vlm.send(positions[:, None])
     # Attention as the mask says, or the same results faster. Inside `vlm.attention("packed")`.
-    if flash.pays(lengths):
+    if packed.pays(lengths):
         dtype = parallel.working_dtype(vlm.lm_head)
-        batch["attention"] = {"layout": flash.lay_out(lengths, vlm.device, dtype)}
+        batch["attention"] = {"layout": packed.lay_out(lengths, vlm.device, dtype)}
     else:
         batch["attention_mask"] = vlm.send(visible_tokens(lengths)[None, None])
     hidden = vlm.hidden(batch)[0].index_select(0, vlm.send(sources))
@@ -155,7 +155,7 @@ def reply_logps(vlm, bundles, temperature=1.0):
     """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
 
     def forward():
-        logits = flash.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
+        logits = packed.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
         return logits.logps()
 
     with torch.no_grad(), vlm.attention("packed"):
@@ -181,11 +181,13 @@ def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
         old_logp = torch.cat([old_logps[rollout] for rollout in replies])  # [n]
     advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
     sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
+    if settings.kl and reference is None:
+        raise ValueError("the weight of the KL is not 0, so a reference model is needed")
     if settings.kl:
         ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
 
     # The logits of all tokens at once would not fit: a chunk of them at a time.
-    logits = flash.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
+    logits = packed.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
     sums = Counter()
     for at, logp in logits.chunks():
         # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
@@ -200,6 +202,17 @@ def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
     return logits.loss(), sums, gaps.max()
 
 
+def logps_before(policy, minis, temperature, token_budget):
+    """-> log-probs of each rollout's tokens, {rollout: [T]}"""
+    found = {}
+    for mini in minis:
+        for bundles, _ in parallel.deal(micro_batches(mini, token_budget)):
+            replies = flat(bundles)
+            logps = reply_logps(policy, bundles, temperature)[0]
+            found.update(zip(replies, logps.split([len(r.tokens) for r in replies])))
+    return found
+
+
 def train_step(
     policy,
     reference,
@@ -212,25 +225,15 @@ def train_step(
     loss_settings=LossSettings(),  # noqa: B008
 ):
     """One GRPO step: mini-batches of whole groups, one update each -> statistics, see `summary`."""
-    if loss_settings.kl and reference is None:
-        raise ValueError("the weight of the KL is not 0, so a reference model is needed")
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
     everything = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
-
     token_budget = min(token_budget, policy.token_limit)
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
-    old_logps = {}
-    for mini in minis[1:]:
-        for bundles, _ in parallel.deal(micro_batches(mini, token_budget)):
-            replies = flat(bundles)
-            logps = reply_logps(policy, bundles, temperature)[0]
-            old_logps.update(zip(replies, logps.split([len(r.tokens) for r in replies])))
-
+    old_logps = logps_before(policy, minis[1:], temperature, token_budget)
     facts = old_logps, temperature, loss_settings
-    totals, tokens, norms, gaps = Counter(), 0, [], []
-    waiting = list(minis)
+    totals, tokens, norms, gaps, waiting = Counter(), 0, [], [], list(minis)
     while waiting:
         sums, count = Counter(), sum(len(rollout.tokens) for rollout in waiting[0])
         optimizer.zero_grad(set_to_none=True)
@@ -246,10 +249,8 @@ def train_step(
                 if weight:
                     sums.update(parts)
         except torch.cuda.OutOfMemoryError:
-            if not parallel.halve(policy, token_budget):
-                raise
-            # This update from its beginning, in smaller passes.
-            token_budget = policy.token_limit
+            # This update from its beginning, in passes of half the tokens.
+            token_budget = parallel.halve(policy, token_budget)
             continue
         waiting.pop(0)
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))
@@ -260,8 +261,8 @@ def train_step(
             tokens += count
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
-    counts = {"tokens": tokens, "no_signal": len(everything) - len(minis)}
-    return summary(rollouts, totals, norms, gaps, tokens) | counts
+    silent = len(everything) - len(minis)
+    return summary(rollouts, totals, norms, gaps, tokens) | {"no_signal": silent}
 
 
 def summary(rollouts, totals, norms, gaps, tokens):
@@ -285,6 +286,7 @@ def summary(rollouts, totals, norms, gaps, tokens):
         "grad_norm": sum(made) / len(made) if made else math.nan,
         "zero_variance": 1 - len(heard) / len(groups),
         "truncated": sum(not r.finished for r in rollouts) / len(rollouts),
+        "tokens": tokens,
         "updates": len(made),
         "skipped": len(norms) - len(made),
     }

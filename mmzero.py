@@ -33,7 +33,6 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from PIL import Image
 
 import rewards
@@ -191,6 +190,11 @@ class Roles:
             draft.easy_answers, draft.hard_answers = easy, hard
         # Kept for `probe`, which counts what could not be read.
         self.judgements = [reply.text for reply in flat(replies)], flat(answers)
+
+    def keep(self, role: str):
+        """The policy has learnt this role. Its old weights' memory is used again, if it has own."""
+        old, others = self.weights[role], [self.weights[other] for other in ROLES if other != role]
+        self.weights[role] = self.policy.state(None if any(own is old for own in others) else old)
 
     def learn(self, phase: Phase, prompts: list, replies: list, terms: list) -> dict:
         """One GRPO step on replies and the terms of their rewards, both [P][G]. -> statistics"""
@@ -396,23 +400,6 @@ def probe(roles: Roles, run: Run, iteration: int) -> dict:
 # ---------------------------------------------------------------------------------------- the loop
 
 
-def choose_threads(roles: Roles, run: Run):
-    """As many as are asked for, or as the run began with, or as a probe finds to be fastest: it
-    samples a little. On a GPU, under torchrun, and with OMP_NUM_THREADS, as they are."""
-    threads = run.settings.threads or run.facts["threads"]
-    if roles.actor.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
-        threads = run.settings.threads
-    elif not threads:
-        prompt = roles.proposer_prompt(roles.topics[0])
-        sample = partial(generate, roles.actor, [prompt], 48, max_new_tokens=8)
-        cores = len(os.sched_getaffinity(0))
-        threads, reason = machine.choose_threads(sample, cores, torch.set_num_threads)
-        print(reason)
-    if threads:
-        torch.set_num_threads(threads)
-    run.note(threads=threads or torch.get_num_threads())
-
-
 def self_evolve(run: Run):
     """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
 
@@ -423,7 +410,9 @@ def self_evolve(run: Run):
     roles = Roles(settings, {role: run.newest(role) or settings.model for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
     print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
-    choose_threads(roles, run)
+    if roles.actor.device.type == "cpu":
+        prompt = roles.proposer_prompt(roles.topics[0])
+        machine.set_threads(run, partial(generate, roles.actor, [prompt], 48, max_new_tokens=8))
 
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
@@ -440,7 +429,7 @@ def self_evolve(run: Run):
                         roles.policy, lr=settings.lr, weight_decay=settings.weight_decay
                     )
                     training[role](roles, Phase(run, iteration, role, roles.policy, optimizer))
-                    roles.weights[role] = roles.policy.state()
+                    roles.keep(role)
                     roles.policy.save(run.folder / f"iter{iteration}" / role)
                     run.finish(iteration, role)
             if not run.is_done(iteration, "eval"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prompts import PROMPTS
-from support import checkpoint, flash, parallel
+from support import checkpoint, packed, parallel
 from support.chat import Chat
 
 # Large products run in bf16 anyway. Left in float32 are the rotary angles, and TF32 with its
@@ -145,7 +145,7 @@ class VLM:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.family = model.config.model_type
         visual = model.model.visual
-        visual.patch_embed = flash.LinearPatches(visual.patch_embed.proj)
+        visual.patch_embed = packed.LinearPatches(visual.patch_embed.proj)
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
         self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
         self.base = str(folder.absolute())  # the name that adapters give of their base
@@ -289,7 +289,7 @@ class VLM:
         first layers directly ("deepstack"), one tensor for each."""
         visual, grids = self.model.model.visual, batch["image_grid_thw"]
         pixels = batch["pixel_values"].to(visual.dtype)
-        layout = flash.lay_out_pictures(visual, grids, pixels)
+        layout = packed.lay_out_pictures(visual, grids, pixels)
         output = visual(pixels, grid_thw=self.send(grids), **layout)
         features = [output.pooler_output]
         if self.family == "qwen3_vl":
@@ -318,12 +318,17 @@ class VLM:
         """What makes a role: all weights, or with LoRA the adapters. Tied ones appear once."""
         return {name: w for name, w in self.model.named_parameters() if w.requires_grad}
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of `weights` in host memory; of sharded weights, this rank's shards."""
-        copies = {name: w.detach().to("cpu", copy=True) for name, w in self.weights().items()}
-        if self.device.type == "cuda" and parallel.world() == 1:
-            # From there a role comes back at the speed of the bus.
-            copies = {name: copy.pin_memory() for name, copy in copies.items()}
+    def state(self, into=None) -> dict[str, Tensor]:
+        """A copy of `weights` in host memory; of sharded weights, this rank's shards. into: an
+        older state, whose memory is used again: on a GPU it is pinned, and that takes long."""
+        if self.device.type == "cpu" or parallel.world() > 1:
+            return {name: w.detach().to("cpu", copy=True) for name, w in self.weights().items()}
+        copies = into or {}
+        for name, weight in self.weights().items():
+            if into is None:
+                copies[name] = torch.empty_like(weight, device="cpu", pin_memory=True)
+            copies[name].copy_(weight.detach(), non_blocking=True)
+        torch.cuda.synchronize()
         return copies
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ Three ways that give the same numbers (checked before anything is timed):
     selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
                logits are there, the log-softmax is not. (TRL itself where it is installed,
                otherwise its three lines written out.)
-    chunks     ours (`Logits` of support/flash.py): a chunk of tokens at a time, the gradient
+    chunks     ours (`Logits` of support/packed.py): a chunk of tokens at a time, the gradient
                taken at once; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from support.flash import Logits
+from support.packed import Logits
 
 try:
     from trl.trainer.utils import selective_log_softmax

@@ -104,6 +104,8 @@ def rewrite(wrapper, font, rules, names):
     of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
+    if tag == "tref":
+        raise NoPicture("has a <tref>, text from elsewhere, which browsers draw no more")
     if tag not in KNOWN:
         # Of what is not SVG (or a title, or a script) browsers draw nothing, nor what is in it.
         element.clear()

@@ -49,3 +49,20 @@ def choose_threads(work, cores: int, set_threads, clock=time.perf_counter) -> tu
     chosen = next(count for count in counts if seconds[count] * NEARLY <= fastest)
     each = ", ".join(f"{count}: {1e3 * seconds[count] / rounds:.0f} ms" for count in counts)
     return chosen, f"{chosen} of {cores} threads (a probe took {each})"
+
+
+def set_threads(run, work):
+    """As many threads as were asked for, or as the run began with, or as `choose_threads` finds.
+    With OMP_NUM_THREADS, as under torchrun, it is that many."""
+    import torch  # only now: see above
+
+    threads = run.settings.threads
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = run.facts["threads"]
+        if not threads:
+            cores = len(os.sched_getaffinity(0))
+            threads, reason = choose_threads(work, cores, torch.set_num_threads)
+            print(reason)
+    if threads:
+        torch.set_num_threads(threads)
+    run.note(threads=torch.get_num_threads())

@@ -169,15 +169,16 @@ def deal(batches) -> list:
     return filled[rank() :: world()]
 
 
-def halve(policy, token_budget) -> bool:
-    """A GPU's memory has run out in a training pass: half as many tokens from now on. False: it was
-    halved before, or under torchrun, where ranks make their passes together."""
+def halve(policy, token_budget) -> int:
+    """Called where a GPU's memory has run out in a training pass: half as many tokens from now on.
+    The error goes on if that was done before, and under torchrun, where ranks make their passes
+    together."""
     if world() > 1 or policy.token_limit <= token_budget:
-        return False
+        raise
     policy.token_limit = token_budget // 2
     text = f"from now on {policy.token_limit} tokens a pass"
     print(f"grpo: out of GPU memory; {text}", file=sys.stderr)
-    return True
+    return policy.token_limit
 
 
 # ---- weights and gradients -----------------------------------------------------------------------
@@ -245,11 +246,11 @@ def assign(weight, new):
     """weight[:] = new, where either may be sharded: shard to shard, shards to a whole, or a whole
     to its shard."""
     if not isinstance(weight, DTensor):
-        new = whole(new.to(weight.device))
+        new = whole(new)
     elif not isinstance(new, DTensor):
         new = new.to(weight.device)
         new = distribute_tensor(new, weight.device_mesh, weight.placements, src_data_rank=None)
-    local(weight).copy_(local(new))
+    local(weight).copy_(local(new), non_blocking=True)
 
 
 @torch.no_grad()

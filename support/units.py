@@ -16,7 +16,8 @@ in inch | ft foot feet | yd yard | mi mile | ha hectare | acre | gal gallon | qt
 kg kilo | t tonne | ton | lb pound | min minute | h hr hour | day | wk week | mo mth month |
 yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
 kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree |
-rad radian | MW | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
+rad radian |
+MW | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
 ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot |
 tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
 woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives

@@ -3,7 +3,7 @@
 import torch
 
 import grpo
-from support.flash import Logits
+from support.packed import Logits
 
 
 def policy_loss(

@@ -10,7 +10,7 @@ from test_grpo import FAMILIES, Recorder, make_rollouts
 
 import grpo
 import mmzero
-from support import flash
+from support import packed
 from support.lora import add_lora, twin
 from vlm import VLM
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(family, lora, tmp_path, float32
     for device in ("cpu", "cuda"):
         policy, reference = networks(folder, device, lora)
         rollouts = make_rollouts(policy, groups=4, longest=80)
-        assert flash.pays([[len(r.tokens) for r in rollouts]])
+        assert packed.pays([[len(r.tokens) for r in rollouts]])
         recorder = Recorder(policy)
         statistics = train_step(policy, reference, rollouts, recorder, token_budget=400)
         found[device] = statistics, recorder.seen[0].cpu()
@@ -70,7 +70,7 @@ def test_in_bf16_the_step_is_nearly_that_of_float32(family, tmp_path, monkeypatc
         rollouts = make_rollouts(policy, groups=4, longest=80)
         recorder = Recorder(policy)
         found.append((train_step(policy, reference, rollouts, recorder), recorder.seen[0].cpu()))
-        monkeypatch.setattr(flash, "has_kernels", lambda device, dtype: False)
+        monkeypatch.setattr(packed, "has_kernels", lambda device, dtype: False)
     (fast, gradient), (slow, gradient2) = found
     assert fast["loss"] == pytest.approx(slow["loss"], rel=0.1, abs=0.05)
     cosine = torch.cosine_similarity(gradient.flatten(), gradient2.flatten(), dim=0)

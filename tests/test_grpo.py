@@ -20,7 +20,7 @@ from grpo import (
     micro_batches,
     mini_batches,
 )
-from support import flash
+from support import packed
 from support.parallel import bundle_length
 from vlm import VLM
 
@@ -202,7 +202,7 @@ def test_padding_is_left_out_and_sums_are_over_tokens():
 def is_that_of_separate_sequences(vlm, monkeypatch):
     """Nothing padded, prompt and picture computed once: the same values and gradients as one
     sequence at a time."""
-    monkeypatch.setitem(flash.LOGITS, "cpu", 7 * len(vlm.lm_head))
+    monkeypatch.setitem(packed.LOGITS, "cpu", 7 * len(vlm.lm_head))
     rollouts = make_rollouts(vlm)
     bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
     lengths = [len(r.tokens) for r in rollouts]
@@ -210,7 +210,7 @@ def is_that_of_separate_sequences(vlm, monkeypatch):
     vlm.model.zero_grad()
     logps, entropies, loss = token_logps(vlm, bundles, 0.8, weights)
     loss.backward()
-    packed = gradients(vlm)
+    ours = gradients(vlm)
 
     vlm.model.zero_grad()
     each = zip(rollouts, weights.split(lengths), logps.split(lengths), entropies.split(lengths))
@@ -221,14 +221,14 @@ def is_that_of_separate_sequences(vlm, monkeypatch):
         (slow * weight).sum().backward()
     scale = gradients(vlm).abs().max()
     assert scale > 0.1
-    torch.testing.assert_close(packed / scale, gradients(vlm) / scale, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours / scale, gradients(vlm) / scale, atol=1e-5, rtol=1e-4)
     assert any(p.grad.abs().max() > 0 for n, p in vlm.model.named_parameters() if "visual" in n)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_separate_sequences(models, family, monkeypatch):
-    """With the mask. The faster ways: tests/support/test_flash_packed.py."""
-    monkeypatch.setattr(flash, "pays", lambda lengths: False)
+    """With the mask. The faster ways: tests/support/test_packed.py."""
+    monkeypatch.setattr(packed, "pays", lambda lengths: False)
     is_that_of_separate_sequences(copy.deepcopy(models[family]), monkeypatch)
 
 
@@ -337,7 +337,7 @@ def test_attention_is_what_it_was_when_a_pass_raises(vlm, monkeypatch):
 @pytest.mark.parametrize("fast", [False, True])
 def test_with_checkpointing_the_gradient_is_the_same(models, family, fast, monkeypatch):
     """The layers are computed again in the backward pass, and must find the same attention."""
-    monkeypatch.setattr(flash, "pays", lambda lengths: fast)
+    monkeypatch.setattr(packed, "pays", lambda lengths: fast)
     vlm = copy.deepcopy(models[family])
     rollouts, found, passes = make_rollouts(vlm), [], []
     layer = vlm.model.model.language_model.layers[0].mlp

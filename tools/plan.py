@@ -24,7 +24,7 @@ import transformers
 
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
-from support.flash import LOGITS
+from support.packed import LOGITS
 from support.settings import PAPER, PRESETS, Settings, check
 
 # Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support import flash
-from support.flash import Logits
+from support import packed
+from support.packed import Logits
 
 
 def plain(hidden, lm_head, targets, temperature):
@@ -28,7 +28,7 @@ def chunked(hidden, lm_head, targets, temperature, loss_of):
 def test_chunks_are_the_whole(size, temperature, frozen, monkeypatch):
     """Values, and gradients by hidden states and lm_head."""
     torch.manual_seed(0)
-    monkeypatch.setitem(flash.LOGITS, "cpu", 50 * size)
+    monkeypatch.setitem(packed.LOGITS, "cpu", 50 * size)
     targets, upstream = torch.randint(50, (16,)), torch.randn(16)
     hidden = torch.randn(16, 8, requires_grad=True)
     lm_head = torch.randn(50, 8, requires_grad=not frozen)
@@ -74,7 +74,7 @@ def test_the_gradient_of_a_bf16_lm_head_is_summed_in_float32(monkeypatch):
     lm_head = torch.randn(40, 16).bfloat16().requires_grad_()
     targets, found = torch.arange(512) % 40, {}
     for size in (4, 512):
-        monkeypatch.setitem(flash.LOGITS, "cpu", 40 * size)
+        monkeypatch.setitem(packed.LOGITS, "cpu", 40 * size)
         lm_head.grad = None
         chunked(hidden, lm_head, targets, 1.0, lambda logp, at: logp.sum())[2].backward()
         found[size] = lm_head.grad.float()

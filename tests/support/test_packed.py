@@ -8,8 +8,8 @@ import torch
 from oracle import token_logps
 from test_grpo import FAMILIES, gradients, is_that_of_separate_sequences, make_rollouts, models
 
-from support import flash
-from support.flash import visible_tokens
+from support import packed
+from support.packed import visible_tokens
 
 __all__ = ["models"]
 LENGTHS = [[5, 3, 1, 7], [2, 4], [9, 1, 1]]
@@ -36,12 +36,12 @@ def varlen_by_hand(q, k, v, ends_q, ends_k, longest_q, longest_k, softmax_scale,
 @pytest.fixture(params=["padded blocks", "flash-attn"])
 def fast(request, monkeypatch):
     """Short sequences, on a CPU: by themselves they would not ask for it."""
-    monkeypatch.setattr(flash, "pays", lambda lengths: True)
+    monkeypatch.setattr(packed, "pays", lambda lengths: True)
     if request.param == "flash-attn":
-        monkeypatch.setattr(flash, "has_kernels", lambda device, dtype: True)
-        monkeypatch.setattr(flash, "flash_attn_varlen_func", varlen_by_hand)
-    kind = flash.Segments if request.param == "flash-attn" else flash.Blocks
-    assert isinstance(flash.lay_out(LENGTHS, torch.device("cpu")), kind)
+        monkeypatch.setattr(packed, "has_kernels", lambda device, dtype: True)
+        monkeypatch.setattr(packed, "flash_attn_varlen_func", varlen_by_hand)
+    kind = packed.Segments if request.param == "flash-attn" else packed.Blocks
+    assert isinstance(packed.lay_out(LENGTHS, torch.device("cpu")), kind)
 
 
 def test_fast_attention_is_plain_attention(fast):
@@ -50,11 +50,11 @@ def test_fast_attention_is_plain_attention(fast):
     total, found = sum(map(sum, LENGTHS)), []
     upstream = torch.randn(1, total, 4, 8)
     inputs = [torch.randn(1, heads, total, 8) for heads in (4, 2, 2)]
-    layout = flash.lay_out(LENGTHS, torch.device("cpu"))
+    layout = packed.lay_out(LENGTHS, torch.device("cpu"))
     for how in (layout, None):
         q, k, v = (x.clone().requires_grad_() for x in inputs)
         mask = visible_tokens(LENGTHS)[None, None] if how is None else None
-        result = flash.packed_attention(None, q, k, v, mask, scaling=0.3, layout=how)[0]
+        result = packed.packed_attention(None, q, k, v, mask, scaling=0.3, layout=how)[0]
         assert result.shape == upstream.shape
         (result * upstream).sum().backward()
         found.append((result.detach(), q.grad, k.grad, v.grad))
@@ -74,8 +74,8 @@ def test_fast_is_plain_through_the_network(models, family, fast, monkeypatch):
         logp, entropy, loss = token_logps(vlm, bundles, 0.8, weights)
         loss.backward()
         found.append((logp, entropy, gradients(vlm) / gradients(vlm).abs().max()))
-        monkeypatch.setattr(flash, "pays", lambda lengths: False)
-        monkeypatch.setattr(flash, "has_kernels", lambda device, dtype: False)
+        monkeypatch.setattr(packed, "pays", lambda lengths: False)
+        monkeypatch.setattr(packed, "has_kernels", lambda device, dtype: False)
         vlm.model.model.visual.config._attn_implementation = "sdpa"
     for ours, plain in zip(*found):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
@@ -87,4 +87,4 @@ def test_fast_is_separate_sequences(models, family, fast, monkeypatch):
 
 
 def test_where_it_pays():
-    assert not flash.pays([[100, 10, 10]]) and flash.pays([[100, 10, 10], [100, 10, 10, 20]])
+    assert not packed.pays([[100, 10, 10]]) and packed.pays([[100, 10, 10], [100, 10, 10, 20]])

@@ -1,0 +1,353 @@
+"""The same training step, faster: packed sequences, pictures without waiting, logits in chunks.
+
+Shapes: L tokens of a packed sequence, H head size; n reply tokens, t of them in a chunk, D hidden
+size, V vocabulary. Tests hold each fast path equal to its plain twin.
+"""
+
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+from support.parallel import send, working_dtype
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+
+# ---- packed sequences (plain twin of what follows: the mask of `visible_tokens`) -----------------
+
+# Up to this many tokens of a packed sequence, a mask over all of them is as fast on a CPU: at 100
+# tokens 0.7 against 2.1 ms, at 280 3.9 against 3.6, at 1,400 127 against 15 (a layer with 4 heads
+# of 32, forward and backward, one core, 2026-11).
+SHORT = 256
+
+
+def pack(bundles):
+    """Bundles one behind the other in one sequence, nothing padded:
+
+        prompt | reply | reply | ... | prompt | reply | ...
+
+    Prompt and picture go through the network once, and autograd adds up their gradients.
+    -> tokens [L], positions [3, L], sources [n]: where the state stands that predicts each reply
+    token, and lengths: of each bundle its prompt's and those of its replies.
+    """
+    tokens, positions, sources, lengths = [], [], [], []
+    for bundle in bundles:
+        prompt = bundle[0].prompt
+        tokens += prompt.tokens
+        positions.append(prompt.positions)
+        end_of_prompt = len(tokens) - 1
+        for rollout in bundle:
+            # The first token is predicted by the prompt's last, the others by the one before.
+            sources += [end_of_prompt, *range(len(tokens), len(tokens) + len(rollout.tokens) - 1)]
+            tokens += rollout.tokens
+            # A reply goes on where its prompt ends, whatever stands between the two.
+            follow = prompt.next_position + torch.arange(len(rollout.tokens))
+            positions.append(follow.expand(3, -1))
+        # A reply ends where its length says: a pad token inside was sampled, and is trained.
+        lengths.append([len(prompt.tokens), *(len(rollout.tokens) for rollout in bundle)])
+    return torch.tensor(tokens), torch.cat(positions, dim=1), torch.tensor(sources), lengths
+
+
+def visible_tokens(lengths):
+    """The attention mask [L, L]: a token sees its prompt and its own reply, up to itself.
+
+    >>> visible_tokens([[1, 2, 1]]).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    """
+    # In which bundle is a token, and in which segment of it: 0 the prompt, 1, 2, ... the replies?
+    bundle = [b for b, each in enumerate(lengths) for _ in range(sum(each))]
+    segment = [i for each in lengths for i, length in enumerate(each) for _ in range(length)]
+    bundle, segment = torch.tensor([bundle, segment])
+    visible = (segment == 0) | (segment == segment[:, None])
+    return (visible & (bundle == bundle[:, None])).tril()
+
+
+def has_kernels(device, dtype) -> bool:
+    """Can flash kernels take sequences of any lengths here? Those of flash-attn, or else those that
+    come with torch. They know no float32, and no GPU before Ampere."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return False
+    if flash_attn_varlen_func is not None:
+        return True
+    new_enough = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.backends.cuda.is_flash_attention_available() and new_enough
+
+
+# From torch 2.12 on the kernels want to be told that heads are grouped.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+def varlen(q, k, v, query_ends, key_ends, longest_query, longest_key, scaling, causal):
+    """Attention of segments that lie one behind the other, q [Lq, heads, H], k and v [Lk, key/value
+    heads, H] -> [Lq, heads, H]. The ends count from 0, int32. Causal means from the end of the
+    keys: the last query of a segment sees all of them, the one before all but one."""
+    facts = q, k, v, query_ends, key_ends, longest_query, longest_key
+    if flash_attn_varlen_func is not None:
+        return flash_attn_varlen_func(*facts, softmax_scale=scaling, causal=causal)
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(*facts, scale=scaling, window_size=window, **GROUPED)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """For `varlen`. A segment is a prompt or a reply; its queries are its own tokens."""
+
+    keys: Tensor  # where the keys of one segment after the other stand in the packed sequence
+    query_ends: Tensor  # [segments + 1] int32, from 0
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """For scaled_dot_product_attention: prompts padded to one block, replies to another."""
+
+    blocks: list  # of (queries [B, q], keys [B, k], visible [B, 1, q, k]): places of B segments
+    places: Tensor  # [L] where each token's result stands in the flattened blocks
+
+
+def pays(lengths) -> bool:
+    """Is this faster than a mask? lengths: of each bundle its prompt's and those of its replies.
+    Any device is answered the same, so that their results can be compared to the last digits."""
+    return sum(map(sum, lengths)) > SHORT
+
+
+def lay_out(lengths, device, dtype=torch.float32):
+    """Where the segments of a packed sequence are, as attention in `dtype` wants it -> Segments or
+    Blocks.
+
+    The queries of a segment are its tokens. Its keys are the same tokens, and for a reply those of
+    its prompt before them.
+    """
+    segments, start = [], 0
+    for prompt_length, *reply_lengths in lengths:
+        prompt = torch.arange(start, start + prompt_length)
+        segments.append((prompt, prompt))
+        start += prompt_length
+        for length in reply_lengths:
+            reply = torch.arange(start, start + length)
+            segments.append((reply, torch.cat([prompt, reply])))
+            start += length
+
+    if has_kernels(device, dtype):
+        return rows_of_segments(segments, device)
+    return padded_blocks(segments, start, device)
+
+
+def rows_of_segments(segments, device) -> Segments:
+    lengths, ends = [], []
+    for kind in zip(*segments):
+        lengths.append([len(places) for places in kind])
+        total = torch.tensor(lengths[-1]).cumsum(0, dtype=torch.int32)
+        ends.append(send(F.pad(total, (1, 0)), device))
+    keys = torch.cat([keys for _, keys in segments])
+    return Segments(send(keys, device), *ends, *map(max, lengths))
+
+
+def padded_blocks(segments, total, device) -> Blocks:
+    """Two blocks and not one, because prompts are much longer than replies, or much shorter."""
+    prompts = [(queries, keys) for queries, keys in segments if queries is keys]
+    replies = [(queries, keys) for queries, keys in segments if queries is not keys]
+    blocks, places, done = [], torch.empty(total, dtype=torch.long), 0
+    for block in (prompts, replies):
+        queries = pad_sequence([queries for queries, _ in block], batch_first=True)  # [B, q]
+        keys = pad_sequence([keys for _, keys in block], batch_first=True)  # [B, k]
+        own = torch.tensor([[len(queries)] for queries, _ in block])  # [B, 1]
+        before = torch.tensor([[len(keys)] for _, keys in block]) - own  # [B, 1]
+
+        # A query sees the prompt before its segment, and of the segment what is not behind it.
+        i, j = torch.arange(queries.shape[1]), torch.arange(keys.shape[1])
+        visible = j <= (before + i)[..., None]  # [B, q, k]
+
+        # Where the results of real queries will stand, once the blocks are flattened.
+        results = done + torch.arange(queries.numel()).view_as(queries)
+        places[torch.cat([queries for queries, _ in block])] = results[i < own]
+        done += queries.numel()
+        blocks.append([send(tensor, device) for tensor in (queries, keys, visible[:, None])])
+    return Blocks(blocks, send(places, device))
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **_):
+    """Called by transformers in each layer: query [1, heads, L, H], key and value [1, key/value
+    heads, L, H] -> [1, L, heads, H]. layout: of `lay_out`. None: the mask says who sees whom."""
+    # Under autocast the rotary embedding leaves float32 queries and keys behind.
+    q, k = query.to(value.dtype), key.to(value.dtype)
+    if layout is None:
+        found = F.scaled_dot_product_attention(
+            q, k, value, attention_mask, scale=scaling, enable_gqa=True
+        )
+        return found.transpose(1, 2), None
+
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
+    if isinstance(layout, Segments):
+        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
+        ends = layout.query_ends, layout.key_ends, layout.longest_query, layout.longest_key
+        return varlen(q, k, v, *ends, scaling, causal=True)[None], None
+
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    found = []
+    for queries, keys, visible in layout.blocks:
+        block = F.scaled_dot_product_attention(
+            pick(q, queries), pick(k, keys), pick(v, keys), visible, scale=scaling
+        )
+        found.append(block.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, layout.places)[None], None
+
+
+def pick(x, places):
+    """[L, heads, H] at places [B, q] -> [B, heads, q, H]"""
+    # index_select, because its backward is much faster than that of x[places].
+    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+# ---- logits (plain twin in the tests: all of them at once) ---------------------------------------
+
+# How many are in memory at a time: 100 MB of float32 and, as a GPU wants few and large products,
+# 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
+LOGITS = {"cpu": 25_000_000, "cuda": 2**26}
+
+
+class Logits:
+    """Log-probs of n tokens, and the gradient of a loss made of them, some tokens at a time:
+
+        for at, logp in logits.chunks():
+            logits.add(a loss made of logp)
+        logits.loss().backward()
+
+    hidden h [n, D], lm_head W [V, D], targets [n]. p is the softmax of the logits h W^T / tau.
+    Autograd would hold them all, or ask for a fourth product of their size. So it only gives
+
+        g = d loss / d logp,      dz = g (onehot(target) - p) / tau,
+        dh = dz W,                dW = sum of dz^T h over the chunks.
+    """
+
+    def __init__(self, hidden, targets, lm_head, temperature):
+        self.hidden, self.targets, self.lm_head = hidden, targets, lm_head
+        self.temperature = temperature
+        # Under autocast products are made in bf16. The sum of dW is kept in float32.
+        self.weight = lm_head.detach().to(working_dtype(lm_head))
+        self.logp, self.entropy = torch.empty(2, len(hidden), device=hidden.device)
+        self.total, self.d_hidden, self.d_lm_head = 0.0, torch.zeros_like(hidden), None
+        if lm_head.requires_grad:  # with LoRA it is frozen
+            self.d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
+
+    def logps(self):
+        """-> log-probs [n], entropies [n]"""
+        for _ in self.chunks():
+            pass
+        return self.logp, self.entropy
+
+    def chunks(self):
+        """-> (at, logp): a slice of the n tokens, and a leaf with their log-probs [t]"""
+        size = max(1, LOGITS[self.weight.device.type] // len(self.weight))
+        for start in range(0, len(self.targets), size):
+            at = self.at = slice(start, start + size)
+            with torch.no_grad():
+                h, target = self.hidden[at].to(self.weight.dtype), self.targets[at, None]
+                z = (h @ self.weight.T).float().div_(self.temperature)  # [t, V]
+                lse = z.logsumexp(1)
+                self.logp[at] = z.gather(1, target)[:, 0] - lse
+                self.p = z.softmax(1)
+                # - sum p log p = lse - E[z]
+                self.entropy[at] = lse - z.mul_(self.p).sum(1)
+            del z  # p is as large
+            self.leaf = self.logp[at].clone().requires_grad_()
+            yield at, self.leaf
+
+    def add(self, loss):
+        """Add the loss of the chunk at hand, and its gradients while p is there."""
+        self.total += loss.detach()
+        g = torch.autograd.grad(loss, self.leaf)[0][:, None] / self.temperature  # [t, 1]
+        with torch.no_grad():
+            dz = self.p.mul_(-g).scatter_add_(1, self.targets[self.at, None], g)
+            h, dz = self.hidden[self.at].to(self.weight.dtype), dz.to(self.weight.dtype)
+            self.d_hidden[self.at] = dz @ self.weight
+            if self.d_lm_head is not None and self.d_lm_head.dtype == dz.dtype:
+                self.d_lm_head.addmm_(dz.T, h)  # no second [V, D]
+            elif self.d_lm_head is not None:
+                self.d_lm_head += dz.T @ h
+
+    def loss(self):
+        """The sum of the losses. Its backward pass hands over the gradients that are known."""
+        gradients = self.d_hidden, self.d_lm_head
+        return KnownGradients.apply(self.hidden, self.lm_head, self.total, *gradients)
+
+
+class KnownGradients(torch.autograd.Function):
+    """A loss, and its gradients by hidden states and lm_head, computed beforehand. FSDP wants to
+    see lm_head, which it gathered, get one in a backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, lm_head, loss, d_hidden, d_lm_head):
+        ctx.gradients, ctx.dtype = (d_hidden, d_lm_head), lm_head.dtype
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        # What nobody else holds, autograd takes over without a copy.
+        (d_hidden, d_lm_head), ctx.gradients = ctx.gradients, None
+        if d_lm_head is not None:
+            d_lm_head = d_lm_head.mul_(grad).to(ctx.dtype)
+        return d_hidden.mul_(grad), d_lm_head, None, None, None
+
+
+# ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------
+
+
+class LinearPatches(torch.nn.Module):
+    """The patch embedding. Its convolution's stride is its kernel, so that it is a linear layer;
+    as a convolution bf16 takes a slow path with gigabytes of workspace in some versions of cuDNN.
+    """
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.proj = convolution
+
+    def forward(self, pixels):
+        weight = self.proj.weight.flatten(1)
+        return F.linear(pixels.to(weight.dtype), weight, self.proj.bias)
+
+
+def lay_out_pictures(visual, grids, pixels) -> dict:
+    """What the vision tower derives from the sizes [pictures, 3] of pictures on the host. On a GPU
+    it would wait for them, in each of its layers. Its kind of attention is set here as well."""
+    layout = {"position_ids": get_vision_position_ids(grids, visual.spatial_merge_size)}
+    borders = {"seqlens": get_vision_cu_seqlens(grids)}
+    if hasattr(visual, "window_size"):
+        facts = grids, visual.spatial_merge_size, visual.window_size, visual.patch_size
+        layout["window_index"], borders["window_seqlens"] = get_vision_window_index(*facts)
+    layout = {name: send(tensor, pixels.device) for name, tensor in layout.items()}
+
+    if not has_kernels(pixels.device, working_dtype(pixels)):
+        # Picture by picture, as the library does it with borders on the host.
+        return layout | {f"cu_{name}": ends for name, ends in borders.items()}
+    visual.config._attn_implementation = "flash_pictures"
+    for name, ends in borders.items():
+        layout[f"cu_{name}"] = send(ends, pixels.device)
+        layout[f"max_{name}"[:-1]] = int(ends.diff().max())
+    return layout
+
+
+def picture_attention(module, q, k, v, attention_mask, scaling, cu_seq_lens_q, max_length_q, **_):
+    """Called by transformers: q, k, v [1, heads, L, H] of several pictures -> [1, L, heads, H]"""
+    q, k, v = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
+    ends = cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    return varlen(q, k, v, *ends, scaling, causal=False)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionInterface.register("flash_pictures", picture_attention)
