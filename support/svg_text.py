@@ -4,13 +4,16 @@
 moves whole chunks for text-anchor, `paint_piece` paints what stands side by side.
 """
 
+import functools
 import math
+import os
 import re
 from dataclasses import dataclass, field
 
 from cairosvg import surface
 from cairosvg.helpers import paint, point_angle, size
 from cairosvg.surface import cairo
+from PIL import ImageFont
 
 # How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
 BASELINES = {
@@ -70,10 +73,13 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
     if several or path is not None or not SPACING.isdisjoint(node):
         single = True
     down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
-    text, first = visible_text(node, pieces), len(pieces)
-    for part in list(text) if single else [text]:
-        if part:
-            pieces.append(Piece(part, node, down, path))
+    text, first, letters = visible_text(node, pieces), len(pieces), ""
+    for letter, follower in zip(text, [*text[1:], None]):
+        letters += letter
+        # Letters that stand closer or further apart than others do are not painted at once.
+        if single or follower is None or kerning(font_file(node), letter + follower):
+            pieces.append(Piece(letters, node, down, path))
+            letters = ""
     for child in node.children:
         gather(canvas, child, pieces, shift, path, single)
     for name, values in numbers.items():
@@ -100,13 +106,33 @@ def height_of(node):
     return float(node.get("font-size", 16))
 
 
+def font_of(node):
+    """-> its family, is it bold?"""
+    family = FAMILY.search(node.get("font-family", ""))
+    bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
+    return family[1] if family else "sans-serif", bold
+
+
+def font_file(node):
+    family, bold = font_of(node)
+    name = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
+    return f"{name}{'-Bold' if bold else ''}.ttf"
+
+
+@functools.lru_cache(4000)
+def kerning(file, pair):
+    """How much further apart than others these two letters stand, in em. cairo does not look."""
+    path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
+    font = functools.lru_cache(ImageFont.truetype)(path, 1000)
+    return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
+
+
 def choose_font(canvas, node):
     """Set the font of a node."""
-    family = FAMILY.search(node.get("font-family", ""))
+    family, bold = font_of(node)
     slanted = node.get("font-style") in ("italic", "oblique")
-    bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
     # True is cairo's number for italic, and for bold.
-    canvas.context.select_font_face(family[1] if family else "sans-serif", slanted, bold)
+    canvas.context.select_font_face(family, slanted, bold)
     canvas.context.set_font_size(height_of(node))
 
 
@@ -118,6 +144,9 @@ def place(canvas, pieces):
         choose_font(canvas, piece.node)
         if "x" in piece.at or "y" in piece.at or not chunks:
             chunks.append([])
+        elif chunks[-1][-1].node is piece.node:
+            pair = chunks[-1][-1].text[-1:] + piece.text[:1]
+            x += kerning(font_file(piece.node), pair) * height_of(piece.node)
         chunks[-1].append(piece)
         piece.x = piece.at.get("x", x) + piece.at.get("dx", 0)
         piece.y = y = piece.at.get("y", y) + piece.at.get("dy", 0)
