@@ -411,8 +411,9 @@ def self_evolve(run: Run):
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
     print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
     if roles.actor.device.type == "cpu":
-        prompt = roles.proposer_prompt(roles.topics[0])
-        machine.set_threads(run, partial(generate, roles.actor, [prompt], 48, max_new_tokens=8))
+        # As many replies at once as a run has, unless the network is a large one.
+        asked = [roles.proposer_prompt(roles.topics[0])], 256 if millions < 100 else 8
+        machine.set_threads(run, partial(generate, roles.actor, *asked, max_new_tokens=8))
 
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
@@ -452,7 +453,6 @@ def main(arguments=None) -> Run:
             reason = plan(settings, gpus)
             sys.exit(f"mmzero.py: {reason}" if reason else None)
         check(settings)
-        # Before anything is written: is there such a model, and can it be used?
         check_model(settings)
         run = Run(settings)
         for roles, iteration in self_evolve(run):

@@ -323,13 +323,12 @@ class VLM:
         older state, whose memory is used again: on a GPU it is pinned, and that takes long."""
         if self.device.type == "cpu" or parallel.world() > 1:
             return {name: w.detach().to("cpu", copy=True) for name, w in self.weights().items()}
-        copies = into or {}
-        for name, weight in self.weights().items():
-            if into is None:
-                copies[name] = torch.empty_like(weight, device="cpu", pin_memory=True)
-            copies[name].copy_(weight.detach(), non_blocking=True)
+        weights, pinned = self.weights(), dict(device="cpu", pin_memory=True)
+        into = into or {name: torch.empty_like(w, **pinned) for name, w in weights.items()}
+        for name, weight in weights.items():
+            into[name].copy_(weight.detach(), non_blocking=True)
         torch.cuda.synchronize()
-        return copies
+        return into
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights into the network, in place: an optimiser that holds them stays valid."""

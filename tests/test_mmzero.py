@@ -224,7 +224,7 @@ A_PICTURE, A_FILE = r"after save .*solver.part8_", r"before replace .*solver.par
 @pytest.mark.parametrize(
     "kills",
     [
-        [HALF_A_STATE, A_PICTURE],
+        [A_PICTURE],
         pytest.param(
             [HALF_A_STATE, SECOND_PART, A_PICTURE, A_FILE, random.Random(5).randrange(2, 12)],
             marks=pytest.mark.slow,
