@@ -29,8 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from support import flash
-from support.flash import Cache, CapturedSteps, largest, norm, sent
+from support.flash import Cache, CapturedSteps, engine_for, largest, norm, products_of, release
+from support.parallel import send
 from vlm import VLM, Prompt
 
 # Steps between two looks at the ends: a look makes a GPU wait.
@@ -89,7 +89,7 @@ def generate(
     work = prompts, limits.tolist(), settings, seed, numbers, slots, progress
     for share in (1, 2):
         try:
-            return flash.engine_for(Engine, vlm, slots, limits.numel(), longest, share).run(*work)
+            return engine_for(Engine, vlm, slots, limits.numel(), longest, share).run(*work)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
             if share == 2:
@@ -107,7 +107,7 @@ class Engine:
         self.slots, self.columns, device = slots, columns, vlm.device
         self.graphs = CapturedSteps(slots, columns) if device.type == "cuda" else None
         self.cache = Cache(vlm, slots, columns)
-        self.products = [flash.products_of(layer) for layer in self.text.layers]
+        self.products = [products_of(layer) for layer in self.text.layers]
 
         # Of each slot the newest token; the column of its prompt's last token and the position of
         # that; the tokens drawn, and how many may be. A slot is done when these two are equal.
@@ -163,7 +163,7 @@ class Engine:
         gaps = [slot for slot in self.free if slot < m]
         if gaps:
             movers = sorted(set(range(m, self.used)) - set(self.free))
-            to, since = sent(torch.tensor([gaps, movers]), self.vlm.device)
+            to, since = send(torch.tensor([gaps, movers]), self.vlm.device)
             for state in (*self.cache.layers, self.counts, self.reals):
                 state[:, to] = state[:, since]
             self.owner[gaps], self.reach[gaps] = self.owner[movers], self.reach[movers]
@@ -178,7 +178,7 @@ class Engine:
         counts = torch.tensor([[slot, *begin, limit] for slot, limit in zip(slots, limits)])
         random = [uniforms(self.seed, self.numbers[p], c, max(limits)) for p, c in asked]
         # Sent as one tensor: float64 holds these integers exactly.
-        new = sent(torch.cat([counts, torch.stack(random)], dim=1), self.vlm.device)
+        new = send(torch.cat([counts, torch.stack(random)], dim=1), self.vlm.device)
         at = new[:, 0].long()
         self.counts[:, at] = new[:, 1:6].T.long()
         self.random[at, : max(limits)] = new[:, 6:]
@@ -264,12 +264,12 @@ class Engine:
         gone = (drawn == limit).nonzero()[0].tolist()
         if not gone:
             return 0
-        places = sent(torch.tensor(gone), self.vlm.device)
+        places = send(torch.tensor(gone), self.vlm.device)
         records = self.records[:, places, : int(drawn[gone].max())].cpu()
         for number, slot in enumerate(gone):
             tokens, logps, full_logps = records[:, number, : drawn[slot]].tolist()
             if not math.isfinite(full_logps[-1]):
-                flash.release()  # nor are keys and values
+                release()  # nor are keys and values
                 raise RuntimeError("the logits are not finite numbers: the weights have diverged")
             tokens = [*map(int, tokens)]
             finished = tokens[-1] in self.vlm.eos_ids

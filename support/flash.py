@@ -92,13 +92,6 @@ def release():
         torch.cuda.empty_cache()
 
 
-def sent(numbers: Tensor, device) -> Tensor:
-    """From the host to the device, which the host does not wait for."""
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.to(device, non_blocking=True)
-
-
 class Cache:
     """Keys and values of S slots, of each layer [2, S, K, C, H], for at most `columns` columns.
 

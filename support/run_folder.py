@@ -50,10 +50,7 @@ FIGURES = {
 SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
 SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
-# From how many times the usual duration of a step on it is worth a line, and which.
-SLOW = 3
-BUSY = """does something else use the cores? To stop here and go on with --threads 1 helps then"""
-
+SLOW = 3  # times the usual duration of a step: then it is worth a line
 NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and
 then one box: an instruct model without think tags? Format stays 0, its answers are paid"""
 
@@ -204,10 +201,8 @@ class Run:
         if share > MANY_UNREAD and not any(self.folder.glob(f"iter*/unread-{role}.txt")):
             name = f"iter{iteration}/unread-{role}.txt"
             self.write(name, texts[flags.index(True)])
-            print(
-                f"{share:.0%} of the {role}'s replies cannot be read: phase S will starve. One of"
-            )
-            print(f"them: {self.folder / name}")
+            unread = f"{share:.0%} of the {role}'s replies cannot be read: phase S will starve"
+            print(f"{unread}. One of them:\n{self.folder / name}")
         return share
 
     def write(self, name: str, text: str):
@@ -385,10 +380,10 @@ class Phase:
 
     def look_at_the_clock(self, seconds: float):
         """Once in a run: a step has taken more than three times the median of the phase's steps."""
-        if self.durations and seconds > SLOW * statistics.median(self.durations):
-            if not self.run.warned:
-                text = f"a step took {seconds:.0f} s, {SLOW} times as long as those before it"
-                self.bar.write(f"{text}: {BUSY}")
+        slow = self.durations and seconds > SLOW * statistics.median(self.durations)
+        if slow and not self.run.warned:
+            text = f"a step took {seconds:.0f} s, {SLOW} times as long as those before it"
+            self.bar.write(f"{text}. Are the cores used by others? Then go on with --threads 1")
             self.run.warned = True
         self.durations.append(seconds)
 
@@ -396,10 +391,9 @@ class Phase:
 def step_line(title: str, r: dict) -> str:
     """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
 
-    >>> r = dict(reward=0.5, accuracy=0.45, grad_norm=1.2, kl=0.01, seconds=2.5, updates=1)
-    >>> r["unread"] = 0.0
+    >>> r = dict(reward=0.5, accuracy=0.45, unread=0, grad_norm=1.2, kl=0.01, seconds=2, updates=1)
     >>> print(step_line("it 1 solver 3/20", r))
-    it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.5 s
+    it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.0 s
     """
     words = [f"{title:<18}  reward {r['reward']:5.2f}"]
     words += [f"{name} {r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
