@@ -46,7 +46,7 @@ from support.answers import refuse
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
-from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
+from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse, unusual
 from vlm import VLM
 
 # -------------------------------------------------------------------------------- the three roles
@@ -93,13 +93,13 @@ class Roles:
     the two share one base, and a role is its adapters. Under torchrun each rank has an actor.
     """
 
-    def __init__(self, settings: Settings, checkpoints: dict[str, str]):
-        """checkpoints: of each role, the model name or the folder to start from."""
+    def __init__(self, settings: Settings, newest: dict):
+        """newest: of each role, the folder to go on from; None where it has not been trained yet."""
         self.settings = settings
         self.actor, self.policy = load_networks(VLM.load, settings)
         self.prompts, self.topics = self.actor.prompts, topics_of(self.actor.prompts)
         refuse(placeholders(self.prompts))
-        self.weights = read_weights(VLM.load, settings, self.policy, checkpoints)
+        self.weights = read_weights(VLM.load, settings, self.policy, newest)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
         self.renderer = Renderer(workers, settings.render_seconds, settings.unsafe_python)
@@ -241,7 +241,7 @@ def train_proposer(roles: Roles, phase: Phase):
         drafts = roles.draw(proposals, settings.codes, phase.seed(step, "codes"), top_k=40)
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
         judged = [[draft.judged for draft in own] for own in drafts]
-        terms = rewards.proposer_rewards(proposals, judged)
+        terms = rewards.proposer_rewards(proposals, judged, settings.without)
 
         # Learn.
         groups = [terms[i : i + size] for i in range(0, len(terms), size)]
@@ -285,9 +285,8 @@ def train_coder(roles: Roles, phase: Phase):
         # Reward: is there a picture, and what does the frozen Solver make of it?
         drafts = roles.render(batch, replies)
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
-        terms = []
-        for group in drafts:
-            terms.append([rewards.coder_reward(d.code, d.judged, d.language) for d in group])
+        pay = partial(rewards.coder_reward, without=settings.without)
+        terms = [[pay(d.code, d.judged, d.language) for d in group] for group in drafts]
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
@@ -301,7 +300,7 @@ def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]
     if rows is None:
         rows = fresh_data(roles, phase, asked, roles.settings.codes, answers=0)
         for row, _ in rows:
-            row["kept"] = rewards.keep_for_coder(row["render_rate"])
+            row["kept"] = rewards.keep_for_coder(row["render_rate"], roles.settings.without)
         phase.log_data(rows, asked, kept=sum(row["kept"] for row, _ in rows))
         phase.save_data(rows)
     kept = [row for row, _ in rows if row["kept"]]
@@ -339,7 +338,8 @@ def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
     if rows is None:
         fresh, rows = fresh_data(roles, phase, asked, 1, roles.settings.labels), []
         for row, image in fresh:
-            if rewards.keep_for_solver(row["easy_consistency"], row["consistency"]):
+            consistencies = row["easy_consistency"], row["consistency"]
+            if rewards.keep_for_solver(*consistencies, roles.settings.without):
                 rows.append((row, image))
         phase.log_data(fresh, asked, kept=len(rows))
         phase.save_data(rows)
@@ -358,7 +358,6 @@ def measure(roles: Roles, run: Run, iteration: int, questions: dict):
         limits["progress"] = parallel.shows_progress()
         figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
         figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]
-        del figures["per_question"]
     if settings.probe:
         figures |= probe(roles, run, iteration)
     figures["seconds"] = time.perf_counter() - begun
@@ -407,7 +406,7 @@ def self_evolve(run: Run):
     what there is before it goes on.
     """
     settings = run.settings
-    roles = Roles(settings, {role: run.newest(role) or settings.model for role in ROLES})
+    roles = Roles(settings, {role: run.newest(role) for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
     print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
     if roles.actor.device.type == "cpu":
@@ -424,7 +423,8 @@ def self_evolve(run: Run):
         for iteration in range(settings.iterations + 1):
             for role in ROLES:
                 # Iteration 0 is the base: it is measured, not trained.
-                if iteration > 0 and not run.is_done(iteration, role):
+                trained = iteration > 0 and getattr(settings, f"{role}_steps") > 0
+                if trained and not run.is_done(iteration, role):
                     roles.policy.load_state(roles.weights[role])
                     optimizer = make_optimizer(
                         roles.policy, lr=settings.lr, weight_decay=settings.weight_decay
@@ -454,6 +454,8 @@ def main(arguments=None) -> Run:
             sys.exit(f"mmzero.py: {reason}" if reason else None)
         check(settings)
         check_model(settings)
+        if unusual(settings):
+            print(unusual(settings))
         run = Run(settings)
         for roles, iteration in self_evolve(run):
             labels = run.folder / f"iter{iteration}/solver.jsonl"

@@ -135,16 +135,17 @@ def difficulty(consistency):
     return min(c, 1 - c)
 
 
-def keep_for_coder(render_rate):
+def keep_for_coder(render_rate, without=()):
     """The Coder learns from proposals it can sometimes draw: render rate from 0.25 to 0.75."""
-    return 0.25 <= checked_share("render_rate", render_rate) <= 0.75
+    return "filters" in without or 0.25 <= checked_share("render_rate", render_rate) <= 0.75
 
 
-def keep_for_solver(easy_consistency, hard_consistency):
+def keep_for_solver(easy_consistency, hard_consistency, without=()):
     """The Solver learns where it can read the picture (easy c) and the question is open (hard)."""
     easy = checked_share("easy_consistency", easy_consistency)
     hard = checked_share("hard_consistency", hard_consistency)
-    return easy >= 0.5 and 0.25 <= hard <= 0.75
+    # Without filters: wherever there is a label.
+    return hard > 0 if "filters" in without else easy >= 0.5 and 0.25 <= hard <= 0.75
 
 
 # --------------------------------------------------------------------------- variety of a batch
@@ -232,7 +233,7 @@ DIVERSITY_WEIGHT = 0.5  # w
 FIELD_WEIGHTS = {"caption": 0.45, "easy_question": 0.20, "hard_question": 0.35}  # w_k
 
 
-def penalties(proposals):
+def penalties(proposals, without=()):
     """What a batch of n valid proposals pays for sameness -> (types, T, V), each a list of n.
 
     T = 0.15 * max(0, f - 0.5) / 0.5                             f = share of its content type
@@ -241,25 +242,28 @@ def penalties(proposals):
     # T: how crowded its content type is.
     n = len(proposals)
     types = [type_of(proposal) for proposal in proposals]
-    crowded = [0.15 * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
+    most = 0 if "type" in without else 0.15
+    crowded = [most * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
 
     # V: by how much its texts exceed a share of 1/n in their clusters.
     excess = [0.0] * n
     for field, weight in FIELD_WEIGHTS.items():
         shares = cluster_shares([getattr(proposal, field) for proposal in proposals])
         excess = [e + weight * (share - 1 / n) for e, share in zip(excess, shares)]
-    w = DIVERSITY_WEIGHT
+    w = 0 if "diversity" in without else DIVERSITY_WEIGHT
     return types, crowded, [min(max(w * (n * e), -w), w) for e in excess]
 
 
-def picture_terms(pictures):
+def picture_terms(pictures, without=()):
     """What the pictures of one proposal earn. pictures: N Judged, None for a code that failed.
 
     gain = 1/N sum_j 1[j rendered] (min(s_j, 0.5) + d_j)
     E = 0.3 if something rendered and the mean of d_j over it is below 0.15
     """
     drawn = [picture for picture in pictures if picture is not None]
-    gains = [min(p.solvability, 0.5) + difficulty(p.consistency) for p in drawn]
+    cap = 1 if "cap" in without else 0.5
+    paid = 0 if "difficulty" in without else 1
+    gains = [min(p.solvability, cap) + paid * difficulty(p.consistency) for p in drawn]
     terms = {
         "gain": sum(gains) / len(pictures),
         "rendered": len(drawn) / len(pictures),
@@ -271,12 +275,12 @@ def picture_terms(pictures):
         terms["solvability"] = sum(p.solvability for p in drawn) / len(drawn)
         terms["difficulty"] = sum(difficulty(p.consistency) for p in drawn) / len(drawn)
         # In floating point 1 - 0.8 is below 0.2: a mean of just 0.15 must not count as less.
-        if terms["difficulty"] < 0.15 - 1e-9:
+        if terms["difficulty"] < 0.15 - 1e-9 and "easy-hard" not in without:
             terms["easy_hard"] = 0.3
     return terms
 
 
-def proposer_rewards(proposals, judged):
+def proposer_rewards(proposals, judged, without=()):
     """One dict per proposal. Give the whole batch at once: T and V compare its proposals.
 
         R = gain - E - T - V           (-1 if the proposal is None; it counts in no statistic)
@@ -284,10 +288,11 @@ def proposer_rewards(proposals, judged):
     judged[i]: N entries, one per code asked for, None where no picture came out.
     Keys: reward, valid, rendered (share of N), solvability and difficulty (means over the rendered,
     else 0), content_type (None if invalid); what was taken off: easy_hard E, type T, diversity V.
+    without: names of terms that are switched off, see SWITCHES in support/settings.py.
     """
     if len(proposals) != len(judged):
         raise ValueError(f"{len(proposals)} proposals, {len(judged)} lists of judged: not one each")
-    compared = iter(zip(*penalties([p for p in proposals if p is not None])))
+    compared = iter(zip(*penalties([p for p in proposals if p is not None], without)))
 
     rewards = []
     for proposal, pictures in zip(proposals, judged):
@@ -300,14 +305,14 @@ def proposer_rewards(proposals, judged):
                 "a valid proposal came with no entry, it should have one entry per code"
             )
         content_type, T, V = next(compared)
-        terms = picture_terms(pictures)
+        terms = picture_terms(pictures, without)
         reward = terms.pop("gain") - terms["easy_hard"] - T - V
         terms |= {"content_type": content_type, "type": T, "diversity": V}
         rewards.append({"reward": reward, "valid": 1.0} | terms)
     return rewards
 
 
-def coder_reward(code, judged, language="svg", reply=""):
+def coder_reward(code, judged, language="svg", reply="", without=()):
     """What one code earns (s without cap): 1 + s + d - wrong, or max(-(0.1 + none + wrong), -0.5).
 
         wrong = 0.5   if there is no code in the asked language: where no code was found, either
@@ -329,7 +334,8 @@ def coder_reward(code, judged, language="svg", reply=""):
         reward = max(-(0.1 + none + wrong), -0.5)
         return {"reward": reward, "rendered": 0.0, "solvability": 0.0, "difficulty": 0.0}
     s, d = judged.solvability, difficulty(judged.consistency)
-    return {"reward": 1 + s + d - wrong, "rendered": 1.0, "solvability": s, "difficulty": d}
+    paid = 0 if "difficulty" in without else 1
+    return {"reward": 1 + s + paid * d - wrong, "rendered": 1.0, "solvability": s, "difficulty": d}
 
 
 def solver_reward(reply, label):

@@ -3,6 +3,7 @@
     python bench/laptop.py                              everything: about an hour on two slow cores
     python bench/laptop.py --only quiet nice0           some of it
     python bench/laptop.py --iterations 1 --only quiet torchrun --rounds 2
+    python bench/laptop.py --iterations 1 --flags "--steps 2 --solver-proposals 512"
 
     quiet      nothing else runs
     nice0      beside a process that keeps a core busy
@@ -68,20 +69,22 @@ def main():
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--iterations", type=int, default=3, help="of each run [3]")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each case [1]")
+    parser.add_argument("--flags", default="", help="more flags of mmzero.py, in quotes")
     args = parser.parse_args()
-    found = {name: [] for name in args.only}
+    found, flags = {name: [] for name in args.only}, args.flags.split()
+    flags += ["--iterations", str(args.iterations)]
     for _ in range(args.rounds):
         for name in args.only:
-            found[name].append(run(*CASES[name], ["--iterations", str(args.iterations)]))
+            found[name].append(run(*CASES[name], flags))
             print(f"{name}: {found[name][-1][0]:.0f} s", file=sys.stderr, flush=True)
     first = median(seconds for seconds, _ in found[args.only[0]])
-    print(f"{os.cpu_count()} cores, {args.iterations} iterations, median of {args.rounds}\n")
+    print(f"{os.cpu_count()} cores, {' '.join(flags)}, median of {args.rounds}\n")
     print(f"| case | seconds | threads | x {args.only[0]} | aim, minutes |")
     print("|:--|--:|--:|--:|--:|")
     for name, runs in found.items():
         seconds = median(seconds for seconds, _ in runs)
         threads = "/".join(sorted({str(threads) for _, threads in runs}))
-        aim = LIMITS.get(name, "") if args.iterations == 3 else ""
+        aim = LIMITS.get(name, "") if flags == ["--iterations", "3"] else ""
         print(f"| {name} | {seconds:.0f} | {threads} | {seconds / first:.2f} | {aim} |")
 
 

@@ -28,15 +28,28 @@ def keep_freed_memory():
 PROBE_SECONDS, NEARLY = 2.0, 0.9
 
 
-def choose_threads(work, cores: int, set_threads, clock=time.perf_counter) -> tuple[int, str]:
+def used_by_others() -> float:
+    """Seconds that all other processes of this machine have computed so far; 0 where Linux does not
+    count them."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system = map(int, file.readline().split()[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def choose_threads(work, cores, set_threads, clock=time.perf_counter, used=used_by_others):
     """How many threads do `work` fastest, under the load of this moment -> the number, and why.
 
     Threads wait for each other after every product. Where something else uses a core, two of them
-    were ten times slower than one (two cores, 2026-11), so it is worth a look.
+    were ten times slower than one (two cores, 2026-11). A process that gives way (nice 10) may not
+    show in so short a probe, and still halve the speed of a run: a core that is used is not ours.
     """
     counts = sorted({2**i for i in range(cores.bit_length())} | {cores})
-    seconds, rounds, begun = dict.fromkeys(counts, 0.0), 0, clock()
+    seconds, rounds = dict.fromkeys(counts, 0.0), 0
     work()  # what is done once
+    begun, before = clock(), used()
     while not rounds or clock() - begun < PROBE_SECONDS:
         # In turns, so that a load that comes and goes meets all of them.
         for count in counts:
@@ -45,10 +58,14 @@ def choose_threads(work, cores: int, set_threads, clock=time.perf_counter) -> tu
             work()
             seconds[count] += clock() - started
         rounds += 1
-    fastest = min(seconds.values())
-    chosen = next(count for count in counts if seconds[count] * NEARLY <= fastest)
+    others = max(0.0, (used() - before) / (clock() - begun))
+    free = max(1, round(os.cpu_count() - others))
+    ours = [count for count in counts if count <= free]
+    fastest = min(seconds[count] for count in ours)
+    chosen = next(count for count in ours if seconds[count] * NEARLY <= fastest)
     each = ", ".join(f"{count}: {1e3 * seconds[count] / rounds:.0f} ms" for count in counts)
-    return chosen, f"{chosen} of {cores} threads (a probe took {each})"
+    why = f"a probe took {each}; others use {others:.1f} cores"
+    return chosen, f"{chosen} of {cores} threads ({why})"
 
 
 def set_threads(run, work):

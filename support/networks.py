@@ -3,15 +3,23 @@
 from support import parallel
 from support.checkpoint import ADAPTERS, check_family, find_checkpoint, load_adapters, read_json
 from support.lora import add_lora, twin
+from support.settings import starts
 
 
 def check_model(settings):
-    """Is there such a model, and can this run use it? It is asked before anything is written."""
-    config = read_json(settings.model, ADAPTERS)
-    if config and (config["r"], config["lora_alpha"]) != (settings.lora, settings.lora_alpha):
-        flags = "--lora {r} --lora-alpha {lora_alpha}".format(**config)
-        raise ValueError(f"{settings.model} holds adapters, which are trained on with {flags}")
-    check_family(find_checkpoint(settings.model))
+    """Are there such models, and can this run use them? It is asked before anything is written."""
+    base = find_checkpoint(settings.model)
+    family = check_family(base)
+    for name in {settings.model: 0} | dict.fromkeys(starts(settings).values()):
+        config, folder = read_json(name, ADAPTERS), find_checkpoint(name)
+        if config and (config["r"], config["lora_alpha"]) != (settings.lora, settings.lora_alpha):
+            flags = "--lora {r} --lora-alpha {lora_alpha}".format(**config)
+            raise ValueError(f"{name} holds adapters, which are trained on with {flags}")
+        if check_family(folder) != family or (config and folder != base):
+            raise ValueError(f"{name} is of another family or base than --model {settings.model}")
+        if settings.lora and not config and name != settings.model:
+            what = f"with --lora a role starts from adapters on {settings.model}"
+            raise ValueError(f"{name} holds all weights: {what}")
 
 
 def load_networks(load, settings):
@@ -40,16 +48,21 @@ def load_networks(load, settings):
     return actor, policy
 
 
-def read_weights(load, settings, policy, checkpoints: dict[str, str]) -> dict[str, dict]:
-    """The weights of each role, as the policy holds them, from its model name or a folder that this
-    run saved. Roles that start from the base share one copy."""
+def read_weights(load, settings, policy, newest: dict) -> dict[str, dict]:
+    """The weights of each role, as the policy holds them: from its newest folder in this run, else
+    from where it starts. Roles that start from the base share one copy."""
     base = policy.state()
-    weights = {role: base for role in checkpoints}
-    for role, folder in checkpoints.items():
+    weights = dict.fromkeys(newest, base)
+    for role, start in starts(settings).items():
+        folder = newest[role] or start
         if folder != settings.model:
             if settings.lora:
                 load_adapters(policy, folder)
             else:
-                policy.load_state(load(folder, device="cpu", dtype="float32").state())
+                state = load(folder, device="cpu", dtype="float32").state()
+                for name, weight in policy.weights().items():
+                    if name in state and state[name].shape != weight.shape:
+                        raise ValueError(f"{folder} is of another size than {settings.model}")
+                policy.load_state(state)
             weights[role] = policy.state()
     return weights

@@ -99,9 +99,11 @@ class Run:
 
     def __init__(self, settings):
         self.settings = settings
-        name = f"{Path(settings.model).name}-{settings.language}-seed{settings.seed}"
+        name = "-no-".join([settings.language, *settings.without])
+        name = f"{Path(settings.model).name}-{name}-seed{settings.seed}"
         self.folder = Path(settings.out or f"runs/{name}")
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
+        config["without"] = list(settings.without)  # as JSON gives it back
         # What config.json holds. threads: those that the run began with.
         self.facts = {"model": settings.model, "settings": config, "threads": None}
         try:
@@ -165,11 +167,12 @@ class Run:
                 part.unlink()
 
     def newest(self, role: str) -> str | None:
-        """The folder of the role's newest checkpoint; None: it has not been trained yet."""
-        iteration = self.done[0]
-        if not self.is_done(iteration, role):
-            iteration -= 1
-        return str(self.folder / f"iter{iteration}" / role) if iteration > 0 else None
+        """The folder of the role's newest checkpoint; None: it has not been trained (yet)."""
+        for iteration in range(self.done[0], 0, -1):
+            folder = self.folder / f"iter{iteration}" / role
+            if self.is_done(iteration, role) and folder.exists():
+                return str(folder)
+        return None
 
     def _state_file(self, iteration, role, step) -> Path:
         ranks = f"{parallel.rank()}of{parallel.world()}"

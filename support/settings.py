@@ -21,21 +21,26 @@ class Settings:
     language: str = "svg"  # what the Coder writes: svg, python, or mixed (taking turns)
     iterations: int = 3  # how often all three roles are trained; 0: only measure the base
     seed: int = 0  # of everything that is sampled
+    # Experiments
+    without: tuple = ()  # reward terms or filters to do without, repeatable
+    start_proposer: str = ""  # the model or folder that the Proposer starts from; empty: --model
+    start_coder: str = ""  # the same for the Coder
+    start_solver: str = ""  # the same for the Solver
     # Proposer: how much is sampled per step, and how often it is trained in an iteration.
-    proposer_steps: int = 20  # GRPO steps (rollout batches) per iteration
+    proposer_steps: int = 20  # GRPO steps (rollout batches) per iteration; 0: it is never trained
     proposer_prompts: int = 18  # prompts (topics, in turn) per step
     proposer_rollouts: int = 4  # G: proposals per prompt
     proposer_update: int = 18  # prompts per optimiser update
     codes: int = 4  # N: codes the frozen Coder writes per proposal
     answers: int = 5  # K: answers of the frozen Solver per question, while training P and C
     # Coder
-    coder_steps: int = 20  # GRPO steps per iteration
+    coder_steps: int = 20  # GRPO steps per iteration; 0: it is never trained
     coder_proposals: int = 3304  # fresh proposals, of which those of middling render rate are kept
     coder_prompts: int = 256  # proposals per step
     coder_rollouts: int = 4  # G: codes per proposal
     coder_update: int = 64  # proposals per optimiser update
     # Solver
-    solver_steps: int = 20  # GRPO steps per iteration
+    solver_steps: int = 20  # GRPO steps per iteration; 0: it is never trained
     solver_proposals: int = 5000  # fresh proposals, one code each; the open questions are kept
     labels: int = 10  # answers per question from which the majority label is taken
     solver_prompts: int = 512  # pictures per step
@@ -129,8 +134,18 @@ FROZEN = {
 TRAINED = FROZEN | dict.fromkeys(("proposer", "solver"), dict(temperature=1.0, top_p=0.99))
 # Which setting limits its replies.
 LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
+# What --without may name, and what becomes of it. Letters as in rewards.py.
+SWITCHES = {
+    "cap": "the Proposer is paid for s above 0.5 too",
+    "diversity": "V = 0: similar texts cost nothing",
+    "type": "T = 0: a crowded content type costs nothing",
+    "difficulty": "d earns nothing, for Proposer and Coder",
+    "easy-hard": "E = 0: questions that are too easy or hopeless cost nothing",
+    "filters": "Coder and Solver are trained on all data that can be used",
+}
 # Numbers that may be 0.
 MAY_BE_ZERO = "iterations min_pixels max_pixels slots threads workers questions probe lora".split()
+MAY_BE_ZERO += [f"{role}_steps" for role in LENGTHS]
 
 
 def check(settings: Settings) -> None:
@@ -142,6 +157,7 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{flag} is {value!r}: it should be {rule}")
 
     need("language", settings.language in LANGUAGES, "svg, python or mixed")
+    need("without", set(settings.without) <= set(SWITCHES), "among " + ", ".join(SWITCHES))
     need("split", settings.split in ("test", "validation"), "test or validation")
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
@@ -158,6 +174,26 @@ def check(settings: Settings) -> None:
     need("clip_dual", settings.clip_dual > 1, "above 1")
     enough = settings.max_pixels == 0 or settings.max_pixels >= settings.min_pixels
     need("max_pixels", enough, "0, or at least --min-pixels")
+
+
+def starts(settings: Settings) -> dict[str, str]:
+    """Role -> the model or folder that it starts from."""
+    return {role: getattr(settings, f"start_{role}") or settings.model for role in LENGTHS}
+
+
+def unusual(settings: Settings) -> str:
+    """What a run does not as usual, for its first line; empty for a usual one.
+
+    >>> unusual(parse("--without cap --coder-steps 0".split())[0])
+    'without cap: the Proposer is paid for s above 0.5 too; the coder is never trained'
+    """
+    parts = [f"without {name}: {SWITCHES[name]}" for name in settings.without]
+    for role, start in starts(settings).items():
+        if start != settings.model:
+            parts.append(f"the {role} starts from {start}")
+        if not getattr(settings, f"{role}_steps"):
+            parts.append(f"the {role} is never trained")
+    return "; ".join(parts)
 
 
 def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
@@ -181,7 +217,9 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
         paper, tiny = getattr(PAPER, name), getattr(TINY, name)
         default = f"[{paper}]" if paper == tiny else f"[{paper}; tiny: {tiny}]"
         options = {"help": f"{comment} {default}".replace("%", "%%")}
-        if isinstance(paper, bool):
+        if name == "without":
+            options |= {"action": "append", "choices": SWITCHES}
+        elif isinstance(paper, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": type(paper), "metavar": type(paper).__name__.upper()}
@@ -197,6 +235,9 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
 
     given = vars(parser.parse_args(arguments))
+    if "without" in given:
+        # In one order and once each, as the folder of a run is named after them.
+        given["without"] = tuple(name for name in SWITCHES if name in given["without"])
     steps, gpus = given.pop("steps", None), given.pop("dry_run", None)
     if steps is not None:
         given = {f"{role}_steps": steps for role in LENGTHS} | given

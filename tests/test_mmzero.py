@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from helpers_models import make_checkpoint
 
 import mmzero
 import rewards
@@ -61,6 +62,8 @@ def flags(settings):
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words += [f"--{flag}={one}" for one in value]
         else:
             words.append(f"--{flag}={value}")
     return words
@@ -424,6 +427,8 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--language", "latex"], "svg, python or mixed"),
         (["--solver-rollouts", "1"], "2 or more"),
+        (["--start-coder", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--solver-steps", "-1"], "0 or more"),
         (["--lr", "-1"], "0 or more"),
         (["--lr", "nan"], "0 or more"),
         (["--codes", "0"], "1 or more"),
@@ -508,3 +513,68 @@ def test_a_checkpoint_brings_its_own_topics(tmp_path):
     (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": "knots"}))
     with pytest.raises(SystemExit, match="a list of one or more texts"):
         evolve(replace(settings, out=str(tmp_path / "other")))
+
+
+# ---- experiments: switches, roles that are never trained, other beginnings
+
+
+def test_switches_are_said_first_stand_in_the_config_and_reach_the_rewards(tmp_path, capsys):
+    off = ("cap", "diversity", "type", "difficulty", "easy-hard", "filters")
+    done = evolve(replace(LITTLE, out=str(tmp_path / "run"), without=off, probe=0))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert all(f"without {name}: " in first for name in off)
+    assert json.loads((done.folder / "config.json").read_text())["settings"]["without"] == [*off]
+
+    # No penalty was taken, and nothing is paid but uncapped solvability.
+    for row in run_folder.read_jsonl(done.folder / "iter1/proposer.jsonl"):
+        if row["valid"]:
+            assert row["easy_hard"] == row["type"] == row["diversity"] == 0
+            expected = row["rendered"] * row["solvability"]
+            assert row["reward"] == pytest.approx(expected, abs=1e-9)
+    steps = [line for line in metrics(done.folder) if line["kind"] == "step"]
+    for line in steps:
+        if line["phase"] == "coder" and line["rendered"] == 1:
+            assert line["reward"] == pytest.approx(1 + line["solvability"], abs=1e-9)
+    funnel = {line["phase"]: line for line in metrics(done.folder) if line["kind"] == "data"}
+    assert funnel["coder"]["kept"] == funnel["coder"]["valid"]
+    labelled = sum(c > 0 for c in funnel["solver"]["hard_consistency"])
+    assert funnel["solver"]["kept"] == labelled > 0
+
+    # The same folder does not go on with other switches.
+    with pytest.raises(SystemExit, match="another configuration.*without"):
+        evolve(replace(LITTLE, out=str(tmp_path / "run"), probe=0))
+
+
+@pytest.mark.parametrize("role", mmzero.ROLES)
+def test_a_role_that_is_never_trained_stays_the_base(role, tmp_path, capsys):
+    settings = replace(LITTLE, out=str(tmp_path / "run"), probe=0, **{f"{role}_steps": 0})
+    done = evolve(settings)
+    assert f"the {role} is never trained" in capsys.readouterr().out.splitlines()[0]
+    phases = {line["phase"] for line in metrics(done.folder) if line["kind"] in ("step", "data")}
+    assert phases == set(mmzero.ROLES) - {role}
+    saved = {path.name for path in done.folder.glob("iter*/*") if path.is_dir()} - {"pictures"}
+    assert saved == phases
+    assert Run(settings).newest(role) is None
+
+
+def test_a_role_starts_from_a_folder_and_gives_its_figures_again(run, tmp_path, capsys):
+    start = str(run.folder / "iter1/solver")
+    only = dict(iterations=0, start_solver=start, out=str(tmp_path / "run"))
+    again = evolve(replace(SMALL, **only))
+    assert f"the solver starts from {start}" in capsys.readouterr().out.splitlines()[0]
+    before, after = run.evaluations()[-1], again.evaluations()[-1]
+    for name in ("sampled", "greedy", "easy"):
+        assert after[name] == before[name]
+
+    # The others are the base: the probe's proposals are those of the base, drawn by its Coder.
+    base = [row["reply"] for row in run_folder.read_jsonl(run.folder / "iter0/probe.jsonl")]
+    seed = [row["reply"] for row in run_folder.read_jsonl(again.folder / "iter0/probe.jsonl")]
+    assert seed == base
+
+
+@pytest.mark.parametrize("family, reason", [("qwen2_vl", "size"), ("qwen3_vl", "family")])
+def test_a_start_of_another_kind_is_refused_in_one_line(family, reason, tmp_path):
+    other = str(make_checkpoint(tmp_path / "other", family, layers=4))
+    with pytest.raises(SystemExit, match=f"another .*{reason}") as stop:
+        evolve(replace(LITTLE, out=str(tmp_path / "run"), start_coder=other))
+    assert "\n" not in str(stop.value)

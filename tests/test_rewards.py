@@ -474,6 +474,36 @@ def test_whole_batch_against_a_plain_transcription():
     assert compared > 150
 
 
+def test_each_switch_takes_its_own_term_out_and_no_other():
+    # Two texts in three are equal, all of one type; d is 0, or 0.4 with s = 1.
+    proposals = [make(0), make(0), make(1)]
+    easy, hard = Judged(1.0, 1.0), Judged(1.0, 0.6)
+    judged = [[easy, None], [hard, hard], [hard, None]]
+    usual = proposer_rewards(proposals, judged)
+    gains = {
+        "cap": [0.25, 0.5, 0.25],
+        "difficulty": [0.0, -0.4, -0.2],
+        "easy-hard": [0.3, 0.0, 0.0],
+        "type": [one["type"] for one in usual],
+        "diversity": [one["diversity"] for one in usual],
+        "filters": [0.0, 0.0, 0.0],
+    }
+    assert usual[0]["type"] == 0.15 and usual[0]["diversity"] > 0
+    for name, gain in gains.items():
+        other = proposer_rewards(proposals, judged, without=(name,))
+        change = [o["reward"] - u["reward"] for o, u in zip(other, usual)]
+        assert change == pytest.approx(gain, abs=1e-12), name
+    everything = proposer_rewards(proposals, judged, without=tuple(gains))
+    assert [one["reward"] for one in everything] == [0.5, 1.0, 0.5]
+
+    assert coder_reward("<svg/>", hard)["reward"] == 1 + 1 + 0.4
+    assert coder_reward("<svg/>", hard, without=("difficulty",))["reward"] == 2
+    assert keep_for_coder(0, ("filters",)) and not keep_for_coder(0, ("cap",))
+    assert keep_for_solver(0.1, 0.9, ("filters",)) and not keep_for_solver(0.1, 0.9)
+    # Nothing could be read: there is no label to learn.
+    assert not keep_for_solver(1.0, 0.0, ("filters",))
+
+
 def test_proposer_rewards_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="not one each"):
         proposer_rewards([make(0)], [])

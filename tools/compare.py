@@ -412,7 +412,8 @@ def parse(arguments):
 
 
 def solvers(run):
-    """{"base": the model of a run, "it 1": its Solver, ...}"""
+    """{"base": what a run's Solver started from, "it 1": its Solver, ...}"""
     config, _ = report.read_run(Path(run))
     folders = {int(path.parent.name[4:]): path for path in Path(run).glob("iter*/solver")}
-    return {"base": config["model"]} | {f"it {k}": str(folders[k]) for k in sorted(folders)}
+    base = config["settings"].get("start_solver") or config["model"]
+    return {"base": base} | {f"it {k}": str(folders[k]) for k in sorted(folders)}

@@ -1,6 +1,11 @@
 """Threads: chosen by a probe, kept, overridden; and a line when the cores are used by others."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,24 +32,49 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    "seconds, chosen",
+    "seconds, others, chosen",
     [
-        ({1: 0.30, 2: 0.20}, 2),  # a quiet machine
-        ({1: 0.30, 2: 2.50}, 1),  # beside a busy process
-        ({1: 0.21, 2: 0.20}, 1),  # hardly faster: the other core is left alone
-        ({1: 0.40, 2: 0.21, 4: 0.12, 6: 0.20}, 4),
+        ({1: 0.30, 2: 0.20}, 0.1, 2),  # a quiet machine
+        ({1: 0.30, 2: 2.50}, 1.0, 1),  # beside a busy process
+        ({1: 0.30, 2: 0.20}, 0.8, 1),  # beside one that gives way, for as long as the probe lasts
+        ({1: 0.21, 2: 0.20}, 0.0, 1),  # hardly faster: the other core is left alone
+        ({1: 0.40, 2: 0.21, 4: 0.12, 6: 0.20}, 0.3, 4),
+        ({1: 0.40, 2: 0.21, 4: 0.12, 6: 0.20}, 3.2, 2),
+        ({1: 0.30, 2: 0.20}, 7.0, 1),
     ],
 )
-def test_the_probe_takes_the_fastest_or_fewer(seconds, chosen):
+def test_the_probe_takes_the_fastest_or_fewer(seconds, others, chosen, monkeypatch):
     computer = Machine(seconds)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: max(seconds))
+    clock, used = (lambda: computer.now), (lambda: 100 + others * computer.now)
     work, count = computer.work, computer.set_threads
-    found, reason = machine.choose_threads(work, max(seconds), count, lambda: computer.now)
+    found, reason = machine.choose_threads(work, max(seconds), count, clock, used)
     assert found == chosen and reason.startswith(f"{chosen} of {max(seconds)} threads")
+    assert reason.endswith(f"others use {others:.1f} cores)")
     # In turns, for about two seconds, whatever was first.
     rounds = (len(computer.tried) - 1) // len(seconds)
     assert computer.tried[1:] == sorted(seconds) * rounds and computer.now < 2 + 2 * sum(
         seconds.values()
     ) + max(seconds.values())
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux counts them")
+def test_what_others_use_is_seen_and_our_own_work_is_not():
+    def cores_used(seconds=1.0):
+        before, begun = machine.used_by_others(), time.perf_counter()
+        while time.perf_counter() - begun < seconds:
+            pass
+        return (machine.used_by_others() - before) / (time.perf_counter() - begun)
+
+    # Tests may run beside this one: what a spinner adds is asked for, not what there is.
+    alone = min(cores_used() for _ in range(3))
+    command = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(command) as spinner:
+        try:
+            beside = max(cores_used() for _ in range(3))
+        finally:
+            spinner.kill()
+    assert alone < os.cpu_count() - 0.5 and beside > 0.4
 
 
 def a_run(folder, kept=None, **settings):

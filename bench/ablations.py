@@ -1,0 +1,217 @@
+"""What each part of the method is worth on the embedded base: runs without it, beside whole ones.
+
+    python bench/ablations.py                               nine kinds of runs, three seeds each
+    python bench/ablations.py --iterations 3                as many iterations; goes on with those
+    python bench/ablations.py --only default no-cap --seeds 0
+    python bench/ablations.py --table                       only show what there is
+
+Each is a run of mmzero.py in a folder of its own with one thread, `--jobs` of them side by side.
+What is finished is not made again, and what was stopped goes on. It prints a table and draws
+`--png`. The last two kinds replace a function of mmzero.py, `solver_data`: labels have no flag.
+
+The gain of a kind, and how much it is below that of the default, are means over seeds, in points.
+Two 95 % intervals answer two questions. Over questions (tools/compare.py: `paired`): would these
+very Solvers differ on other questions? Over seeds (Student's t): would other runs differ?
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from tqdm import tqdm
+
+import mmzero
+from eval import markdown
+from support.run_folder import read_jsonl
+from tiny.truth import truth
+from tools.compare import paired
+
+KINDS = {
+    "default": "",
+    "no-diversity": "--without diversity --without type",
+    "no-cap": "--without cap",
+    # E looks at d too: without d alone it would still push.
+    "no-difficulty": "--without difficulty --without easy-hard",
+    "no-filters": "--without filters",
+    "proposer-untrained": "--proposer-steps 0",
+    "coder-untrained": "--coder-steps 0",
+    "labels-proposer": "",
+    "labels-truth": "",
+}
+# Of the last two: what a row's label is, None for a row that has none and is left out.
+LABELS = {
+    "labels-proposer": lambda row: row["hard_answer"],
+    "labels-truth": lambda row: truth(row["caption"], row["hard_question"]),
+}
+# Student's t, 97.5 %, for two seeds, three, ...
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+BOTH_ERRORS = 1.96 + 0.84  # to see a difference in four of five experiments, 5 % false alarms
+
+
+def one_run(kind: str, flags: list[str]):
+    """In a process of its own: mmzero.py with these flags, and with other labels if the kind says
+    so."""
+    if kind in LABELS:
+        usual, label_of = mmzero.solver_data, LABELS[kind]
+
+        def solver_data(roles, phase):
+            rows = [(row | {"label": label_of(row)}, image) for row, image in usual(roles, phase)]
+            return [(row, image) for row, image in rows if row["label"] is not None]
+
+        mmzero.solver_data = solver_data
+    mmzero.main(flags)
+
+
+def evaluations(folder: Path) -> dict[int, dict]:
+    """Iteration -> its line in metrics.jsonl."""
+    lines = read_jsonl(folder / "metrics.jsonl")
+    return {line["iteration"]: line for line in lines if line["kind"] == "eval"}
+
+
+def make(args, kind: str, seed: int):
+    """One run, unless it is there."""
+    folder = args.out / f"{kind}-seed{seed}"
+    if args.iterations in evaluations(folder):
+        return
+    flags = ["--out", folder, "--seed", seed, "--iterations", args.iterations]
+    flags += ["--threads", 1, "--workers", 1, *KINDS[kind].split(), *args.flags.split()]
+    command = [sys.executable, __file__, "--run", kind, *map(str, flags)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log)
+    if done.returncode:
+        raise RuntimeError(f"{kind}, seed {seed} failed: see {folder}/log.txt")
+
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+def over_seeds(values) -> tuple[float, float]:
+    """95 % interval of the mean of a few runs."""
+    n = len(values)
+    half = T[n - 2] * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def would_take(values, size: float) -> str:
+    """How many values of this spread it takes to tell a mean of this size from 0, by the usual
+    formula: n = ((1.96 + 0.84) sd / mean)^2
+
+    >>> would_take([1.0, 3.0], 2.0)
+    '4'
+    """
+    if not size:
+        return "–"
+    count = math.ceil((BOTH_ERRORS * np.std(values, ddof=1) / abs(size)) ** 2)
+    return f"{max(count, 2):,}" if count < 1e6 else "over a million"
+
+
+def gains(args) -> dict[str, np.ndarray]:
+    """Kind -> gain of each question over the base [seeds, Q], in points, of the seeds that are
+    there for the default as well."""
+    found = {}
+    for kind in args.only:
+        runs = []
+        for seed in args.seeds:
+            both = [evaluations(args.out / f"{name}-seed{seed}") for name in (kind, "default")]
+            if all(args.iterations in run for run in both):
+                ends = (both[0][k]["per_question"]["sampled"] for k in (args.iterations, 0))
+                runs.append(np.subtract(*ends) * 100)
+        if runs:
+            found[kind] = np.array(runs)
+    return found
+
+
+def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
+    """A row of the table. own and default: gains [seeds, Q] of the same seeds."""
+    interval = lambda ends: "({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
+    number = lambda x: f"{x:+.1f}".replace("-", "−")
+    seeds = own.mean(axis=1)
+    cells = [kind, f"{number(seeds.mean())} {interval(over_seeds(seeds))}"]
+    cells.append(", ".join(map(number, seeds)))
+    if kind == "default":
+        return [*cells, "", "", ""]
+    difference = own - default  # [seeds, Q]
+    questions, runs = difference.mean(axis=0), difference.mean(axis=1)
+    ends = [100 * end for end in paired(questions / 100)]
+    cells.append(f"{number(questions.mean())} {interval(ends)}")
+    cells.append(interval(over_seeds(runs)) if len(runs) > 1 else "–")
+    needed = []
+    if ends[0] <= 0 <= ends[1]:
+        needed.append(f"{would_take(questions, questions.mean())} questions")
+    if len(runs) > 1 and over_seeds(runs)[0] <= 0 <= over_seeds(runs)[1]:
+        needed.append(f"{would_take(runs, runs.mean())} seeds")
+    return [*cells, ", ".join(needed) or "seen"]
+
+
+def table(found: dict[str, np.ndarray]) -> str:
+    header = ["kind", "gain (95 %, seeds)", "each seed", "less the default's (95 %, questions)"]
+    header += ["(95 %, seeds)", "to be seen it would take"]
+    rows = []
+    for kind, own in found.items():
+        rows.append(figures(kind, own, found["default"][: len(own)]))
+    return markdown(header, rows)
+
+
+def draw(found: dict[str, np.ndarray], iterations: int, path: Path):
+    """The gains as one figure: a dot for each seed, a bar for their mean."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(7.5, 0.42 * len(found) + 1.1), layout="constrained")
+    axes = drawing.add_subplot()
+    names = list(found)[::-1]
+    for place, kind in enumerate(names):
+        seeds = found[kind].mean(axis=1)
+        colour = "#0072b2" if kind == "default" else "#8a8a8a"
+        axes.barh(place, seeds.mean(), 0.55, color=colour, alpha=0.45)
+        axes.plot(seeds, [place] * len(seeds), "o", color=colour, ms=5)
+    axes.axvline(found["default"].mean(), color="#0072b2", lw=0.8, ls="--")
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(
+        f"gain in held-out accuracy, points, after iteration {iterations}; a dot a seed"
+    )
+    drawing.savefig(path, dpi=150)
+
+
+def main():
+    if sys.argv[1:2] == ["--run"]:
+        return one_run(sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=1, help="of each run [1]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side [2]")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--flags", default="", help="more flags of mmzero.py, in quotes")
+    parser.add_argument("--png", type=Path, help="draw the figure here")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    if "default" not in args.only:
+        args.only.insert(0, "default")
+
+    if not args.table:
+        # All kinds of one seed first: then there is a whole table early.
+        work = [(kind, seed) for seed in args.seeds for kind in args.only]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            runs = [pool.submit(make, args, *one) for one in work]
+            for run in tqdm(runs, "ablations", ncols=100, unit=" runs"):
+                run.result()
+    found = gains(args)
+    if "default" not in found:
+        sys.exit(f"ablations.py: no finished run of the default in {args.out}: leave --table out")
+    print(table(found))
+    if args.png:
+        draw(found, args.iterations, args.png)
+
+
+if __name__ == "__main__":
+    main()

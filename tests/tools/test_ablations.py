@@ -1,0 +1,108 @@
+"""bench/ablations.py: its statistics by hand, its table from made-up runs, and one real run."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eval
+from support.run_folder import read_jsonl
+from tiny.truth import truth
+
+ROOT = Path(eval.__file__).parent
+spec = importlib.util.spec_from_file_location("ablations", ROOT / "bench/ablations.py")
+ablations = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ablations)
+
+LITTLE = """--steps 1 --proposer-prompts 2 --coder-proposals 4 --coder-prompts 2 --probe 4
+--solver-proposals 48 --solver-prompts 4 --solver-update 4 --questions 6 --render-seconds 60"""
+
+
+def made_up(folder, name, seed, base, after):
+    """A run folder of which nothing is there but the accuracies of each question."""
+    lines = []
+    for iteration, each in enumerate((base, after)):
+        hits = {"sampled": each}
+        lines.append({"kind": "eval", "iteration": iteration, "per_question": hits})
+    run = folder / f"{name}-seed{seed}"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *map(str, words)])
+    ablations.main()
+
+
+def test_the_table_pairs_questions_and_seeds(tmp_path, monkeypatch, capsys):
+    half, rng = [0.5] * 400, np.random.default_rng(0)
+    for seed, gain in enumerate((0.2, 0.24, 0.22)):
+        # Questions differ much from each other, and hardly from run to run.
+        each = rng.choice([0.2, 0.8], 400)
+        made_up(tmp_path, "default", seed, half, list(each + gain))
+        made_up(tmp_path, "no-cap", seed, half, list(each + gain - 0.1))
+        made_up(tmp_path, "no-filters", seed, half, list(each + gain + (0.05, -0.04, 0)[seed]))
+    run(monkeypatch, "--table", "--out", tmp_path, "--png", tmp_path / "figure.png")
+    header, _, *rows = capsys.readouterr().out.strip().split("\n")
+    cells = {row[0]: row[1:] for row in ([c.strip() for c in r.split("|")[1:-1]] for r in rows)}
+    assert list(cells) == ["default", "no-cap", "no-filters"]
+    # Ten points less in every run, whatever the questions are: seen with three runs.
+    assert cells["no-cap"][2].startswith("−10.0 (−") and cells["no-cap"][3] == "(−10.0 to −10.0)"
+    assert cells["no-cap"][4] == "seen"
+    # +5, -4 and 0: sd 4.5 around 0.33, which takes (2.8 * 4.5 / 0.33)^2 seeds.
+    runs = np.array([5, -4, 0])
+    needed = math.ceil((2.8 * runs.std(ddof=1) / runs.mean()) ** 2)
+    assert cells["no-filters"][4].endswith(f"{needed:,} seeds")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_an_interval_over_seeds_is_students():
+    # Three values: t = 4.303 for two degrees of freedom.
+    low, high = ablations.over_seeds([1, 2, 3])
+    assert (low, high) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    rng = np.random.default_rng(1)
+    drawn = rng.normal(size=(4000, 3))
+    hit = [low <= 0 <= high for low, high in map(ablations.over_seeds, drawn)]
+    assert 0.94 < np.mean(hit) < 0.96
+
+
+def test_the_power_that_is_named_is_the_power_that_is_there():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.5, 2.0, 1000)
+    count = int(ablations.would_take(values, 0.5))
+    drawn = rng.normal(0.5, 2.0, (4000, count))
+    error = drawn.std(axis=1, ddof=1) / math.sqrt(count)
+    seen = np.abs(drawn.mean(axis=1)) > 1.96 * error
+    assert 0.74 < seen.mean() < 0.86
+
+
+def test_nothing_there_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="no finished run of the default"):
+        run(monkeypatch, "--table", "--out", tmp_path)
+
+
+def test_labels_are_the_truth_in_a_real_run_and_it_is_made_once(tmp_path, monkeypatch, capsys):
+    words = ["--only", "labels-truth", "--seeds", 0, "--out", tmp_path, "--flags", LITTLE]
+    run(monkeypatch, *words)
+    assert "labels-truth" in capsys.readouterr().out
+    log = (tmp_path / "labels-truth-seed0/log.txt").read_text()
+    assert "it 1 solver 1/1" in log
+    before = {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*.jsonl")}
+    run(monkeypatch, *words)
+    assert before == {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*.jsonl")}
+
+    # The rows on disk have the vote. What is trained on is their truth.
+    rows = read_jsonl(tmp_path / "labels-truth-seed0/iter1/solver.jsonl")
+    seen = []
+    monkeypatch.setattr(ablations.mmzero, "solver_data", lambda *_: [(row, None) for row in rows])
+    monkeypatch.setattr(ablations.mmzero, "main", lambda _: seen.extend(current()))
+    current = lambda: ablations.mmzero.solver_data(None, None)
+    ablations.one_run("labels-truth", [])
+    known = [row for row in rows if truth(row["caption"], row["hard_question"]) is not None]
+    assert [row["label"] for row, _ in seen] == [
+        truth(row["caption"], row["hard_question"]) for row in known
+    ]
