@@ -94,7 +94,7 @@ class Roles:
     """
 
     def __init__(self, settings: Settings, newest: dict):
-        """newest: of each role, the folder to go on from; None where it has not been trained yet."""
+        """newest: of each role, the folder to go on from; None where it is still untrained."""
         self.settings = settings
         self.actor, self.policy = load_networks(VLM.load, settings)
         self.prompts, self.topics = self.actor.prompts, topics_of(self.actor.prompts)
