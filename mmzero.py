@@ -441,6 +441,7 @@ def self_evolve(run: Run):
 
 def main(arguments=None) -> Run:
     from tools.audit import audit_file
+    from tools.explain import explain
     from tools.plan import auto, plan
     from tools.report import report
 
@@ -456,6 +457,9 @@ def main(arguments=None) -> Run:
         check_model(settings)
         if unusual(settings):
             print(unusual(settings))
+        if settings.explain:
+            print(f"\n{explain(sys.modules[__name__], settings)}")
+            return
         run = Run(settings)
         for roles, iteration in self_evolve(run):
             labels = run.folder / f"iter{iteration}/solver.jsonl"

@@ -94,14 +94,18 @@ def bar(items, title: str, unit: str):
 # ------------------------------------------------------------------------------------- the folder
 
 
+def folder_of(settings) -> Path:
+    name = "-no-".join([settings.language, *settings.without])
+    name = f"{Path(settings.model).name}-{name}-seed{settings.seed}"
+    return Path(settings.out or f"runs/{'explain-' if settings.explain else ''}{name}")
+
+
 class Run:
     """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
     def __init__(self, settings):
         self.settings = settings
-        name = "-no-".join([settings.language, *settings.without])
-        name = f"{Path(settings.model).name}-{name}-seed{settings.seed}"
-        self.folder = Path(settings.out or f"runs/{name}")
+        self.folder = folder_of(settings)
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
         config["without"] = list(settings.without)  # as JSON gives it back
         # What config.json holds. threads: those that the run began with.

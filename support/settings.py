@@ -26,6 +26,7 @@ class Settings:
     start_proposer: str = ""  # the model or folder that the Proposer starts from; empty: --model
     start_coder: str = ""  # the same for the Coder
     start_solver: str = ""  # the same for the Solver
+    explain: bool = False  # write explain.html: one step of each phase in slow motion
     # Proposer: how much is sampled per step, and how often it is trained in an iteration.
     proposer_steps: int = 20  # GRPO steps (rollout batches) per iteration; 0: it is never trained
     proposer_prompts: int = 18  # prompts (topics, in turn) per step
@@ -123,6 +124,13 @@ PRESETS = {  # name: (settings, what it is for)
     "authors-8b": (AUTHORS, "the numbers of the authors' scripts for 8B, where they differ"),
 }
 
+# One step of each phase in slow motion: small numbers, but two updates a step, for in the first of
+# them every ratio is 1.
+EXPLAIN = dict(
+    **dict(iterations=1, proposer_steps=1, coder_steps=1, solver_steps=1, questions=0, probe=0),
+    **dict(proposer_prompts=6, proposer_update=3, coder_proposals=32, coder_prompts=8),
+    **dict(coder_update=4, solver_proposals=96, solver_prompts=8, solver_update=4),
+)
 # What the Coder writes, taking turns.
 LANGUAGES = {"svg": ("svg",), "python": ("python",), "mixed": ("svg", "python")}
 # How a role is sampled while it is frozen, and while it is trained.
@@ -238,6 +246,7 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
     if "without" in given:
         # In one order and once each, as the folder of a run is named after them.
         given["without"] = tuple(name for name in SWITCHES if name in given["without"])
+    given = (EXPLAIN if given.get("explain") else {}) | given
     steps, gpus = given.pop("steps", None), given.pop("dry_run", None)
     if steps is not None:
         given = {f"{role}_steps": steps for role in LENGTHS} | given
