@@ -3,6 +3,7 @@
     python mmzero.py                                   the embedded tiny base, on a laptop
     python mmzero.py --model Qwen2-VL-2B               a real one, with the settings of the paper
     python mmzero.py --model Qwen2-VL-2B --dry-run     what that needs, and whether it fits here
+    python mmzero.py --explain                         one step of each phase, as a page to read
 
 The Proposer imagines a picture and asks an easy and a hard question about it (a proposal). The
 Coder writes code that draws the picture. The Solver looks at the picture and answers. An iteration

@@ -6,8 +6,10 @@
     python bench/ablations.py --table                       only show what there is
 
 Each is a run of mmzero.py in a folder of its own with one thread, `--jobs` of them side by side.
-What is finished is not made again, and what was stopped goes on. It prints a table and draws
-`--png`. The last two kinds replace a function of mmzero.py, `solver_data`: labels have no flag.
+What is finished is not made again, and what was stopped goes on. What a kind has in common with the
+default, up to the first phase that differs, is copied from the default's folder once that is there:
+the same seeds make the same. It prints a table and draws `--png`. The last two kinds replace a
+function of mmzero.py, `solver_data`: labels have no flag.
 
 The gain of a kind, and how much it is below that of the default, are means over seeds, in points.
 Two 95 % intervals answer two questions. Over questions (tools/compare.py: `paired`): would these
@@ -15,7 +17,9 @@ very Solvers differ on other questions? Over seeds (Student's t): would other ru
 """
 
 import argparse
+import json
 import math
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +33,7 @@ from tqdm import tqdm
 
 import mmzero
 from eval import markdown
-from support.run_folder import read_jsonl
+from support.run_folder import ROLES, read_jsonl
 from tiny.truth import truth
 from tools.compare import paired
 
@@ -50,6 +54,11 @@ LABELS = {
     "labels-proposer": lambda row: row["hard_answer"],
     "labels-truth": lambda row: truth(row["caption"], row["hard_question"]),
 }
+# What is the same as in the default: up to which stage of which iteration. Those with other labels
+# also have the same data of phase S.
+COMMON = dict.fromkeys(KINDS, (0, "eval"))
+COMMON |= dict.fromkeys(("no-filters", "coder-untrained"), (1, "proposer"))
+COMMON |= dict.fromkeys(LABELS, (1, "coder"))
 # Student's t, 97.5 %, for two seeds, three, ...
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 BOTH_ERRORS = 1.96 + 0.84  # to see a difference in four of five experiments, 5 % false alarms
@@ -75,11 +84,27 @@ def evaluations(folder: Path) -> dict[int, dict]:
     return {line["iteration"]: line for line in lines if line["kind"] == "eval"}
 
 
+def copy_common(default: Path, folder: Path, kind: str):
+    """Begin a run with what it has in common with the default's: it then goes on from there."""
+    iteration, stage = COMMON[kind]
+    later = ROLES[ROLES.index(stage) + 1 :] if iteration else ()
+    gone = ["log.txt", "resume", "*.html", f"iter[{iteration + 1}-9]*", *later]
+    gone += [f"{role}.jsonl" for role in later if kind not in LABELS]
+    shutil.copytree(default, folder, ignore=shutil.ignore_patterns(*gone))
+    # The run's own, not those of checkpoints: it writes its settings itself.
+    (folder / "config.json").unlink()
+    (folder / "resume").mkdir()
+    progress = {"done": [iteration, stage], "place": None}
+    (folder / "resume/progress.json").write_text(json.dumps(progress))
+
+
 def make(args, kind: str, seed: int):
     """One run, unless it is there."""
-    folder = args.out / f"{kind}-seed{seed}"
+    folder, default = args.out / f"{kind}-seed{seed}", args.out / f"default-seed{seed}"
     if args.iterations in evaluations(folder):
         return
+    if kind != "default" and not folder.exists() and 1 in evaluations(default):
+        copy_common(default, folder, kind)
     flags = ["--out", folder, "--seed", seed, "--iterations", args.iterations]
     flags += ["--threads", 1, "--workers", 1, *KINDS[kind].split(), *args.flags.split()]
     command = [sys.executable, __file__, "--run", kind, *map(str, flags)]
@@ -94,22 +119,21 @@ def make(args, kind: str, seed: int):
 
 
 def over_seeds(values) -> tuple[float, float]:
-    """95 % interval of the mean of a few runs."""
+    """95 % interval of the mean of two runs or more."""
     n = len(values)
-    half = T[n - 2] * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    half = T[n - 2] * np.std(values, ddof=1) / math.sqrt(n)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def would_take(values, size: float) -> str:
-    """How many values of this spread it takes to tell a mean of this size from 0, by the usual
-    formula: n = ((1.96 + 0.84) sd / mean)^2
+def would_take(values) -> str:
+    """How many such values it takes to tell their mean from 0: ((1.96 + 0.84) sd / mean)^2
 
-    >>> would_take([1.0, 3.0], 2.0)
+    >>> would_take([1.0, 3.0])
     '4'
     """
-    if not size:
-        return "–"
-    count = math.ceil((BOTH_ERRORS * np.std(values, ddof=1) / abs(size)) ** 2)
+    if abs(np.mean(values)) < 1e-9:
+        return "any number of"
+    count = math.ceil((BOTH_ERRORS * np.std(values, ddof=1) / np.mean(values)) ** 2)
     return f"{max(count, 2):,}" if count < 1e6 else "over a million"
 
 
@@ -133,21 +157,20 @@ def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
     """A row of the table. own and default: gains [seeds, Q] of the same seeds."""
     interval = lambda ends: "({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
     number = lambda x: f"{x:+.1f}".replace("-", "−")
+    several = lambda runs: interval(over_seeds(runs)) if len(runs) > 1 else ""
     seeds = own.mean(axis=1)
-    cells = [kind, f"{number(seeds.mean())} {interval(over_seeds(seeds))}"]
-    cells.append(", ".join(map(number, seeds)))
+    cells = [kind, f"{number(seeds.mean())} {several(seeds)}", ", ".join(map(number, seeds))]
     if kind == "default":
         return [*cells, "", "", ""]
     difference = own - default  # [seeds, Q]
     questions, runs = difference.mean(axis=0), difference.mean(axis=1)
     ends = [100 * end for end in paired(questions / 100)]
-    cells.append(f"{number(questions.mean())} {interval(ends)}")
-    cells.append(interval(over_seeds(runs)) if len(runs) > 1 else "–")
+    cells += [f"{number(questions.mean())} {interval(ends)}", several(runs)]
     needed = []
     if ends[0] <= 0 <= ends[1]:
-        needed.append(f"{would_take(questions, questions.mean())} questions")
-    if len(runs) > 1 and over_seeds(runs)[0] <= 0 <= over_seeds(runs)[1]:
-        needed.append(f"{would_take(runs, runs.mean())} seeds")
+        needed.append(f"{would_take(questions)} questions")
+    if len(runs) > 1 and np.prod(over_seeds(runs)) <= 0:
+        needed.append(f"{would_take(runs)} seeds")
     return [*cells, ", ".join(needed) or "seen"]
 
 

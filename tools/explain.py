@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import statistics
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -98,11 +99,17 @@ class Recorder:
 # --------------------------------------------------------------------------- what is shown of it
 
 
-def most_telling(groups: list[list[dict]], prefer=lambda i: False) -> int:
-    """Of groups of terms [P][G] the one whose rewards differ most, if possible a preferred one."""
-    rewards_of = [[one["reward"] for one in group] for group in groups]
+def most_telling(recorder: Recorder, learn: Call, prefer=lambda i: False) -> int:
+    """The group of a step whose rewards differ most, if possible a preferred one. Those of updates
+    after the first come first."""
+    late = set()
+    for one_pass in recorder.inside(learn, "policy_pass"):
+        # The log-probs before the step are of what comes after the first update.
+        late.update(rollout.group for rollout in one_pass.arguments[3])
+    rewards_of = [[one["reward"] for one in group] for group in learn.arguments[4]]
     differ = [max(values) - min(values) for values in rewards_of]
-    return max(range(len(groups)), key=lambda i: (prefer(i) and differ[i] > 0, differ[i]))
+    groups = [i for i in range(len(differ)) if differ[i] > 0] or range(len(differ))
+    return max(groups, key=lambda i: (i in late, prefer(i), differ[i]))
 
 
 def picture_of(image, caption: str):
@@ -167,9 +174,10 @@ def phase_p(recorder: Recorder) -> SimpleNamespace:
     # A proposal of which some codes draw and some do not, in a group of unequal rewards.
     telling = [0 < one["rendered"] < 1 for one in paid.result]
     groups = [telling[i : i + size] for i in range(0, len(telling), size)]
-    number = most_telling(terms, lambda i: any(groups[i]))
+    number = most_telling(recorder, learn, lambda i: any(groups[i]))
     own = range(number * size, (number + 1) * size)
-    place = max(own, key=lambda i: (telling[i], paid.result[i]["reward"]))
+    taken = [sum(one[name] for name in ("easy_hard", "type", "diversity")) for one in paid.result]
+    place = max(own, key=lambda i: (telling[i], taken[i] > 0, paid.result[i]["reward"]))
 
     valid = [i for i, proposal in enumerate(proposals) if proposal is not None]
     shares = [call.result for call in recorder.inside(paid, "cluster_shares")]
@@ -198,13 +206,13 @@ def phase_c(recorder: Recorder) -> SimpleNamespace:
     (data,), learn = recorder.of("coder_data"), recorder.learning("coder")
     (fresh,) = recorder.inside(data, "fresh_data")
     rows = [row for row, _ in fresh.result]
-    rates = sorted(tally([row["render_rate"] for row in rows]).items())
+    rates = sorted(Counter(row["render_rate"] for row in rows).items())
     shown = SimpleNamespace(rows=rows, rates=rates, kept=len(data.result), group=None)
     if learn:
         # What is drawn outside of `draw` are the policy's own codes.
         (render,) = recorder.inside(None, "render")
         failed = [any(draft.image is None for draft in group) for group in render.result]
-        number = most_telling(learn.arguments[4], lambda i: failed[i])
+        number = most_telling(recorder, learn, lambda i: failed[i])
         shown.drafts = pictures_of(render.result[number])
         shown.group = group_of(recorder, learn, number)
     return shown
@@ -219,7 +227,7 @@ def phase_s(recorder: Recorder) -> SimpleNamespace:
     shown = SimpleNamespace(valid=len(fresh.result), drawn=len(drawn), kept=len(kept), group=None)
     shown.dropped = dropped
     if learn:
-        number = most_telling(learn.arguments[4])
+        number = most_telling(recorder, learn)
         prompt = learn.arguments[2][number]
         (asked,) = (call for call in recorder.of("solver_prompt") if call.result is prompt)
         image = asked.arguments[1]

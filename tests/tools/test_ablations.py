@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 
 import eval
 from support.run_folder import read_jsonl
-from tiny.truth import truth
 
 ROOT = Path(eval.__file__).parent
 spec = importlib.util.spec_from_file_location("ablations", ROOT / "bench/ablations.py")
@@ -20,6 +20,18 @@ spec.loader.exec_module(ablations)
 
 LITTLE = """--steps 1 --proposer-prompts 2 --coder-proposals 4 --coder-prompts 2 --probe 4
 --solver-proposals 48 --solver-prompts 4 --solver-update 4 --questions 6 --render-seconds 60"""
+
+
+FLAGS = [*LITTLE.split(), "--iterations", 1, "--threads", 1, "--workers", 1]
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """The folder of a small run of the default."""
+    folder = tmp_path_factory.mktemp("default") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "--run", "default", *FLAGS, "--out", folder)
+    return folder
 
 
 def made_up(folder, name, seed, base, after):
@@ -72,8 +84,9 @@ def test_an_interval_over_seeds_is_students():
 
 def test_the_power_that_is_named_is_the_power_that_is_there():
     rng = np.random.default_rng(0)
-    values = rng.normal(0.5, 2.0, 1000)
-    count = int(ablations.would_take(values, 0.5))
+    values = rng.normal(size=1000)
+    values = 0.5 + 2 * (values - values.mean()) / values.std()
+    count = int(ablations.would_take(values))
     drawn = rng.normal(0.5, 2.0, (4000, count))
     error = drawn.std(axis=1, ddof=1) / math.sqrt(count)
     seen = np.abs(drawn.mean(axis=1)) > 1.96 * error
@@ -85,24 +98,52 @@ def test_nothing_there_is_one_line(tmp_path, monkeypatch):
         run(monkeypatch, "--table", "--out", tmp_path)
 
 
-def test_labels_are_the_truth_in_a_real_run_and_it_is_made_once(tmp_path, monkeypatch, capsys):
-    words = ["--only", "labels-truth", "--seeds", 0, "--out", tmp_path, "--flags", LITTLE]
-    run(monkeypatch, *words)
-    assert "labels-truth" in capsys.readouterr().out
-    log = (tmp_path / "labels-truth-seed0/log.txt").read_text()
-    assert "it 1 solver 1/1" in log
-    before = {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*.jsonl")}
-    run(monkeypatch, *words)
-    assert before == {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*.jsonl")}
+def without_clock(folder):
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
-    # The rows on disk have the vote. What is trained on is their truth.
-    rows = read_jsonl(tmp_path / "labels-truth-seed0/iter1/solver.jsonl")
-    seen = []
-    monkeypatch.setattr(ablations.mmzero, "solver_data", lambda *_: [(row, None) for row in rows])
-    monkeypatch.setattr(ablations.mmzero, "main", lambda _: seen.extend(current()))
-    current = lambda: ablations.mmzero.solver_data(None, None)
-    ablations.one_run("labels-truth", [])
-    known = [row for row in rows if truth(row["caption"], row["hard_question"]) is not None]
-    assert [row["label"] for row, _ in seen] == [
-        truth(row["caption"], row["hard_question"]) for row in known
-    ]
+
+@pytest.mark.parametrize("kind", ["labels-truth", "coder-untrained", "no-difficulty"])
+def test_what_is_copied_from_the_default_is_what_a_whole_run_makes(
+    kind, tmp_path, monkeypatch, default
+):
+    """And what is trained on in a run with other labels are these labels."""
+    # A kind with other labels replaces it for good: here for this test.
+    monkeypatch.setattr(ablations.mmzero, "solver_data", ablations.mmzero.solver_data)
+    shutil.copytree(default, tmp_path / "copied/default-seed0")
+    for out in ("copied", "whole"):
+        words = ["--only", kind, "--seeds", 0, "--out", tmp_path / out, "--flags", LITTLE]
+        if out == "whole":
+            # No default to copy from, until the kind's own run is made.
+            words = ["--run", kind, *FLAGS, *ablations.KINDS[kind].split()]
+            words += ["--out", tmp_path / f"whole/{kind}-seed0"]
+        run(monkeypatch, *words)
+    runs = [tmp_path / out / f"{kind}-seed0" for out in ("copied", "whole")]
+    assert without_clock(runs[0]) == without_clock(runs[1])
+    assert "solver 1/1" in (runs[0] / "log.txt").read_text()
+    weights = [(run / "iter1/solver/model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    ours = (default / "iter1/solver/model.safetensors").read_bytes()
+    assert weights[0] != ours
+
+
+def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch, capsys, default):
+    shutil.copytree(default, tmp_path / "default-seed0")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    run(monkeypatch, "--only", "default", "--seeds", 0, "--out", tmp_path, "--flags", LITTLE)
+    assert "default" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_labels_are_the_truth_or_the_proposers_own(monkeypatch):
+    known = {"caption": "bars: red 4, blue 7, green 2", "label": "9", "hard_answer": "8"}
+    known["hard_question"] = "What do red and blue add up to?"
+    unknown = known | {"hard_question": "What is the weather?"}
+    rows, seen = [(known, None), (unknown, None)], []
+    for kind in ablations.LABELS:
+        monkeypatch.setattr(ablations.mmzero, "solver_data", lambda *_: rows)
+        look = lambda _: seen.append(ablations.mmzero.solver_data(None, None))
+        monkeypatch.setattr(ablations.mmzero, "main", look)
+        ablations.one_run(kind, [])
+    labels = [[row["label"] for row, _ in data] for data in seen]
+    assert labels == [["8", "8"], ["11"]]

@@ -1,0 +1,160 @@
+"""explain.html: numbers are worked out again from the page alone, by lines that share no code."""
+
+import math
+import re
+import statistics
+from collections import Counter
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import grpo
+import mmzero
+import rewards
+from tools import explain
+
+LITTLE = """--explain --coder-proposals 16 --coder-prompts 4 --coder-update 2 --solver-proposals 48
+--solver-prompts 4 --solver-update 2 --workers 1 --render-seconds 60""".split()
+HOSTILE = "</span><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a run in which every caption, as it is read, holds hostile text."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    read, kept = rewards.parse_proposal, (mmzero.Roles.learn, grpo.policy_loss)
+
+    def hostile(text):
+        proposal = read(text)
+        if proposal:
+            vars(proposal)["caption"] = proposal.caption + HOSTILE
+        return proposal
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "parse_proposal", hostile)
+        mmzero.main([*LITTLE, "--out", str(out)])
+    # The watched functions are the usual ones again.
+    assert (mmzero.Roles.learn, grpo.policy_loss) == kept
+    return (out / "explain.html").read_text(encoding="utf-8")
+
+
+def number(text):
+    return float(text.replace("−", "-"))
+
+
+def cells(html, name):
+    """The rows of the tables of a class, as texts."""
+    tables = re.findall(rf'(?s)<table class="{name}">(.*?)</table>', html)
+    rows = [re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", table)[1:] for table in tables]
+    strip = lambda cell: unescape(re.sub("<[^>]+>", "", cell)).strip()
+    cell = r"(?s)<t[hd][^>]*>(.*?)</t[hd]>"
+    return [[list(map(strip, re.findall(cell, row))) for row in table] for table in rows]
+
+
+def section(page, letter):
+    return re.search(rf"(?s)<h2>{letter} · .*?</section>", page)[0]
+
+
+def chips(html):
+    found = re.findall(r"<span class=\"(?:yes)?\">(.*?)</span>", html)
+    return [None if text == "nothing read" else unescape(text) for text in found]
+
+
+def tagged(html, name):
+    return number(re.search(rf'id="{name}">(.*?)<', html)[1])
+
+
+def test_the_proposers_reward_from_the_answers_on_the_page(page):
+    html, gains = section(page, "P"), []
+    codes = re.search(r'(?s)id="codes">(.*?)<h3>Its reward', html)[1]
+    for card in re.findall(r'(?s)<article class="code">(.*?)</article>', codes):
+        if "no picture" in card:
+            gains.append(0)
+            continue
+        easy, hard = map(chips, re.findall(r'(?s)<p class="answers">(.*?)</p>', card))
+        right = unescape(re.search(r'<span class="a">(.*?)</span>', card)[1])
+        s = sum(answer == right for answer in easy) / len(easy)
+        votes = Counter(answer for answer in hard if answer is not None)
+        c = max(votes.values(), default=0) / len(hard)
+        gains.append(min(s, 0.5) + min(c, 1 - c))
+        assert number(re.search(r'class="earned">(.*?)<', card)[1]) == pytest.approx(gains[-1])
+    assert len(gains) == 4 and 0 in gains and max(gains) > 0
+    taken = sum(tagged(html, name) for name in "ETV")
+    assert tagged(html, "R") == pytest.approx(sum(gains) / 4 - taken, abs=2e-4)
+
+
+@pytest.mark.parametrize("letter, size", [("P", 4), ("C", 4), ("S", 8)])
+def test_the_advantages_from_the_rewards_on_the_page(page, letter, size):
+    (rows,) = cells(section(page, letter), "group")
+    paid = [number(row[-2]) for row in rows]
+    assert len(paid) == size and len(set(paid)) > 1
+    mean, std = statistics.mean(paid), statistics.stdev(paid)
+    for row, r in zip(rows, paid):
+        assert number(row[-1]) == pytest.approx((r - mean) / std, abs=2e-3)
+
+
+@pytest.mark.parametrize("letter", "PCS")
+def test_ratio_clip_and_kl_of_tokens_from_their_log_probs(page, letter):
+    html = section(page, letter)
+    (rows,) = cells(html, "tokens")
+    (group,) = cells(html, "group")
+    moved = 0
+    for _, reply, old, logp, ref, ratio, A, counts, kl, cut in rows:
+        old, logp, ref, ratio, A = map(number, (old, logp, ref, ratio, A))
+        assert A == number(group[int(reply) - 1][-1])
+        rho = math.exp(logp - old)
+        moved += abs(rho - 1) > 1e-3
+        assert ratio == pytest.approx(rho, abs=2e-4)
+        clipped = min(max(rho, 0.8), 1.3)
+        expected = min(rho * A, clipped * A)
+        if A < 0:
+            expected = max(expected, 3 * A)
+        assert number(counts) == pytest.approx(expected, abs=1e-3)
+        assert (cut == "clipped") == (expected != rho * A)
+        gap = math.exp(ref - logp) - (ref - logp) - 1
+        assert number(kl) == pytest.approx(gap, abs=2e-5)
+    assert moved >= 5
+
+
+def test_the_label_from_ten_answers(page):
+    html = section(page, "S")
+    votes = chips(re.search(r'(?s)id="votes">(.*?)</p>', html)[1])
+    label, count = Counter(v for v in votes if v is not None).most_common(1)[0]
+    assert len(votes) == 10
+    assert unescape(re.search(r'id="label">(.*?)<', html)[1]) == label
+    assert tagged(html, "share") == count / 10 and 0.25 <= count / 10 <= 0.75
+
+
+def test_what_a_model_wrote_is_text(page):
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_a_page_or_a_usual_run_is_not_overwritten(tmp_path, monkeypatch):
+    def explained(settings):
+        return explain.explain(mmzero, settings)
+
+    out = tmp_path / "run"
+    settings, _ = mmzero.parse([*LITTLE, "--out", str(out)])
+    usual, _ = mmzero.parse(["--out", str(out)])
+    mmzero.Run(usual)
+    with pytest.raises(SystemExit, match="holds a usual run: give another --out"):
+        mmzero.main([*LITTLE, "--out", str(out)])
+    (out / "explain.html").write_text("seen")
+    with pytest.raises(ValueError, match="is there already"):
+        explained(settings)
+    assert (out / "explain.html").read_text() == "seen"
+
+    # What one that was stopped has left is made anew.
+    (out / "explain.html").unlink()
+    (out / "config.json").write_text('{"settings": {"explain": true}}')
+    (out / "rest").write_text("")
+
+    def stopped(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmzero, "self_evolve", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        explained(settings)
+    assert Path(out).is_dir() and not (out / "rest").exists()
