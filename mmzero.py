@@ -47,7 +47,7 @@ from support.answers import refuse
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
-from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse, unusual
+from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
 from vlm import VLM
 
 # -------------------------------------------------------------------------------- the three roles
@@ -427,9 +427,7 @@ def self_evolve(run: Run):
                 trained = iteration > 0 and getattr(settings, f"{role}_steps") > 0
                 if trained and not run.is_done(iteration, role):
                     roles.policy.load_state(roles.weights[role])
-                    optimizer = make_optimizer(
-                        roles.policy, lr=settings.lr, weight_decay=settings.weight_decay
-                    )
+                    optimizer = make_optimizer(roles.policy, settings.lr, settings.weight_decay)
                     training[role](roles, Phase(run, iteration, role, roles.policy, optimizer))
                     roles.keep(role)
                     roles.policy.save(run.folder / f"iter{iteration}" / role)
@@ -456,8 +454,6 @@ def main(arguments=None) -> Run:
             sys.exit(f"mmzero.py: {reason}" if reason else None)
         check(settings)
         check_model(settings)
-        if unusual(settings):
-            print(unusual(settings))
         if settings.explain:
             print(f"\n{explain(sys.modules[__name__], settings)}")
             return

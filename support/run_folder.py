@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import parallel
+from support.settings import unusual
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
 
@@ -105,6 +106,8 @@ class Run:
 
     def __init__(self, settings):
         self.settings = settings
+        if unusual(settings):
+            print(unusual(settings))
         self.folder = folder_of(settings)
         config = dataclasses.asdict(settings) | {"out": str(self.folder)}
         config["without"] = list(settings.without)  # as JSON gives it back

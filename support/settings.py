@@ -204,18 +204,8 @@ def unusual(settings: Settings) -> str:
     return "; ".join(parts)
 
 
-def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
-    """The command line has a flag for each setting; the preset says what is not given. For a real
-    model that is auto(given, gpus), or the paper's where there is no `auto`.
-
-    -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset
-    names a number.
-
-    >>> flags = "--model Qwen2-VL-7B --preset 8x80gb --dry-run --lora 16"
-    >>> settings, gpus = parse(flags.split())
-    >>> gpus, settings.lora, settings.token_budget           # what is given wins over the preset
-    (8, 16, 8192)
-    """
+def command_line() -> argparse.ArgumentParser:
+    """A flag for each setting, and those that are none."""
     about = "MM-Zero: three roles of one vision-language model evolve without data."
     options = dict(allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser = argparse.ArgumentParser(description=about, **options)
@@ -241,15 +231,30 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
     about = "only say what the run would need, and whether it fits this machine: no weights are "
     about += "loaded [GPUs: those in the preset's name, else of this machine]"
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
+    return parser
 
-    given = vars(parser.parse_args(arguments))
+
+def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
+    """The command line has a flag for each setting; the preset says what is not given. For a real
+    model that is auto(given, gpus), or the paper's where there is no `auto`.
+
+    -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset
+    names a number.
+
+    >>> flags = "--model Qwen2-VL-7B --preset 8x80gb --dry-run --lora 16"
+    >>> settings, gpus = parse(flags.split())
+    >>> gpus, settings.lora, settings.token_budget           # what is given wins over the preset
+    (8, 16, 8192)
+    """
+    given = vars(command_line().parse_args(arguments))
     if "without" in given:
         # In one order and once each, as the folder of a run is named after them.
         given["without"] = tuple(name for name in SWITCHES if name in given["without"])
-    given = (EXPLAIN if given.get("explain") else {}) | given
     steps, gpus = given.pop("steps", None), given.pop("dry_run", None)
     if steps is not None:
         given = {f"{role}_steps": steps for role in LENGTHS} | given
+    if given.get("explain"):
+        given = EXPLAIN | given
     preset = given.pop("preset", "auto")
     if preset == "auto" and given.get("model", "tiny") == "tiny":
         preset = "tiny"

@@ -37,6 +37,7 @@ MADE_BY_A_RUN = {
     "config.json",
     "metrics.jsonl",
     "report.html",
+    "explain.html",
     "runs/eval/MODEL/SET.jsonl",
     "results.jsonl",
     "results.md",
@@ -55,7 +56,7 @@ def commands(line):
     (None, None)
     """
     line = re.sub(r"(^|\s)#.*$", "", line).strip()
-    found = re.search(r"(?:^|[\s/])((?:bench/|tools/|tiny/)?\w+\.py)(?=\s|$)(.*)$", line)
+    found = re.search(r"(?:^|[\s/])((?:bench/|docs/|tools/|tiny/)?\w+\.py)(?=\s|$)(.*)$", line)
     if found is None or "pytest" in line:
         return None
     script, arguments = found[1], found[2].strip()

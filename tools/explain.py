@@ -28,6 +28,7 @@ from markupsafe import Markup
 import grpo
 import rewards
 from grpo import flat
+from support import parallel
 from support.answers import tally
 from support.run_folder import folder_of
 from tools import report
@@ -276,8 +277,12 @@ def write(recorder: Recorder, folder: Path) -> Path:
 def explain(loop, settings) -> Path:
     """Run the loop of module `loop` (mmzero.py, under whatever name) once, watched -> the page.
 
-    ValueError: there is a page already, or another run.
+    ValueError: there is a page already, or another run; or it is not one step in one process.
     """
+    steps = [getattr(settings, f"{role}_steps") for role in report.ROLES]
+    if [settings.iterations, *steps] != [1, 1, 1, 1] or parallel.world() > 1:
+        what = "--explain shows one iteration of one step for each role, in one process"
+        raise ValueError(f"{what}: leave --iterations, --steps and torchrun out")
     folder = folder_of(settings)
     page, config = folder / "explain.html", folder / "config.json"
     if page.exists():

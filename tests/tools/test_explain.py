@@ -146,6 +146,11 @@ def test_a_page_or_a_usual_run_is_not_overwritten(tmp_path, monkeypatch):
         explained(settings)
     assert (out / "explain.html").read_text() == "seen"
 
+    # More than one step is none in slow motion.
+    with pytest.raises(SystemExit, match="one step for each role"):
+        mmzero.main([*LITTLE, "--steps", "2", "--out", str(tmp_path / "two")])
+    assert not (tmp_path / "two").exists()
+
     # What one that was stopped has left is made anew.
     (out / "explain.html").unlink()
     (out / "config.json").write_text('{"settings": {"explain": true}}')
