@@ -545,7 +545,14 @@ def test_switches_are_said_first_stand_in_the_config_and_reach_the_rewards(tmp_p
         evolve(replace(LITTLE, out=str(tmp_path / "run"), probe=0))
 
 
-@pytest.mark.parametrize("role", mmzero.ROLES)
+@pytest.mark.parametrize(
+    "role",
+    [
+        "coder",
+        pytest.param("proposer", marks=pytest.mark.slow),
+        pytest.param("solver", marks=pytest.mark.slow),
+    ],
+)
 def test_a_role_that_is_never_trained_stays_the_base(role, tmp_path, capsys):
     settings = replace(LITTLE, out=str(tmp_path / "run"), probe=0, **{f"{role}_steps": 0})
     done = evolve(settings)

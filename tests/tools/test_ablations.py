@@ -103,7 +103,14 @@ def without_clock(folder):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["labels-truth", "coder-untrained", "no-difficulty"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "labels-truth",
+        pytest.param("coder-untrained", marks=pytest.mark.slow),
+        pytest.param("no-difficulty", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_copied_from_the_default_is_what_a_whole_run_makes(
     kind, tmp_path, monkeypatch, default
 ):
