@@ -175,7 +175,7 @@ def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
 
 
 def table(found: dict[str, np.ndarray]) -> str:
-    header = ["kind", "gain (95 %, seeds)", "each seed", "less the default's (95 %, questions)"]
+    header = ["kind", "gain (95 %, seeds)", "each seed", "minus the default (95 %, questions)"]
     header += ["(95 %, seeds)", "to be seen it would take"]
     rows = []
     for kind, own in found.items():

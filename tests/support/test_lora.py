@@ -1,6 +1,7 @@
 """LoRA against the plain network, against its own merged weights, and as peft loads it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,6 +313,17 @@ def test_a_run_begins_with_the_adapters_of_another(tmp_path):
     for network in (actor, policy):
         assert all(torch.equal(w, network.state()[n]) for n, w in vlm.state().items())
         assert network.base == "tiny"
+    # One role alone may begin with them, on the base; and not with all weights.
+    one = replace(settings, model="tiny", lora=4, lora_alpha=8.0)
+    roles = mmzero.Roles(
+        replace(one, start_solver=str(tmp_path / "solver")), dict.fromkeys(mmzero.ROLES)
+    )
+    roles.renderer.close()
+    assert all(torch.equal(w, roles.weights["solver"][n]) for n, w in vlm.state().items())
+    assert not any(w.any() for n, w in roles.weights["coder"].items() if "lora_B" in n)
+    shutil.copytree(find_checkpoint("tiny"), tmp_path / "whole")
+    with pytest.raises(SystemExit, match="holds all weights: with --lora a role starts from"):
+        evolve(replace(one, start_coder=str(tmp_path / "whole")))
     # Each has its own.
     assert not {id(w) for w in actor.weights().values()} & {
         id(w) for w in policy.weights().values()
