@@ -199,9 +199,9 @@ def test_padding_is_left_out_and_sums_are_over_tokens():
 # ---- log-probs -----------------------------------------------------------------------------------
 
 
-def is_that_of_separate_sequences(vlm, monkeypatch):
-    """Nothing padded, prompt and picture computed once: the same values and gradients as one
-    sequence at a time."""
+def gap_to_separate_sequences(vlm, monkeypatch) -> float:
+    """Nothing padded, prompt and picture computed once: the same log-probs as one sequence at a
+    time. -> the largest difference of the gradients, in shares of the largest entry"""
     monkeypatch.setitem(packed.LOGITS, "cpu", 7 * len(vlm.lm_head))
     rollouts = make_rollouts(vlm)
     bundles = [rollouts[0:3], rollouts[3:5], rollouts[5:6], rollouts[6:9]]
@@ -221,15 +221,15 @@ def is_that_of_separate_sequences(vlm, monkeypatch):
         (slow * weight).sum().backward()
     scale = gradients(vlm).abs().max()
     assert scale > 0.1
-    torch.testing.assert_close(ours / scale, gradients(vlm) / scale, atol=1e-5, rtol=1e-4)
     assert any(p.grad.abs().max() > 0 for n, p in vlm.model.named_parameters() if "visual" in n)
+    return ((ours - gradients(vlm)).abs().max() / scale).item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_separate_sequences(models, family, monkeypatch):
     """With the mask. The faster ways: tests/support/test_packed.py."""
     monkeypatch.setattr(packed, "pays", lambda lengths: False)
-    is_that_of_separate_sequences(copy.deepcopy(models[family]), monkeypatch)
+    assert gap_to_separate_sequences(copy.deepcopy(models[family]), monkeypatch) < 2e-5
 
 
 def test_the_mask_by_hand():

@@ -94,10 +94,18 @@ def test_fixed_shapes_and_seldom_looks(models, monkeypatch):
 
 def test_attention_of_cuda_gives_the_same_replies(models, monkeypatch):
     for model in models.values():
-        plain = replies_of(model)
+        plain, asked = replies_of(model), []
+
+        def fused(*arguments, asked=asked):
+            asked.append(arguments)
+            return flash.fused_attention(*arguments)
+
         with monkeypatch.context() as patch:
-            patch.setattr(flash, "plain_attention", flash.fused_attention)
+            patch.setattr(flash, "plain_attention", fused)
             assert_same(replies_of(model), plain)
+        # It is what attended, in every step of every layer.
+        longest = max(len(reply.tokens) for reply in plain)
+        assert len(asked) >= (longest - 1) * len(model.model.model.language_model.layers)
 
 
 def test_attention_on_the_cache(models, monkeypatch, attention):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from oracle import token_logps
-from test_grpo import FAMILIES, gradients, is_that_of_separate_sequences, make_rollouts, models
+from test_grpo import FAMILIES, gap_to_separate_sequences, gradients, make_rollouts, models
 
 from support import packed
 from support.packed import visible_tokens
@@ -83,7 +83,7 @@ def test_fast_is_plain_through_the_network(models, family, fast, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fast_is_separate_sequences(models, family, fast, monkeypatch):
-    is_that_of_separate_sequences(copy.deepcopy(models[family]), monkeypatch)
+    assert gap_to_separate_sequences(copy.deepcopy(models[family]), monkeypatch) < 2e-5
 
 
 def test_where_it_pays():
