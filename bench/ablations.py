@@ -59,7 +59,7 @@ LABELS = {
 COMMON = dict.fromkeys(KINDS, (0, "eval"))
 COMMON |= dict.fromkeys(("no-filters", "coder-untrained"), (1, "proposer"))
 COMMON |= dict.fromkeys(LABELS, (1, "coder"))
-# Student's t, 97.5 %, for two seeds, three, ...
+# Student's t, 97.5 %, for two seeds, three, ... ten; that for ten is also taken for more.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 BOTH_ERRORS = 1.96 + 0.84  # to see a difference in four of five experiments, 5 % false alarms
 
@@ -90,12 +90,16 @@ def copy_common(default: Path, folder: Path, kind: str):
     later = ROLES[ROLES.index(stage) + 1 :] if iteration else ()
     gone = ["log.txt", "resume", "*.html", f"iter[{iteration + 1}-9]*", *later]
     gone += [f"{role}.jsonl" for role in later if kind not in LABELS]
-    shutil.copytree(default, folder, ignore=shutil.ignore_patterns(*gone))
+    # The folder has its name only when it is whole.
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(default, new, ignore=shutil.ignore_patterns(*gone))
     # The run's own, not those of checkpoints: it writes its settings itself.
-    (folder / "config.json").unlink()
-    (folder / "resume").mkdir()
+    (new / "config.json").unlink()
+    (new / "resume").mkdir()
     progress = {"done": [iteration, stage], "place": None}
-    (folder / "resume/progress.json").write_text(json.dumps(progress))
+    (new / "resume/progress.json").write_text(json.dumps(progress))
+    new.rename(folder)
 
 
 def make(args, kind: str, seed: int):
@@ -121,7 +125,7 @@ def make(args, kind: str, seed: int):
 def over_seeds(values) -> tuple[float, float]:
     """95 % interval of the mean of two runs or more."""
     n = len(values)
-    half = T[n - 2] * np.std(values, ddof=1) / math.sqrt(n)
+    half = T[min(n, len(T) + 1) - 2] * np.std(values, ddof=1) / math.sqrt(n)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
@@ -137,20 +141,22 @@ def would_take(values) -> str:
     return f"{max(count, 2):,}" if count < 1e6 else "over a million"
 
 
-def gains(args) -> dict[str, np.ndarray]:
-    """Kind -> gain of each question over the base [seeds, Q], in points, of the seeds that are
-    there for the default as well."""
+def gains(args) -> dict[str, dict[int, np.ndarray]]:
+    """Kind -> seed -> gain of each question over the base [Q], in points, of finished runs."""
     found = {}
     for kind in args.only:
-        runs = []
         for seed in args.seeds:
-            both = [evaluations(args.out / f"{name}-seed{seed}") for name in (kind, "default")]
-            if all(args.iterations in run for run in both):
-                ends = (both[0][k]["per_question"]["sampled"] for k in (args.iterations, 0))
-                runs.append(np.subtract(*ends) * 100)
-        if runs:
-            found[kind] = np.array(runs)
+            own = evaluations(args.out / f"{kind}-seed{seed}")
+            if args.iterations in own:
+                ends = (own[k]["per_question"]["sampled"] for k in (args.iterations, 0))
+                found.setdefault(kind, {})[seed] = np.subtract(*ends) * 100
     return found
+
+
+def paired_with(default: dict, runs: dict) -> tuple[np.ndarray, np.ndarray]:
+    """A kind's gains, and the default's of the same seeds, [seeds, Q] each."""
+    seeds = [seed for seed in runs if seed in default]
+    return np.array([runs[s] for s in seeds]), np.array([default[s] for s in seeds])
 
 
 def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
@@ -174,28 +180,30 @@ def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
     return [*cells, ", ".join(needed) or "seen"]
 
 
-def table(found: dict[str, np.ndarray]) -> str:
+def table(found: dict) -> str:
+    """found: what `gains` gave."""
     header = ["kind", "gain (95 %, seeds)", "each seed", "minus the default (95 %, questions)"]
     header += ["(95 %, seeds)", "to be seen it would take"]
     rows = []
-    for kind, own in found.items():
-        rows.append(figures(kind, own, found["default"][: len(own)]))
+    for kind, runs in found.items():
+        rows.append(figures(kind, *paired_with(found["default"], runs)))
     return markdown(header, rows)
 
 
-def draw(found: dict[str, np.ndarray], iterations: int, path: Path):
+def draw(found: dict, iterations: int, path: Path):
     """The gains as one figure: a dot for each seed, a bar for their mean."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(7.5, 0.42 * len(found) + 1.1), layout="constrained")
     axes = drawing.add_subplot()
     names = list(found)[::-1]
+    means = {kind: [run.mean() for run in runs.values()] for kind, runs in found.items()}
     for place, kind in enumerate(names):
-        seeds = found[kind].mean(axis=1)
+        seeds = means[kind]
         colour = "#0072b2" if kind == "default" else "#8a8a8a"
-        axes.barh(place, seeds.mean(), 0.55, color=colour, alpha=0.45)
+        axes.barh(place, np.mean(seeds), 0.55, color=colour, alpha=0.45)
         axes.plot(seeds, [place] * len(seeds), "o", color=colour, ms=5)
-    axes.axvline(found["default"].mean(), color="#0072b2", lw=0.8, ls="--")
+    axes.axvline(np.mean(means["default"]), color="#0072b2", lw=0.8, ls="--")
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.spines[["top", "right"]].set_visible(False)
@@ -226,8 +234,12 @@ def main():
         work = [(kind, seed) for seed in args.seeds for kind in args.only]
         with ThreadPoolExecutor(args.jobs) as pool:
             runs = [pool.submit(make, args, *one) for one in work]
-            for run in tqdm(runs, "ablations", ncols=100, unit=" runs"):
-                run.result()
+            try:
+                for run in tqdm(runs, "ablations", ncols=100, unit=" runs"):
+                    run.result()
+            except RuntimeError as error:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(f"ablations.py: {error}")
     found = gains(args)
     if "default" not in found:
         sys.exit(f"ablations.py: no finished run of the default in {args.out}: leave --table out")

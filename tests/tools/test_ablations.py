@@ -72,6 +72,25 @@ def test_the_table_pairs_questions_and_seeds(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_seeds_are_paired_by_their_numbers(tmp_path, monkeypatch, capsys):
+    half = [0.5] * 40
+    for seed, gain in ((0, 0.1), (1, 0.3), (2, 0.2)):
+        made_up(tmp_path, "default", seed, half, [0.5 + gain] * 40)
+        # The run of seed 1 is still missing, as happens while runs are made.
+        if seed != 1:
+            made_up(tmp_path, "no-cap", seed, half, [0.55 + gain] * 40)
+    run(monkeypatch, "--table", "--out", tmp_path)
+    row = capsys.readouterr().out.strip().split("\n")[-1].split("|")
+    assert row[3].strip() == "+15.0, +25.0" and row[5].strip() == "(+5.0 to +5.0)"
+
+
+def test_a_run_that_fails_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="default, seed 0 failed: see .*log.txt") as stop:
+        run(monkeypatch, "--seeds", 0, 1, "--jobs", 1, "--out", tmp_path, "--flags", "--nonsense 1")
+    assert "\n" not in str(stop.value)
+    assert "--nonsense" in (tmp_path / "default-seed0/log.txt").read_text()
+
+
 def test_an_interval_over_seeds_is_students():
     # Three values: t = 4.303 for two degrees of freedom.
     low, high = ablations.over_seeds([1, 2, 3])
