@@ -4,18 +4,17 @@
 
 The run is the usual loop with small numbers (EXPLAIN in support/settings.py). While it goes on,
 `Recorder` stands before some of its functions and keeps what went in and came out, and
-explain_page.html shows that. Figures are the run's own. What is added is arithmetic on figures that
-stand on the page: mean and deviation of a group; ratio, surrogate and KL of a token (`worked_out`).
+explain_page.html shows that. Figures are the run's own. Two things are added: mean and deviation of
+a group's rewards, and the parts of a token's loss, for which `policy_loss` is asked once more.
 """
 
 import io
 import json
-import math
 import shutil
 import statistics
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,17 +244,15 @@ def number(x: float, digits=4) -> str:
     return f"{x:.{digits}f}".replace("-", "−")
 
 
-def worked_out(token: dict, settings: dict) -> dict:
-    """What grpo.py's policy_loss makes of a token, from the log-probs that stand beside it."""
-    A, ratio = token["advantage"], math.exp(token["logp"] - token["old"])
-    clipped = min(max(ratio, 1 - settings["clip_low"]), 1 + settings["clip_high"])
-    surrogate = min(ratio * A, clipped * A)
-    if A < 0:
-        surrogate = max(surrogate, settings["clip_dual"] * A)
-    difference = token["ref"] - token["logp"]
-    kl = math.exp(difference) - difference - 1
-    cut = clipped != ratio and surrogate != ratio * A
-    return token | {"ratio": ratio, "surrogate": surrogate, "kl": kl, "cut": cut}
+def worked_out(token: dict, loss: grpo.LossSettings) -> dict:
+    """What grpo.py's policy_loss makes of a token: asked again, for one of its parts at a time."""
+    names = ("logp", "old", "ref", "advantage")
+    logp, old, ref, A = (torch.tensor([token[n]], dtype=torch.float64) for n in names)
+    negative, counts = grpo.policy_loss(logp, old, ref, A, replace(loss, kl=0))
+    kl, _ = grpo.policy_loss(logp, old, ref, 0 * A, replace(loss, kl=1))
+    cut = any(counts[name] for name in ("clip_high", "clip_low", "clip_dual"))
+    ratio = (logp - old).exp().item()
+    return token | {"ratio": ratio, "counts": -negative.item(), "kl": kl.item(), "cut": cut}
 
 
 def write(recorder: Recorder, folder: Path) -> Path:
@@ -264,7 +261,8 @@ def write(recorder: Recorder, folder: Path) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["n"] = number
     environment.globals.update(answers_match=rewards.answers_match, tally=tally)
-    environment.globals.update(worked_out=partial(worked_out, settings=settings))
+    loss = grpo.LossSettings(**{f.name: settings[f.name] for f in fields(grpo.LossSettings)})
+    environment.globals.update(worked_out=partial(worked_out, loss=loss))
     environment.globals.update(style=Markup(STYLE), few=FEW, longest=LONGEST)
     phases = dict(p=phase_p(recorder), c=phase_c(recorder), s=phase_s(recorder))
     template = environment.from_string(PAGE.read_text(encoding="utf-8"))
