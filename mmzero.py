@@ -438,8 +438,8 @@ def self_evolve(run: Run):
                 run.finish(iteration, "eval")
 
 
-def main(arguments=None) -> Run:
-    from tools.audit import audit_file
+def main(arguments=None) -> Run | None:
+    from tools.audit import audit_labels
     from tools.explain import explain
     from tools.plan import auto, plan
     from tools.report import report
@@ -456,15 +456,10 @@ def main(arguments=None) -> Run:
         check_model(settings)
         if settings.explain:
             print(f"\n{explain(sys.modules[__name__], settings)}")
-            return
+            return None
         run = Run(settings)
         for roles, iteration in self_evolve(run):
-            labels = run.folder / f"iter{iteration}/solver.jsonl"
-            if labels.exists() and labels.stat().st_size:
-                # How good are they? The Solver that learnt from them is asked without pictures.
-                roles.actor.load_state(roles.weights["solver"])
-                figures = audit_file(labels, roles.actor, settings.seed, settings.answer_tokens)
-                run.log(kind="audit", iteration=iteration, phase="solver", **figures)
+            audit_labels(roles, run, iteration)
             if parallel.rank() == 0:
                 print(table(run.evaluations()[-1:]))
                 report(run.folder)

@@ -10,7 +10,7 @@ def check_model(settings):
     """Are there such models, and can this run use them? It is asked before anything is written."""
     base = find_checkpoint(settings.model)
     family = check_family(base)
-    for name in {settings.model: 0} | dict.fromkeys(starts(settings).values()):
+    for name in dict.fromkeys([settings.model, *starts(settings).values()]):
         config, folder = read_json(name, ADAPTERS), find_checkpoint(name)
         if config and (config["r"], config["lora_alpha"]) != (settings.lora, settings.lora_alpha):
             flags = "--lora {r} --lora-alpha {lora_alpha}".format(**config)

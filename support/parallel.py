@@ -268,3 +268,34 @@ def clip_gradients(parameters, max_norm) -> float:
     parameters = list(parameters)
     sum_gradients(parameters)
     return whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)).item()
+
+
+# ---- the state of a training ---------------------------------------------------------------------
+
+
+def training_state(policy, optimizer) -> dict:
+    """Weights and moments by name, as plain tensors in host memory; of sharded ones the shards."""
+
+    def keep(tensor):
+        return local(tensor.detach()).cpu()
+
+    weights, moments = policy.weights(), {}
+    for name, weight in weights.items():
+        # Nothing for a weight that has never had a gradient.
+        own = optimizer.state.get(weight, {})
+        moments[name] = {key: keep(value) for key, value in own.items()}
+    return {"weights": {name: keep(w) for name, w in weights.items()}, "moments": moments}
+
+
+@torch.no_grad()
+def restore(policy, optimizer, state: dict):
+    """What `training_state` gave goes back to its place."""
+    for name, weight in policy.weights().items():
+        local(weight).copy_(state["weights"][name])
+        for key, value in state["moments"][name].items():
+            # The step count is a number, the moments have the weight's shape.
+            moment = torch.zeros((), device=weight.device)
+            if value.dim():
+                moment = torch.zeros_like(weight)
+            local(moment).copy_(value)
+            optimizer.state[weight][key] = moment

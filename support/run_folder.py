@@ -288,7 +288,7 @@ class Phase:
         self.durations = []  # of the steps, in seconds
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
-            restore(policy, optimizer, run.state)
+            parallel.restore(policy, optimizer, run.state)
             run.state = None  # large, and used
 
     def seed(self, *words) -> int:
@@ -385,7 +385,8 @@ class Phase:
         self.log("step", step=step, **record)
         self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
         if step % self.run.settings.save_steps == 0:
-            state = training_state(self.policy, self.optimizer) | {"rows": json.dumps(self.rows)}
+            state = parallel.training_state(self.policy, self.optimizer)
+            state["rows"] = json.dumps(self.rows)
             self.run.save_state(self.iteration, self.role, step, state)
 
     def look_at_the_clock(self, seconds: float):
@@ -414,37 +415,6 @@ def step_line(title: str, r: dict) -> str:
     else:
         words += ["no update: every group's rewards are equal"]
     return "  ".join([*words, f"{r['seconds']:.1f} s"])
-
-
-# ------------------------------------------------------------------------- the state of a training
-
-
-def training_state(policy, optimizer) -> dict:
-    """Weights and moments by name, as plain tensors in host memory; of sharded ones the shards."""
-
-    def keep(tensor):
-        return parallel.local(tensor.detach()).cpu()
-
-    weights, moments = policy.weights(), {}
-    for name, weight in weights.items():
-        # Nothing for a weight that has never had a gradient.
-        own = optimizer.state.get(weight, {})
-        moments[name] = {key: keep(value) for key, value in own.items()}
-    return {"weights": {name: keep(w) for name, w in weights.items()}, "moments": moments}
-
-
-@torch.no_grad()
-def restore(policy, optimizer, state: dict):
-    """What `training_state` gave goes back to its place."""
-    for name, weight in policy.weights().items():
-        parallel.local(weight).copy_(state["weights"][name])
-        for key, value in state["moments"][name].items():
-            # The step count is a number, the moments have the weight's shape.
-            moment = torch.zeros((), device=weight.device)
-            if value.dim():
-                moment = torch.zeros_like(weight)
-            parallel.local(moment).copy_(value)
-            optimizer.state[weight][key] = moment
 
 
 def read_state(path: Path) -> dict | None:

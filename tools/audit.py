@@ -139,6 +139,16 @@ def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
     return audit(rows, blind)
 
 
+def audit_labels(roles, run, iteration):
+    """This iteration's labels, while the run goes on. The Solver that learnt from them is asked
+    without pictures, too."""
+    labels, settings = run.folder / f"iter{iteration}/solver.jsonl", run.settings
+    if labels.exists() and labels.stat().st_size:
+        roles.actor.load_state(roles.weights["solver"])
+        figures = audit_file(labels, roles.actor, settings.seed, settings.answer_tokens)
+        run.log(kind="audit", iteration=iteration, phase="solver", **figures)
+
+
 def table(audits):
     """{iteration: figures} -> a column each; a dash stands where there is no figure.
 

@@ -209,12 +209,14 @@ def work(settings: Settings) -> dict[str, dict]:
         updates[role] = steps * math.ceil(prompts / update)
     judged = 2 * settings.answers  # an easy and a hard question
     tried = rollouts["proposer"] * settings.codes
-    drawn = settings.coder_proposals * settings.codes + rollouts["coder"]
-    made = settings.solver_proposals
+    # A role that is never trained has no phase.
+    imagined = settings.coder_proposals if settings.coder_steps else 0
+    made = settings.solver_proposals if settings.solver_steps else 0
+    drawn = imagined * settings.codes + rollouts["coder"]
     solved = made * 2 * settings.labels + rollouts["solver"]
     counts = {
         "P": (rollouts["proposer"], tried, tried * judged, tried, updates["proposer"]),
-        "C": (settings.coder_proposals, drawn, rollouts["coder"] * judged, drawn, updates["coder"]),
+        "C": (imagined, drawn, rollouts["coder"] * judged, drawn, updates["coder"]),
         "S": (made, made, solved, made, updates["solver"]),
     }
     names = "proposals", "codes", "answers", "pictures", "updates"

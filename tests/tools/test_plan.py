@@ -282,6 +282,12 @@ def test_the_readme_has_the_tables_of_the_code(capsys, monkeypatch):
         assert any("\n".join(rows_of_one) in page for page in pages)
 
 
+def test_a_role_that_is_never_trained_makes_nothing():
+    rows = work(replace(PAPER, coder_steps=0, solver_steps=0))
+    assert rows["P"] == work(PAPER)["P"]
+    assert set(rows["C"].values()) == set(rows["S"].values()) == {0}
+
+
 def test_work_of_the_paper_by_hand():
     rows = work(PAPER)
     assert rows["P"] == dict(
