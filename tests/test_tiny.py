@@ -14,7 +14,7 @@ import rewards
 from prompts import TOPICS
 from render import Renderer
 from support.checkpoint import TINY
-from tiny import build, world
+from tiny import build, drawing, world
 from vlm import VLM
 
 
@@ -31,11 +31,11 @@ def scenes(count, seed=0, **options):
 
 def test_both_languages_draw_the_same_picture(renderer):
     some = scenes(28)
-    svg = renderer.render([(world.svg(s.shapes), "svg") for s in some])
-    python = renderer.render([(world.python(s.shapes), "python") for s in some])
+    svg = renderer.render([(drawing.svg(s.shapes), "svg") for s in some])
+    python = renderer.render([(drawing.python(s.shapes), "python") for s in some])
     for scene, a, b in zip(some, svg, python):
-        assert a.image.size == b.image.size == (world.SIZE, world.SIZE), (a.error, b.error)
-        assert (np.asarray(b.image) == np.asarray(world.paint(scene.shapes))).all()
+        assert a.image.size == b.image.size == (drawing.SIZE, drawing.SIZE), (a.error, b.error)
+        assert (np.asarray(b.image) == np.asarray(drawing.paint(scene.shapes))).all()
         # SVG is drawn with soft edges, Pillow without: what differs is a thin line along an edge
         far = (np.abs(np.asarray(a.image, int) - np.asarray(b.image, int)).max(-1) > 200).mean()
         assert far < 0.06, (scene.caption, far)

@@ -42,7 +42,7 @@ import mmzero
 from grpo import Rollout, micro_batches, reply_states
 from prompts import TOPICS, fill
 from support.checkpoint import TINY as TINY_FOLDER
-from tiny import world
+from tiny import drawing, world
 from vlm import VLM
 
 DRAW = "{caption}\n{easy_question} {easy_answer}\n{hard_question} {hard_answer}"
@@ -151,7 +151,7 @@ def code(scene: world.Scene, language: str, rng, noise: float) -> str:
     if rng.random() < 0.35 * noise:
         shape = rng.choice(shapes)
         shape[rng.randrange(1, len(shape) - 1)] += rng.choice((-1, 1))
-    text = world.svg(shapes) if language == "svg" else world.python(shapes)
+    text = drawing.svg(shapes) if language == "svg" else drawing.python(shapes)
     if rng.random() < 0.42 * noise:
         text = text.removesuffix("\n</svg>" if language == "svg" else ")")
     return f"```{language}\n{text}\n```"
@@ -357,7 +357,7 @@ def pretrain(
 
 def as_rollout(vlm: VLM, text: str, shapes: tuple | None, reply: str) -> Rollout:
     """A lesson as the trainer takes it: a prompt with its picture, and the tokens of the reply."""
-    pictures = [world.paint(shapes)] if shapes else []
+    pictures = [drawing.paint(shapes)] if shapes else []
     tokens = vlm.tokenizer(reply, add_special_tokens=False).input_ids
     return Rollout(vlm.encode(text, pictures), [*tokens, vlm.tokenizer.eos_token_id], [])
 
