@@ -140,7 +140,7 @@ def reply_states(vlm, bundles):
     batch = vlm.picture_inputs([bundle[0].prompt for bundle in bundles])
     batch["input_ids"] = vlm.send(tokens[None])
     batch["position_ids"] = vlm.send(positions[:, None])
-    # Attention as the mask says, or the same results faster. Inside `vlm.attention("packed")`.
+    # Attention as the mask says, or the same results faster. Inside `packed.attention`.
     if packed.pays(lengths):
         dtype = parallel.working_dtype(vlm.lm_head)
         batch["attention"] = {"layout": packed.lay_out(lengths, vlm.device, dtype)}
@@ -158,7 +158,7 @@ def reply_logps(vlm, bundles, temperature=1.0):
         logits = packed.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
         return logits.logps()
 
-    with torch.no_grad(), vlm.attention("packed"):
+    with torch.no_grad(), packed.attention(vlm):
         return parallel.within(vlm.model, forward)
 
 
@@ -241,7 +241,7 @@ def train_step(
             for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
                 forward = partial(policy_pass, policy, reference, bundles, *facts)
                 # Around the backward pass too: checkpointed layers are computed again in it.
-                with policy.attention("packed"):
+                with packed.attention(policy):
                     loss, parts, gap = parallel.within(policy.model, forward)
                     # The mean over all tokens of the update, whichever pass and rank they are in.
                     (loss * weight / count).backward()

@@ -16,7 +16,7 @@ has three phases. In each of them one role is trained with GRPO, and the other t
         (fresh pictures with an open question; its label is the majority of ten answers)
 
 This file is the loop. rewards.py says what is good, grpo.py how a reward becomes a gradient,
-generate.py samples, render.py turns code into pictures, vlm.py is the network, eval.py measures.
+generate.py samples, render.py draws, vlm.py is the network, eval.py and tools/measure.py measure.
 The letters and words of all files are explained at the top of grpo.py.
 
 Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their
@@ -37,7 +37,7 @@ from functools import partial
 from PIL import Image
 
 import rewards
-from eval import charts, evaluate, table
+from eval import table
 from generate import generate
 from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
@@ -347,56 +347,6 @@ def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
     return rows
 
 
-# --------------------------------------------------------------------------------------- measuring
-
-
-def measure(roles: Roles, run: Run, iteration: int, questions: dict):
-    """This iteration's line in the table: the Solver on held-out questions, and the probe."""
-    settings, begun, figures = roles.settings, time.perf_counter(), {}
-    if questions:
-        roles.actor.load_state(roles.weights["solver"])
-        limits = dict(seed=settings.seed, max_new_tokens=settings.answer_tokens)
-        limits["progress"] = parallel.shows_progress()
-        figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
-        figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]
-    if settings.probe:
-        figures |= probe(roles, run, iteration)
-    figures["seconds"] = time.perf_counter() - begun
-    run.log(kind="eval", iteration=iteration, **figures)
-
-
-def probe(roles: Roles, run: Run, iteration: int) -> dict:
-    """The three roles make and answer some proposals together. -> figures"""
-    settings, rows, drafts = roles.settings, [], []
-    seed = subseed(settings.seed, iteration, "probe")
-    imagined = roles.imagine(range(settings.probe), 1, settings.answers, seed)
-    for topic, reply, own in imagined:
-        row = {"topic": topic, "reply": reply}
-        rows.append((row | own[0].row(), own[0].image) if own else (row, None))
-        drafts += own
-    run.save_rows(iteration, "probe", rows)
-    texts, answers = roles.judgements if drafts else ([], [])
-    replied = {
-        "proposer": ([row["reply"] for row, _ in rows], [not own for *_, own in imagined]),
-        "coder": ([draft.reply for draft in drafts], [draft.code is None for draft in drafts]),
-        "solver": (texts, [answer is None for answer in answers]),
-    }
-    drawn = [row for row, image in rows if image is not None]
-    types = [rewards.type_of(draft.proposal) for draft in drafts]
-    return {
-        "valid": len(drafts) / len(rows),
-        "render": len(drawn) / max(len(drafts), 1),
-        "solvability": mean(row["solvability"] for row in drawn),
-        "difficulty": mean(rewards.difficulty(row["consistency"]) for row in drawn),
-        "easy_hard_gap": mean(row["easy_consistency"] - row["consistency"] for row in drawn),
-        "hard_consistency": [row["consistency"] for row in drawn],
-        "code_tokens": mean(draft.tokens for draft in drafts),
-        "type_entropy": rewards.type_entropy(types),
-        "types": {name: types.count(name) for name in sorted(set(types))},
-        "unread_by_role": {role: run.unread(iteration, role, *replied[role]) for role in ROLES},
-    }
-
-
 # ---------------------------------------------------------------------------------------- the loop
 
 
@@ -417,10 +367,6 @@ def self_evolve(run: Run):
 
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
-        questions = {}
-        for kind in ("hard", "easy"):
-            if settings.questions:
-                questions[kind], _ = charts(settings.questions, kind=kind, of=settings.split)
         for iteration in range(settings.iterations + 1):
             for role in ROLES:
                 # Iteration 0 is the base: it is measured, not trained.
@@ -433,7 +379,6 @@ def self_evolve(run: Run):
                     roles.policy.save(run.folder / f"iter{iteration}" / role)
                     run.finish(iteration, role)
             if not run.is_done(iteration, "eval"):
-                measure(roles, run, iteration, questions)
                 yield roles, iteration
                 run.finish(iteration, "eval")
 
@@ -441,6 +386,7 @@ def self_evolve(run: Run):
 def main(arguments=None) -> Run | None:
     from tools.audit import audit_labels
     from tools.explain import explain
+    from tools.measure import held_out, measure
     from tools.plan import auto, plan
     from tools.report import report
 
@@ -458,7 +404,9 @@ def main(arguments=None) -> Run | None:
             print(f"\n{explain(sys.modules[__name__], settings)}")
             return None
         run = Run(settings)
+        questions = held_out(settings)
         for roles, iteration in self_evolve(run):
+            measure(roles, run, iteration, questions)
             audit_labels(roles, run, iteration)
             if parallel.rank() == 0:
                 print(table(run.evaluations()[-1:]))

@@ -12,7 +12,6 @@ Shapes: B sequences, L tokens of the longest one, D hidden size, V vocabulary.
 import hashlib
 import itertools
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -257,8 +256,7 @@ class VLM:
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True),
             "position_ids": pad_sequence(positions, True).permute(2, 0, 1),  # [3, B, L]
         }
-        batch = {name: self.send(tensor) for name, tensor in batch.items()}
-        return batch | self.picture_inputs(prompts)
+        return {k: self.send(tensor) for k, tensor in batch.items()} | self.picture_inputs(prompts)
 
     def hidden(self, batch, past=None) -> Tensor:
         """[B, L, D] hidden states after the final norm. `past`: a cache of transformers to fill.
@@ -300,18 +298,6 @@ class VLM:
             pieces = [feature.split(sizes) for feature in features]
             features = [torch.cat([piece[i] for i in order]) for piece in pieces]
         return features
-
-    @contextmanager
-    def attention(self, kind: str):
-        """Inside, the language model attends by `kind`, a name of transformers; then as before.
-        With checkpointing the backward pass computes layers again, and belongs inside."""
-        config = self.model.model.language_model.config
-        before = config._attn_implementation
-        config._attn_implementation = kind
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
 
     # ------------------------------------------------------------ weights in and out
     def weights(self) -> dict[str, Tensor]:

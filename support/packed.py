@@ -4,6 +4,7 @@ Shapes: L tokens of a packed sequence, H head size; n reply tokens, t of them in
 size, V vocabulary. Tests hold each fast path equal to its plain twin.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 
@@ -206,6 +207,19 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
         )
         found.append(block.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).index_select(0, layout.places)[None], None
+
+
+@contextmanager
+def attention(vlm, kind="packed"):
+    """Inside, its language model attends by `kind`, a name of transformers; then as before. With
+    checkpointing the backward pass computes layers again, and belongs inside."""
+    config = vlm.model.model.language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = kind
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def pick(x, places):

@@ -3,6 +3,7 @@
 import torch
 
 import grpo
+from support import packed
 from support.packed import Logits
 
 
@@ -41,7 +42,7 @@ def token_logps(vlm, bundles, temperature=1.0, weights=None):
     logp, entropy = grpo.reply_logps(vlm, bundles, temperature)
     if weights is None:
         return logp, entropy, None
-    with vlm.attention("packed"):
+    with packed.attention(vlm):
         hidden, targets = grpo.reply_states(vlm, bundles)
     logits = Logits(hidden, targets, vlm.lm_head, temperature)
     for at, leaf in logits.chunks():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from generate import generate
 from grpo import Rollout
+from support import packed
 from support.checkpoint import FAMILIES
 from vlm import VLM
 
@@ -367,14 +368,14 @@ def test_attention_is_switched_for_a_while_only(folders, family):
     with torch.no_grad():
         before = model.hidden(batch)
         assert asked == [] and config._attn_implementation == "sdpa"
-        with model.attention("spy"):
+        with packed.attention(model, "spy"):
             model.hidden(batch)
             assert asked == [0, 1]  # the layers of the language model, and no other
-            with model.attention("eager"):
+            with packed.attention(model, "eager"):
                 assert config._attn_implementation == "eager"
             assert config._attn_implementation == "spy"
         assert torch.equal(model.hidden(batch), before) and asked == [0, 1]
-    with pytest.raises(ZeroDivisionError), model.attention("spy"):
+    with pytest.raises(ZeroDivisionError), packed.attention(model, "spy"):
         raise ZeroDivisionError
     assert config._attn_implementation == "sdpa"
 

@@ -41,6 +41,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 import mmzero
 from grpo import Rollout, micro_batches, reply_states
 from prompts import TOPICS, fill
+from support import packed
 from support.checkpoint import TINY as TINY_FOLDER
 from tiny import drawing, world
 from vlm import VLM
@@ -343,7 +344,7 @@ def pretrain(
 
         tokens, loss = sum(len(r.tokens) for r in rollouts), 0.0
         for bundles in micro_batches(rollouts, token_budget=1536):
-            with vlm.attention("packed"):
+            with packed.attention(vlm):
                 states, targets = reply_states(vlm, bundles)
                 logits = states @ vlm.lm_head.T
                 part = F.cross_entropy(logits, targets, reduction="sum") / tokens

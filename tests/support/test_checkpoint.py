@@ -10,7 +10,7 @@ from helpers_models import make_checkpoint, picture
 from safetensors.torch import load_file, save_file
 
 from prompts import PROMPTS
-from support import checkpoint
+from support import checkpoint, packed
 from support.checkpoint import FAMILIES, SHORT_NAMES, find_checkpoint
 from vlm import VLM
 
@@ -50,7 +50,7 @@ def test_saved_checkpoint_loads_with_the_library_alone(folders, tmp_path):
         (tmp_path / family / "stale").write_text("of an older save")
         with torch.no_grad():
             model.lm_head.mul_(1.5)  # so that saving is not just copying files
-        with model.attention("eager"):
+        with packed.attention(model, "eager"):
             model.save(tmp_path / family)
         assert not (tmp_path / family / "stale").exists()
         again = load(tmp_path / family)

@@ -21,6 +21,7 @@ from support.checkpoint import find_checkpoint
 from support.lora import LoRALinear, add_lora, twin
 from support.networks import load_networks
 from support.run_folder import Phase, Run
+from tools import measure
 from tools.compare import fingerprint
 from vlm import VLM
 
@@ -279,7 +280,7 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     learnt = {n: w + 0.02 * torch.randn(w.shape, generator=generator) for n, w in learnt.items()}
     roles.weights["solver"] = learnt
     questions = {kind: eval.charts(12, kind=kind)[0] for kind in ("hard", "easy")}
-    mmzero.measure(roles, run, 1, questions)
+    measure.measure(roles, run, 1, questions)
     roles.policy.load_state(learnt)
     roles.policy.save(run.folder / "iter1/solver")
 

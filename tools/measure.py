@@ -1,0 +1,70 @@
+"""This iteration's line in the table of a run: held-out accuracy, and the three roles together.
+
+mmzero.py calls it between iterations. Nothing that is trained depends on it: a run without it
+(`--questions 0 --probe 0`) learns the same. Every figure: docs/metrics.md.
+"""
+
+import time
+
+import rewards
+from eval import charts, evaluate
+from support import parallel
+from support.run_folder import ROLES, mean, subseed
+
+
+def held_out(settings) -> dict[str, list]:
+    """The questions that a run is measured on, "hard" and "easy" ones; {} where none are asked."""
+    if not settings.questions:
+        return {}
+    kinds = "hard", "easy"
+    return {kind: charts(settings.questions, kind=kind, of=settings.split)[0] for kind in kinds}
+
+
+def measure(roles, run, iteration: int, questions: dict):
+    """The Solver on held-out questions, and the probe: a line of metrics.jsonl.
+
+    roles: `mmzero.Roles`, as they are after this iteration. questions: from `held_out`.
+    """
+    settings, begun, figures = roles.settings, time.perf_counter(), {}
+    if questions:
+        roles.actor.load_state(roles.weights["solver"])
+        limits = dict(seed=settings.seed, max_new_tokens=settings.answer_tokens)
+        limits["progress"] = parallel.shows_progress()
+        figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
+        figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]
+    if settings.probe:
+        figures |= probe(roles, run, iteration)
+    figures["seconds"] = time.perf_counter() - begun
+    run.log(kind="eval", iteration=iteration, **figures)
+
+
+def probe(roles, run, iteration: int) -> dict:
+    """The three roles make and answer some proposals together. -> figures"""
+    settings, rows, drafts = roles.settings, [], []
+    seed = subseed(settings.seed, iteration, "probe")
+    imagined = roles.imagine(range(settings.probe), 1, settings.answers, seed)
+    for topic, reply, own in imagined:
+        row = {"topic": topic, "reply": reply}
+        rows.append((row | own[0].row(), own[0].image) if own else (row, None))
+        drafts += own
+    run.save_rows(iteration, "probe", rows)
+    texts, answers = roles.judgements if drafts else ([], [])
+    replied = {
+        "proposer": ([row["reply"] for row, _ in rows], [not own for *_, own in imagined]),
+        "coder": ([draft.reply for draft in drafts], [draft.code is None for draft in drafts]),
+        "solver": (texts, [answer is None for answer in answers]),
+    }
+    drawn = [row for row, image in rows if image is not None]
+    types = [rewards.type_of(draft.proposal) for draft in drafts]
+    return {
+        "valid": len(drafts) / len(rows),
+        "render": len(drawn) / max(len(drafts), 1),
+        "solvability": mean(row["solvability"] for row in drawn),
+        "difficulty": mean(rewards.difficulty(row["consistency"]) for row in drawn),
+        "easy_hard_gap": mean(row["easy_consistency"] - row["consistency"] for row in drawn),
+        "hard_consistency": [row["consistency"] for row in drawn],
+        "code_tokens": mean(draft.tokens for draft in drafts),
+        "type_entropy": rewards.type_entropy(types),
+        "types": {name: types.count(name) for name in sorted(set(types))},
+        "unread_by_role": {role: run.unread(iteration, role, *replied[role]) for role in ROLES},
+    }
