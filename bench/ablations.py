@@ -4,6 +4,7 @@
     python bench/ablations.py --iterations 3                as many iterations; goes on with those
     python bench/ablations.py --only default no-cap --seeds 0
     python bench/ablations.py --table                       only show what there is
+    python bench/ablations.py --table --curves FILE.png     and draw it iteration by iteration
 
 Each is a run of mmzero.py in a folder of its own with one thread, `--jobs` of them side by side.
 What is finished is not made again, and what was stopped goes on. What a kind has in common with the
@@ -213,6 +214,44 @@ def draw(found: dict, iterations: int, path: Path):
     drawing.savefig(path, dpi=150)
 
 
+# What `curves` shows: (kind of line in metrics.jsonl, its figure, what it is).
+CURVES = (
+    ("eval", "sampled", "held-out accuracy, %"),
+    ("eval", "greedy", "the same, greedy, %"),
+    ("eval", "difficulty", "difficulty d"),
+    ("audit", "label_true", "labels that are right, %"),
+)
+COLOURS = dict(zip(KINDS, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")))
+
+
+def curves(found: dict, args):
+    """Four figures against iterations: a thin line a run, a thick one for the mean of a kind."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(11, 3), layout="constrained")
+    for axes, (line, name, title) in zip(drawing.subplots(1, len(CURVES)), CURVES):
+        for kind, runs in found.items():
+            each = {}
+            for seed in runs:
+                for one in read_jsonl(args.out / f"{kind}-seed{seed}/metrics.jsonl"):
+                    if one["kind"] == line and one["iteration"] <= args.iterations:
+                        value = one[name] * (100 if "%" in title else 1)
+                        each.setdefault(seed, {})[one["iteration"]] = value
+            colour = COLOURS.get(kind, "#8a8a8a")
+            for run in each.values():
+                axes.plot(run.keys(), run.values(), color=colour, lw=0.8, alpha=0.4)
+            steps = sorted({k for run in each.values() for k in run})
+            means = [np.mean([run[k] for run in each.values() if k in run]) for k in steps]
+            axes.plot(steps, means, "o-", color=colour, lw=1.8, ms=3, label=kind)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("iteration")
+        axes.set_xticks(range(args.iterations + 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(found) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    drawing.savefig(args.curves, dpi=150)
+
+
 def main():
     if sys.argv[1:2] == ["--run"]:
         return one_run(sys.argv[2], sys.argv[3:])
@@ -224,6 +263,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--flags", default="", help="more flags of mmzero.py, in quotes")
     parser.add_argument("--png", type=Path, help="draw the figure here")
+    parser.add_argument("--curves", type=Path, help="draw it by iteration, here")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     if "default" not in args.only:
@@ -246,6 +286,8 @@ def main():
     print(table(found))
     if args.png:
         draw(found, args.iterations, args.png)
+    if args.curves:
+        curves(found, args)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def made_up(folder, name, seed, base, after):
     """A run folder of which nothing is there but the accuracies of each question."""
     lines = []
     for iteration, each in enumerate((base, after)):
-        hits = {"sampled": each}
-        lines.append({"kind": "eval", "iteration": iteration, "per_question": hits})
+        line = {"kind": "eval", "iteration": iteration, "per_question": {"sampled": each}}
+        lines.append(line | {"sampled": sum(each) / len(each), "greedy": 0.8, "difficulty": 0.2})
+    lines.append({"kind": "audit", "iteration": 1, "label_true": 0.7})
     run = folder / f"{name}-seed{seed}"
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -70,6 +71,27 @@ def test_the_table_pairs_questions_and_seeds(tmp_path, monkeypatch, capsys):
     needed = math.ceil((2.8 * runs.std(ddof=1) / runs.mean()) ** 2)
     assert cells["no-filters"][4].endswith(f"{needed:,} seeds")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_curves_are_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    keep = lambda axes, x, y, *style, **more: drawn.append((list(x), list(y), more.get("label")))
+    monkeypatch.setattr(Axes, "plot", keep)
+    monkeypatch.setattr(Axes, "legend", lambda axes, **more: None)
+    for seed, gain in enumerate((0.1, 0.3)):
+        for kind in ("default", "no-cap"):
+            made_up(tmp_path, kind, seed, [0.5] * 10, [0.5 + gain] * 10)
+    words = ["--table", "--out", tmp_path, "--only", "no-cap", "--seeds", 0, 1]
+    run(monkeypatch, *words, "--curves", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    # Four figures, two kinds, two seeds and their mean.
+    assert len(drawn) == 4 * 2 * 3
+    runs, mean = drawn[:2], drawn[2]
+    assert [y for _, y, _ in runs] == [pytest.approx([50, 60]), pytest.approx([50, 80])]
+    assert mean == ([0, 1], pytest.approx([50, 70]), "default")
+    assert drawn[-1] == ([1], pytest.approx([70]), "no-cap")
 
 
 def test_seeds_are_paired_by_their_numbers(tmp_path, monkeypatch, capsys):
