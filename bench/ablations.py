@@ -219,17 +219,20 @@ CURVES = (
     ("eval", "sampled", "held-out accuracy, %"),
     ("eval", "greedy", "the same, greedy, %"),
     ("eval", "difficulty", "difficulty d"),
+    ("eval", "type_entropy", "variety of content types"),
+    ("audit", "questions", "questions the Solver learns from"),
     ("audit", "label_true", "labels that are right, %"),
 )
 COLOURS = dict(zip(KINDS, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")))
 
 
 def curves(found: dict, args):
-    """Four figures against iterations: a thin line a run, a thick one for the mean of a kind."""
+    """Six figures against iterations: a thin line a run, a thick one for the mean of a kind."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(11, 3), layout="constrained")
-    for axes, (line, name, title) in zip(drawing.subplots(1, len(CURVES)), CURVES):
+    drawing = Figure(figsize=(11, 5.6), layout="constrained")
+    places = drawing.subplots(2, len(CURVES) // 2, sharex=True).flat
+    for axes, (line, name, title) in zip(places, CURVES):
         for kind, runs in found.items():
             each = {}
             for seed in runs:
@@ -244,9 +247,9 @@ def curves(found: dict, args):
             means = [np.mean([run[k] for run in each.values() if k in run]) for k in steps]
             axes.plot(steps, means, "o-", color=colour, lw=1.8, ms=3, label=kind)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("iteration")
         axes.set_xticks(range(args.iterations + 1))
         axes.spines[["top", "right"]].set_visible(False)
+    drawing.supxlabel("iteration; a thin line is a run", fontsize=10)
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=8)
     drawing.savefig(args.curves, dpi=150)

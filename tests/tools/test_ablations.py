@@ -39,8 +39,9 @@ def made_up(folder, name, seed, base, after):
     lines = []
     for iteration, each in enumerate((base, after)):
         line = {"kind": "eval", "iteration": iteration, "per_question": {"sampled": each}}
-        lines.append(line | {"sampled": sum(each) / len(each), "greedy": 0.8, "difficulty": 0.2})
-    lines.append({"kind": "audit", "iteration": 1, "label_true": 0.7})
+        lines.append(line | {"sampled": sum(each) / len(each), "greedy": 0.8})
+        lines[-1] |= {"difficulty": 0.2, "type_entropy": 0.8}
+    lines.append({"kind": "audit", "iteration": 1, "questions": 100, "label_true": 0.7})
     run = folder / f"{name}-seed{seed}"
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -86,8 +87,8 @@ def test_curves_are_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch
     words = ["--table", "--out", tmp_path, "--only", "no-cap", "--seeds", 0, 1]
     run(monkeypatch, *words, "--curves", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
-    # Four figures, two kinds, two seeds and their mean.
-    assert len(drawn) == 4 * 2 * 3
+    # Six figures, two kinds, two seeds and their mean.
+    assert len(drawn) == 6 * 2 * 3
     runs, mean = drawn[:2], drawn[2]
     assert [y for _, y, _ in runs] == [pytest.approx([50, 60]), pytest.approx([50, 80])]
     assert mean == ([0, 1], pytest.approx([50, 70]), "default")
