@@ -281,6 +281,8 @@ class Logits:
             del z  # p is as large
             self.leaf = self.logp[at].clone().requires_grad_()
             yield at, self.leaf
+            # Or it would lie beside the next chunk's.
+            del self.p
 
     def add(self, loss):
         """Add the loss of the chunk at hand, and its gradients while p is there."""
