@@ -4,7 +4,7 @@
     python bench/ablations.py --iterations 3                as many iterations; goes on with those
     python bench/ablations.py --only default no-cap --seeds 0
     python bench/ablations.py --table                       only show what there is
-    python bench/ablations.py --table --curves FILE.png     and draw it iteration by iteration
+    python bench/ablations.py --table --curves FILE.png     and each iteration, drawn and as a table
 
 Each is a run of mmzero.py in a folder of its own with one thread, `--jobs` of them side by side.
 What is finished is not made again, and what was stopped goes on. What a kind has in common with the
@@ -214,11 +214,13 @@ def draw(found: dict, iterations: int, path: Path):
     drawing.savefig(path, dpi=150)
 
 
-# What `curves` shows: (kind of line in metrics.jsonl, its figure, what it is).
-CURVES = (
+# What `course` and `curves` show: kind of line in metrics.jsonl, its figure, what it is.
+COURSE = (
     ("eval", "sampled", "held-out accuracy, %"),
+    ("eval", "majority", "the same, majority of 8, %"),
     ("eval", "greedy", "the same, greedy, %"),
     ("eval", "difficulty", "difficulty d"),
+    ("eval", "solvability", "solvability s"),
     ("eval", "type_entropy", "variety of content types"),
     ("audit", "questions", "questions the Solver learns from"),
     ("audit", "label_true", "labels that are right, %"),
@@ -226,33 +228,65 @@ CURVES = (
 COLOURS = dict(zip(KINDS, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")))
 
 
-def curves(found: dict, args):
-    """Six figures against iterations: a thin line a run, a thick one for the mean of a kind."""
+def course(found: dict, args) -> dict[tuple, list[list]]:
+    """(figure of COURSE, kind) -> for each seed its values by iteration; None before the first."""
+    courses = {}
+    for kind, runs in found.items():
+        for seed in runs:
+            lines = {}
+            for one in read_jsonl(args.out / f"{kind}-seed{seed}/metrics.jsonl"):
+                lines[one["kind"], one["iteration"]] = one
+            for line, name, what in COURSE:
+                values = [lines.get((line, k), {}).get(name) for k in range(args.iterations + 1)]
+                unit = 100 if "%" in what else 1
+                values = [None if value is None else unit * value for value in values]
+                courses.setdefault((name, kind), []).append(values)
+    return courses
+
+
+def mean_of(values) -> float | None:
+    """Of the seeds that have one."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def course_table(courses: dict, kind: str) -> str:
+    """A row an iteration: means over seeds, and in brackets each seed."""
+    rows = []
+    for k in range(len(courses["sampled", kind][0])):
+        row = [str(k)]
+        for _, name, what in COURSE:
+            values = [run[k] for run in courses[name, kind] if run[k] is not None]
+            digits = 0 if name == "questions" else 1 if "%" in what else 2
+            each = ", ".join(f"{value:.{digits}f}" for value in values)
+            row.append(f"{mean_of(values):.{digits}f} ({each})" if values else "")
+        rows.append(row)
+    return markdown([f"{kind}, iteration", *(what for *_, what in COURSE)], rows)
+
+
+def curves(courses: dict, path: Path):
+    """A panel for each figure: a thin line a run, a thick one for the mean of a kind."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(11, 5.6), layout="constrained")
-    places = drawing.subplots(2, len(CURVES) // 2, sharex=True).flat
-    for axes, (line, name, title) in zip(places, CURVES):
-        for kind, runs in found.items():
-            each = {}
-            for seed in runs:
-                for one in read_jsonl(args.out / f"{kind}-seed{seed}/metrics.jsonl"):
-                    if one["kind"] == line and one["iteration"] <= args.iterations:
-                        value = one[name] * (100 if "%" in title else 1)
-                        each.setdefault(seed, {})[one["iteration"]] = value
-            colour = COLOURS.get(kind, "#8a8a8a")
-            for run in each.values():
-                axes.plot(run.keys(), run.values(), color=colour, lw=0.8, alpha=0.4)
-            steps = sorted({k for run in each.values() for k in run})
-            means = [np.mean([run[k] for run in each.values() if k in run]) for k in steps]
-            axes.plot(steps, means, "o-", color=colour, lw=1.8, ms=3, label=kind)
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(args.iterations + 1))
+    drawing = Figure(figsize=(13, 5.6), layout="constrained")
+    panels = drawing.subplots(2, len(COURSE) // 2, sharex=True).flat
+    kinds = dict.fromkeys(kind for _, kind in courses)
+    for axes, (_, name, what) in zip(panels, COURSE):
+        for kind in kinds:
+            colour, runs = COLOURS.get(kind, "#8a8a8a"), courses[name, kind]
+            means = [mean_of(values) for values in zip(*runs)]
+            # Where there is no value, nothing is drawn: matplotlib takes nan so.
+            lines = [np.array(values, dtype=float) for values in (*runs, means)]
+            for run in lines[:-1]:
+                axes.plot(range(len(run)), run, color=colour, lw=0.8, alpha=0.4)
+            axes.plot(range(len(means)), lines[-1], "o-", color=colour, lw=1.8, ms=3, label=kind)
+        axes.set_title(what, fontsize=10)
+        axes.set_xticks(range(len(means)))
         axes.spines[["top", "right"]].set_visible(False)
     drawing.supxlabel("iteration; a thin line is a run", fontsize=10)
-    if len(found) > 1:
+    if len(kinds) > 1:
         axes.legend(frameon=False, fontsize=8)
-    drawing.savefig(args.curves, dpi=150)
+    drawing.savefig(path, dpi=120)
 
 
 def main():
@@ -266,7 +300,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--flags", default="", help="more flags of mmzero.py, in quotes")
     parser.add_argument("--png", type=Path, help="draw the figure here")
-    parser.add_argument("--curves", type=Path, help="draw it by iteration, here")
+    parser.add_argument("--curves", type=Path, help="each iteration: a table, drawn here")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     if "default" not in args.only:
@@ -290,7 +324,10 @@ def main():
     if args.png:
         draw(found, args.iterations, args.png)
     if args.curves:
-        curves(found, args)
+        courses = course(found, args)
+        for kind in found:
+            print(f"\n{course_table(courses, kind)}")
+        curves(courses, args.curves)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Log-probs and gradients a chunk of tokens at a time, against autograd with all logits at once."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -97,3 +99,21 @@ def test_logits_of_all_tokens_never_exist(monkeypatch):
     lm_head, targets = torch.randn(500_000, 1), torch.zeros(120, dtype=torch.long)
     chunked(torch.randn(120, 1), lm_head, targets, 1.0, loss_of)
     assert largest == [25_000_000, 25_000_000, 10_000_000] and seen == [50, 50, 20]
+
+
+def test_probabilities_of_a_chunk_do_not_outlive_it(monkeypatch):
+    """They are as large as the logits of the next one, which are made in their place."""
+    held, alive, original = [], [], torch.Tensor.logsumexp
+
+    def watch(z, dim):  # logits are there, their probabilities not yet
+        alive.append(sum(p() is not None for p in held))
+        return original(z, dim)
+
+    monkeypatch.setattr(torch.Tensor, "logsumexp", watch)
+    monkeypatch.setitem(packed.LOGITS, "cpu", 100)
+    lm_head, targets = torch.randn(10, 4, requires_grad=True), torch.zeros(40, dtype=torch.long)
+    logits = Logits(torch.randn(40, 4), targets, lm_head, 1.0)
+    for _, logp in logits.chunks():
+        held.append(weakref.ref(logits.p))
+        logits.add(logp.sum())
+    assert alive == [0, 0, 0, 0] and len(held) == 4

@@ -40,7 +40,7 @@ def made_up(folder, name, seed, base, after):
     for iteration, each in enumerate((base, after)):
         line = {"kind": "eval", "iteration": iteration, "per_question": {"sampled": each}}
         lines.append(line | {"sampled": sum(each) / len(each), "greedy": 0.8})
-        lines[-1] |= {"difficulty": 0.2, "type_entropy": 0.8}
+        lines[-1] |= {"majority": 0.8, "difficulty": 0.2, "solvability": 0.5, "type_entropy": 0.8}
     lines.append({"kind": "audit", "iteration": 1, "questions": 100, "label_true": 0.7})
     run = folder / f"{name}-seed{seed}"
     run.mkdir()
@@ -74,7 +74,7 @@ def test_the_table_pairs_questions_and_seeds(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_curves_are_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch):
+def test_the_course_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch, capsys):
     from matplotlib.axes import Axes
 
     drawn = []
@@ -87,12 +87,18 @@ def test_curves_are_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch
     words = ["--table", "--out", tmp_path, "--only", "no-cap", "--seeds", 0, 1]
     run(monkeypatch, *words, "--curves", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
-    # Six figures, two kinds, two seeds and their mean.
-    assert len(drawn) == 6 * 2 * 3
+    # Eight figures, two kinds, two seeds and their mean.
+    assert len(drawn) == 8 * 2 * 3
     runs, mean = drawn[:2], drawn[2]
     assert [y for _, y, _ in runs] == [pytest.approx([50, 60]), pytest.approx([50, 80])]
     assert mean == ([0, 1], pytest.approx([50, 70]), "default")
-    assert drawn[-1] == ([1], pytest.approx([70]), "no-cap")
+    # There are no labels before the first iteration.
+    assert drawn[-1] == ([0, 1], pytest.approx([math.nan, 70], nan_ok=True), "no-cap")
+    last = [cell.strip() for cell in capsys.readouterr().out.strip().split("\n")[-1].split("|")]
+    assert last[1:3] == ["1", "70.0 (60.0, 80.0)"] and last[8:10] == [
+        "100 (100, 100)",
+        "70.0 (70.0, 70.0)",
+    ]
 
 
 def test_seeds_are_paired_by_their_numbers(tmp_path, monkeypatch, capsys):
