@@ -31,7 +31,6 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -152,13 +151,12 @@ def reply_states(vlm, bundles):
 
 
 def reply_logps(vlm, bundles, temperature=1.0):
-    """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
+    """Log-probs and entropies of all replies in order, [n] each."""
 
     def forward():
-        logits = packed.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
-        return logits.logps()
+        return packed.logps(*reply_states(vlm, bundles), vlm.lm_head, temperature)
 
-    with torch.no_grad(), packed.attention(vlm):
+    with packed.attention(vlm):
         return parallel.within(vlm.model, forward)
 
 
@@ -176,32 +174,26 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
 def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
     replies = flat(bundles)
-    old_logp = ref_logp = None
-    if replies[0] in old_logps:
-        old_logp = torch.cat([old_logps[rollout] for rollout in replies])  # [n]
     advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
     sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
-    if settings.kl and reference is None:
-        raise ValueError("the weight of the KL is not 0, so a reference model is needed")
+
+    logp, entropy = reply_logps(policy, bundles, temperature)  # [n]
+    # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
+    old_logp = ref_logp = logp.detach()
+    if replies[0] in old_logps:
+        old_logp = torch.cat([old_logps[rollout] for rollout in replies])
     if settings.kl:
-        ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
+        if reference is None:
+            raise ValueError("the weight of the KL is not 0, so a reference model is needed")
+        with torch.no_grad():
+            ref_logp, _ = reply_logps(reference, bundles, temperature)
 
-    # The logits of all tokens at once would not fit: a chunk of them at a time.
-    logits = packed.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
-    sums = Counter()
-    for at, logp in logits.chunks():
-        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
-        old = logp.detach() if old_logp is None else old_logp[at]
-        ref = logp.detach() if ref_logp is None else ref_logp[at]
-        loss, parts = policy_loss(logp, old, ref, advantages[at], settings)
-        logits.add(loss)
-        sums.update(parts)
-
-    gaps = (sampled - (logits.logp if old_logp is None else old_logp)).abs()
-    sums.update(entropy=logits.entropy.sum(), logp_gap_mean=gaps.sum())
-    return logits.loss(), sums, gaps.max()
+    loss, sums = policy_loss(logp, old_logp, ref_logp, advantages, settings)
+    gaps = (sampled - old_logp).abs()
+    return loss, sums | {"entropy": entropy.sum(), "logp_gap_mean": gaps.sum()}, gaps.max()
 
 
+@torch.no_grad()
 def logps_before(policy, minis, temperature, token_budget):
     """-> log-probs of each rollout's tokens, {rollout: [T]}"""
     found = {}
@@ -239,10 +231,9 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         try:
             for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
-                forward = partial(policy_pass, policy, reference, bundles, *facts)
                 # Around the backward pass too: checkpointed layers are computed again in it.
                 with packed.attention(policy):
-                    loss, parts, gap = parallel.within(policy.model, forward)
+                    loss, parts, gap = policy_pass(policy, reference, bundles, *facts)
                     # The mean over all tokens of the update, whichever pass and rank they are in.
                     (loss * weight / count).backward()
                 gaps.append(gap)

@@ -235,90 +235,61 @@ def pick(x, places):
 LOGITS = {"cpu": 25_000_000, "cuda": 2**26}
 
 
-class Logits:
-    """Log-probs of n tokens, and the gradient of a loss made of them, some tokens at a time:
+def logps(hidden, targets, lm_head, temperature):
+    """-> log-probs [n] of the targets [n], entropies [n] (without a gradient). Plain twin:
 
-        for at, logp in logits.chunks():
-            logits.add(a loss made of logp)
-        logits.loss().backward()
+        all_logps = (hidden @ lm_head.T / temperature).log_softmax(1)        # [n, V]
+        logp, entropy = all_logps.gather(1, targets[:, None])[:, 0], -(all_logps.exp() * all_logps).sum(1)
 
-    hidden h [n, D], lm_head W [V, D], targets [n]. p is the softmax of the logits h W^T / tau.
-    Autograd would hold them all, or ask for a fourth product of their size. So it only gives
-
-        g = d loss / d logp,      dz = g (onehot(target) - p) / tau,
-        dh = dz W,                dW = sum of dz^T h over the chunks.
+    hidden [n, D], lm_head [V, D]. Never more than LOGITS of the n * V are in memory: in the backward
+    pass a chunk's are made once more.
     """
-
-    def __init__(self, hidden, targets, lm_head, temperature):
-        self.hidden, self.targets, self.lm_head = hidden, targets, lm_head
-        self.temperature = temperature
-        # Under autocast products are made in bf16. The sum of dW is kept in float32.
-        self.weight = lm_head.detach().to(working_dtype(lm_head))
-        self.logp, self.entropy = torch.empty(2, len(hidden), device=hidden.device)
-        self.total, self.d_hidden, self.d_lm_head = 0.0, torch.zeros_like(hidden), None
-        if lm_head.requires_grad:  # with LoRA it is frozen
-            self.d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
-
-    def logps(self):
-        """-> log-probs [n], entropies [n]"""
-        for _ in self.chunks():
-            pass
-        return self.logp, self.entropy
-
-    def chunks(self):
-        """-> (at, logp): a slice of the n tokens, and a leaf with their log-probs [t]"""
-        size = max(1, LOGITS[self.weight.device.type] // len(self.weight))
-        for start in range(0, len(self.targets), size):
-            at = self.at = slice(start, start + size)
-            with torch.no_grad():
-                h, target = self.hidden[at].to(self.weight.dtype), self.targets[at, None]
-                z = (h @ self.weight.T).float().div_(self.temperature)  # [t, V]
-                lse = z.logsumexp(1)
-                self.logp[at] = z.gather(1, target)[:, 0] - lse
-                self.p = z.softmax(1)
-                # - sum p log p = lse - E[z]
-                self.entropy[at] = lse - z.mul_(self.p).sum(1)
-            del z  # p is as large
-            self.leaf = self.logp[at].clone().requires_grad_()
-            yield at, self.leaf
-            # Or it would lie beside the next chunk's.
-            del self.p
-
-    def add(self, loss):
-        """Add the loss of the chunk at hand, and its gradients while p is there."""
-        self.total += loss.detach()
-        g = torch.autograd.grad(loss, self.leaf)[0][:, None] / self.temperature  # [t, 1]
-        with torch.no_grad():
-            dz = self.p.mul_(-g).scatter_add_(1, self.targets[self.at, None], g)
-            h, dz = self.hidden[self.at].to(self.weight.dtype), dz.to(self.weight.dtype)
-            self.d_hidden[self.at] = dz @ self.weight
-            if self.d_lm_head is not None and self.d_lm_head.dtype == dz.dtype:
-                self.d_lm_head.addmm_(dz.T, h)  # no second [V, D]
-            elif self.d_lm_head is not None:
-                self.d_lm_head += dz.T @ h
-
-    def loss(self):
-        """The sum of the losses. Its backward pass hands over the gradients that are known."""
-        gradients = self.d_hidden, self.d_lm_head
-        return KnownGradients.apply(self.hidden, self.lm_head, self.total, *gradients)
+    return ChunkedLogps.apply(hidden, lm_head, targets, temperature, working_dtype(lm_head))
 
 
-class KnownGradients(torch.autograd.Function):
-    """A loss, and its gradients by hidden states and lm_head, computed beforehand. FSDP wants to
-    see lm_head, which it gathered, get one in a backward pass."""
+class ChunkedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, lm_head, targets, temperature, dtype):
+        ctx.save_for_backward(hidden, lm_head, targets)
+        ctx.facts = temperature, dtype
+        logp, entropy = torch.empty(2, len(hidden), device=hidden.device)
+        for at, _, target, z in chunks(hidden, lm_head, targets, *ctx.facts):
+            lse = z.logsumexp(1)
+            logp[at] = z.gather(1, target)[:, 0] - lse
+            # - sum p log p = lse - E[z]
+            entropy[at] = lse - (z.softmax(1) * z).sum(1)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
 
     @staticmethod
-    def forward(ctx, hidden, lm_head, loss, d_hidden, d_lm_head):
-        ctx.gradients, ctx.dtype = (d_hidden, d_lm_head), lm_head.dtype
-        return loss.clone()
+    def backward(ctx, g, _):
+        """With p the softmax of z = h W^T / tau, and g = d loss / d logp:
 
-    @staticmethod
-    def backward(ctx, grad):
-        # What nobody else holds, autograd takes over without a copy.
-        (d_hidden, d_lm_head), ctx.gradients = ctx.gradients, None
+        dz = g (onehot(target) - p) / tau,      dh = dz W,      dW = sum of dz^T h over the chunks
+        """
+        hidden, lm_head, targets = ctx.saved_tensors
+        temperature, dtype = ctx.facts
+        d_hidden, d_lm_head, g = torch.empty_like(hidden), None, g[:, None] / temperature
+        if ctx.needs_input_grad[1]:  # with LoRA it is frozen. The sum is kept in float32.
+            d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
+        for at, h, target, z in chunks(hidden, lm_head, targets, *ctx.facts):
+            dz = z.softmax(1).mul_(-g[at]).scatter_add_(1, target, g[at]).to(dtype)
+            d_hidden[at] = dz @ lm_head.to(dtype)
+            if d_lm_head is not None:
+                d_lm_head += dz.T @ h
         if d_lm_head is not None:
-            d_lm_head = d_lm_head.mul_(grad).to(ctx.dtype)
-        return d_hidden.mul_(grad), d_lm_head, None, None, None
+            d_lm_head = d_lm_head.to(lm_head.dtype)
+        return d_hidden, d_lm_head, None, None, None
+
+
+def chunks(hidden, lm_head, targets, temperature, dtype):
+    """-> (slice of the n tokens, their hidden states, targets [t, 1] and logits [t, V])"""
+    weight = lm_head.to(dtype)
+    size = max(1, LOGITS[weight.device.type] // len(weight))
+    for start in range(0, len(targets), size):
+        at = slice(start, start + size)
+        h = hidden[at].to(dtype)
+        yield at, h, targets[at, None], (h @ weight.T).float().div_(temperature)
 
 
 # ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------
