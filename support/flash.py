@@ -65,8 +65,8 @@ class Room:
 
 
 def room_for(vlm, wanted: int | None, replies: int, longest: int, share=1) -> Room:
-    """For `replies` replies of `longest` tokens with their prompts, or a `share`-th of them at once.
-    On CUDA the last room, engine and all, if it is enough and its network is what it was."""
+    """For `replies` replies of `longest` tokens with their prompts, or a `share`-th of them at a
+    time. On CUDA the last room, engine and all, if it is enough and its network is what it was."""
     asked, on_cuda = min(wanted or MOST, replies), vlm.device.type == "cuda"
     reads = [*vlm.eos_ids, *(weight.data_ptr() for weight in vlm.model.parameters())]
     last = KEPT.get(vlm)

@@ -188,9 +188,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
     # Under autocast the rotary embedding leaves float32 queries and keys behind.
     q, k = query.to(value.dtype), key.to(value.dtype)
     if layout is None:
-        found = F.scaled_dot_product_attention(
-            q, k, value, attention_mask, scale=scaling, enable_gqa=True
-        )
+        # As many heads as queries: on CUDA no kernel takes both a mask and grouped heads.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, value))
+        found = F.scaled_dot_product_attention(q, k, v, attention_mask, scale=scaling)
         return found.transpose(1, 2), None
 
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
@@ -228,68 +228,68 @@ def pick(x, places):
     return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-# ---- logits (plain twin in the tests: all of them at once) ---------------------------------------
+# ---- log-probs (plain twin in the tests: all logits at once) -------------------------------------
 
-# How many are in memory at a time: 100 MB of float32 and, as a GPU wants few and large products,
-# 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
+# How many logits are in memory at a time: 100 MB of float32 and, as a GPU wants few and large
+# products, 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
 LOGITS = {"cpu": 25_000_000, "cuda": 2**26}
 
 
-def logps(hidden, targets, lm_head, temperature):
-    """-> log-probs [n] of the targets [n], entropies [n] (without a gradient). Plain twin:
+class Logps(torch.autograd.Function):
+    """Log-probs and entropies of n tokens, whose [n, V] logits are never there at once.
 
-        all_logps = (hidden @ lm_head.T / temperature).log_softmax(1)        # [n, V]
-        logp, entropy = all_logps.gather(1, targets[:, None])[:, 0], -(all_logps.exp() * all_logps).sum(1)
+        z = h W^T / tau        h [n, D] hidden states, W [V, D] lm_head, tau temperature
+        p = softmax(z),  logp = log p[target],  entropy = - sum p log p
 
-    hidden [n, D], lm_head [V, D]. Never more than LOGITS of the n * V are in memory: in the backward
-    pass a chunk's are made once more.
+    Autograd would keep all of z. Here the backward pass makes it once more, a piece at a time.
     """
-    return ChunkedLogps.apply(hidden, lm_head, targets, temperature, working_dtype(lm_head))
 
-
-class ChunkedLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, lm_head, targets, temperature, dtype):
-        ctx.save_for_backward(hidden, lm_head, targets)
-        ctx.facts = temperature, dtype
-        logp, entropy = torch.empty(2, len(hidden), device=hidden.device)
-        for at, _, target, z in chunks(hidden, lm_head, targets, *ctx.facts):
-            lse = z.logsumexp(1)
-            logp[at] = z.gather(1, target)[:, 0] - lse
+    def forward(ctx, hidden, targets, lm_head, temperature):
+        """-> log-probs [n] of targets [n]; entropies [n], without a gradient"""
+        # Under autocast products are made in bf16.
+        ctx.dtype, ctx.temperature = working_dtype(lm_head), temperature
+        h, weight = hidden.to(ctx.dtype), lm_head.to(ctx.dtype)
+        logp, lse, entropy = torch.empty(3, len(h), device=h.device)
+        # Some tokens at a time, because each needs all words.
+        for at in pieces(len(h), len(weight), h.device):
+            z = (h[at] @ weight.T).float().div_(temperature)  # [t, V]
+            lse[at] = z.logsumexp(1)
+            logp[at] = z.gather(1, targets[at, None])[:, 0] - lse[at]
             # - sum p log p = lse - E[z]
-            entropy[at] = lse - (z.softmax(1) * z).sum(1)
+            p = z.softmax(1)
+            entropy[at] = lse[at] - z.mul_(p).sum(1)
+        ctx.save_for_backward(hidden, targets, lm_head, lse)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx, g, _):
-        """With p the softmax of z = h W^T / tau, and g = d loss / d logp:
+        """g = d loss / d logp:   dz = g (onehot(target) - p) / tau,   dh = dz W,   dW = dz^T h"""
+        hidden, targets, lm_head, lse = ctx.saved_tensors
+        h, g = hidden.to(ctx.dtype), g[:, None] / ctx.temperature
+        dh, dW = torch.zeros_like(hidden, dtype=torch.float32), None
+        if ctx.needs_input_grad[2]:  # with LoRA it is frozen
+            dW = torch.empty_like(lm_head)
+        # Some words at a time, because then each row of dW is written once.
+        for at in pieces(len(lm_head), len(h), h.device):
+            weight = lm_head[at].to(ctx.dtype)  # [v, D]
+            z = (h @ weight.T).float().div_(ctx.temperature)  # [n, v]
+            dz = z.sub_(lse[:, None]).exp_().mul_(-g)
+            # To a target that is not among these words nothing is added.
+            own = targets[:, None] - at.start
+            inside = own.clamp(0, len(weight) - 1)
+            dz = dz.scatter_add_(1, inside, g * (own == inside)).to(ctx.dtype)
+            dh += dz @ weight
+            if dW is not None:
+                dW[at] = dz.T @ h
+        return dh.to(hidden.dtype), None, dW, None
 
-        dz = g (onehot(target) - p) / tau,      dh = dz W,      dW = sum of dz^T h over the chunks
-        """
-        hidden, lm_head, targets = ctx.saved_tensors
-        temperature, dtype = ctx.facts
-        d_hidden, d_lm_head, g = torch.empty_like(hidden), None, g[:, None] / temperature
-        if ctx.needs_input_grad[1]:  # with LoRA it is frozen. The sum is kept in float32.
-            d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
-        for at, h, target, z in chunks(hidden, lm_head, targets, *ctx.facts):
-            dz = z.softmax(1).mul_(-g[at]).scatter_add_(1, target, g[at]).to(dtype)
-            d_hidden[at] = dz @ lm_head.to(dtype)
-            if d_lm_head is not None:
-                d_lm_head += dz.T @ h
-        if d_lm_head is not None:
-            d_lm_head = d_lm_head.to(lm_head.dtype)
-        return d_hidden, d_lm_head, None, None, None
 
-
-def chunks(hidden, lm_head, targets, temperature, dtype):
-    """-> (slice of the n tokens, their hidden states, targets [t, 1] and logits [t, V])"""
-    weight = lm_head.to(dtype)
-    size = max(1, LOGITS[weight.device.type] // len(weight))
-    for start in range(0, len(targets), size):
-        at = slice(start, start + size)
-        h = hidden[at].to(dtype)
-        yield at, h, targets[at, None], (h @ weight.T).float().div_(temperature)
+def pieces(length, width, device):
+    """Slices of `length` rows with `width` logits each, as many rows as LOGITS lets them have."""
+    size = max(1, LOGITS[device.type] // width)
+    return [slice(start, start + size) for start in range(0, length, size)]
 
 
 # ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------

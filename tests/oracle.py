@@ -28,8 +28,8 @@ def policy_loss(
         ref_logp = logp.detach()
     # Only real tokens: what stands in the padding, nan even, must not reach a sum.
     logp, old_logp, ref_logp = logp[mask], old_logp[mask], ref_logp[mask]
-    settings = grpo.LossSettings(clip_low, clip_high, clip_dual, kl_coef)
-    loss, sums = grpo.policy_loss(logp, old_logp, ref_logp, advantages[mask], settings)
+    settings = clip_low, clip_high, clip_dual, kl_coef
+    loss, sums = grpo.policy_loss(logp, old_logp, ref_logp, advantages[mask], *settings)
     tokens = max(len(logp), 1)
     return loss / tokens, {name: value.item() / tokens for name, value in sums.items()}
 
@@ -38,7 +38,7 @@ def token_logps(vlm, bundles, temperature=1.0, weights=None):
     """Of all replies in order -> logp [n], entropy [n], and made as in a training step, a number
     whose backward pass is that of sum(weights * logp)."""
     logp, entropy = grpo.reply_logps(vlm, bundles, temperature)
-    return logp, entropy, None if weights is None else (logp * weights).sum()
+    return logp.detach(), entropy, None if weights is None else (logp * weights).sum()
 
 
 def slow_logps(vlm, rollout, temperature=1.0):
@@ -68,12 +68,6 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192):
 
 
 def train_step(policy, reference, rollouts, optimizer, **changes):
-    """grpo.train_step with usual settings: one update, everything in one pass. Settings of the loss
-    stand beside the others."""
-    of_loss = grpo.LossSettings.__dataclass_fields__
-    loss_settings = grpo.LossSettings(**{k: v for k, v in changes.items() if k in of_loss})
+    """grpo.train_step with usual settings: one update, everything in one pass."""
     settings = dict(groups_per_update=10**9, temperature=1.0, token_budget=8192, max_grad_norm=1.0)
-    settings |= {k: v for k, v in changes.items() if k not in of_loss}
-    return grpo.train_step(
-        policy, reference, rollouts, optimizer, loss_settings=loss_settings, **settings
-    )
+    return grpo.train_step(policy, reference, rollouts, optimizer, **settings | changes)
