@@ -456,14 +456,13 @@ def test_the_nucleus_of_bf16_logits_is_that_of_their_probabilities(temperature, 
     torch.manual_seed(0)
     logits = (4 * torch.randn(40, 5000)).bfloat16()
     u = uniforms(1, 0, 0, 40)
-    found = sample(logits.as_subclass(OnCuda), u, temperature, top_p, top_k, NOTHING)
+    drawn = sample(logits.as_subclass(OnCuda), u, temperature, top_p, top_k, NOTHING)
+    tokens, logps, full = (each.as_subclass(torch.Tensor) for each in drawn)
     wanted = sample(logits.float(), u, temperature, top_p, top_k, NOTHING)
-    assert torch.equal(found[0], wanted[0])
-    close(found[1], wanted[1], 1e-5, 1e-5)
-    assert found[2].dtype == torch.float32
-    close(
-        found[2], (logits.float() / temperature).log_softmax(-1).gather(1, found[0][:, None])[:, 0]
-    )
+    assert torch.equal(tokens, wanted[0]) and full.dtype == torch.float32
+    close(logps, wanted[1], 1e-5, 1e-5)
+    scaled = logits.float() / temperature
+    close(full, scaled.log_softmax(-1).gather(1, tokens[:, None])[:, 0], 1e-5, 1e-5)
 
 
 # ------------------------------------------------------------------------------ ends and errors
