@@ -10,8 +10,8 @@ A slot is a place in the cache of keys and values; it holds one completion at a 
 A step takes each slot at work one token further: its newest token goes through the network, which
 adds a column to the cache, and the next is drawn. A slot starts with the last token of its prompt
 as the newest, and is filled again as soon as its reply ends. When the queue is empty, the last slot
-at work moves into the gap: slots 0 .. m-1 are those at work. On CUDA nothing in a step waits for
-the device: ends are looked for every few steps, and what was drawn after one is dropped.
+moves into the gap: slots 0 .. m-1 are those at work. On CUDA nothing in a step waits for the
+device: ends are looked for every few steps, and what was drawn after one is dropped.
 
 Shapes: S slots, m of them at work, K key/value heads, H head size, D hidden size, V vocabulary.
 """
@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from support.flash import Cache, CapturedSteps, engine_for, largest, norm, products_of, release
+from support import flash
+from support.cache import Cache, attend, norm, rotate
 from support.parallel import send
 from vlm import VLM, Prompt
 
@@ -85,11 +86,13 @@ def generate(
         return []
     limits = limits.expand(len(prompts), n)
     longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
-    settings, numbers = (temperature, top_p, top_k), numbers or range(len(prompts))
-    work = prompts, limits.tolist(), settings, seed, numbers, slots, progress
+    sampler, numbers = (temperature, top_p, top_k), numbers or range(len(prompts))
     for share in (1, 2):
         try:
-            return engine_for(Engine, vlm, slots, limits.numel(), longest, share).run(*work)
+            room = flash.room_for(vlm, slots, limits.numel(), longest, share)
+            room.engine = room.engine or Engine(vlm, room.slots, room.columns)
+            run = room.engine.run
+            return run(prompts, limits.tolist(), sampler, seed, numbers, slots, progress)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
             if share == 2:
@@ -104,23 +107,24 @@ class Engine:
     def __init__(self, vlm, slots: int, columns: int):
         # An engine that is kept does not keep its network.
         self.vlm, self.text = weakref.proxy(vlm), vlm.model.model.language_model
-        self.slots, self.columns, device = slots, columns, vlm.device
-        self.graphs = CapturedSteps(slots, columns) if device.type == "cuda" else None
+        self.slots, self.columns = slots, columns
         self.cache = Cache(vlm, slots, columns)
-        self.products = [products_of(layer) for layer in self.text.layers]
+        self.attend = flash.attend if flash.has_kernel(vlm) else attend
+        self.graphs = flash.CapturedSteps(slots, columns) if vlm.device.type == "cuda" else None
 
-        # Of each slot the newest token; the column of its prompt's last token and the position of
-        # that; the tokens drawn, and how many may be. A slot is done when these two are equal.
-        self.counts = torch.zeros(5, slots, dtype=torch.long, device=device)
-        self.newest, self.column, self.position, self.drawn, self.limit = self.counts
+        # Of each slot the newest token; how many are drawn, and how many may be. It is done when
+        # these two are equal.
+        integers = dict(dtype=torch.long, device=vlm.device)
+        self.newest, self.drawn, self.limit = torch.zeros(3, slots, **integers)
         # Of each token of a reply the random number it is drawn with, and what `sample` says of it.
         # A slot that is done goes along, and writes to the place behind its reply.
-        self.reals = torch.zeros(4, slots, columns, dtype=torch.float64, device=device)
-        self.random, self.records = self.reals[0], self.reals[1:]
+        self.random = torch.zeros(slots, columns, dtype=torch.float64, device=vlm.device)
+        self.tokens = torch.zeros(slots, columns, **integers)
+        self.logps, self.full_logps = torch.zeros(2, slots, columns, device=vlm.device)
 
-        self.ends = torch.tensor(vlm.eos_ids, dtype=torch.long, device=device)
-        never = [vlm.config.image_token_id, vlm.config.video_token_id]
-        self.never = torch.tensor(never, device=device)
+        self.ends = torch.tensor(vlm.eos_ids, **integers)
+        never = vlm.config.image_token_id, vlm.config.video_token_id
+        self.never = torch.tensor(never, **integers)
 
     @torch.inference_mode()
     def run(self, prompts, limits, settings, seed, numbers, slots, progress) -> list:
@@ -132,8 +136,6 @@ class Engine:
         self.used = min(slots or self.slots, self.slots)
         self.free = list(range(self.used))[::-1]
         self.owner, self.reach = np.zeros((self.slots, 2), int), np.zeros(self.slots, int)
-        for product in sum(self.products, []):
-            product.refresh()
         total, every = sum(map(len, limits)), EVERY[self.vlm.device.type]
         with tqdm(total=total, disable=not progress, unit=" completions", leave=False) as bar:
             m = self.fill()
@@ -141,7 +143,10 @@ class Engine:
                 # Slots fall idle only when the queue is empty: they are of no more use then.
                 width = self.cache.grow(int(self.reach[:m].max()) + every, m)
                 for _ in range(every):
-                    self.step(m, width)
+                    if self.graphs is None:
+                        self.advance(m, width)
+                    else:
+                        self.graphs(self.advance, self.settings, m, width)
                 bar.update(self.retire(m))
                 m = self.fill()
         return self.results
@@ -164,28 +169,26 @@ class Engine:
         if gaps:
             movers = sorted(set(range(m, self.used)) - set(self.free))
             to, since = send(torch.tensor([gaps, movers]), self.vlm.device)
-            for state in (*self.cache.layers, self.counts, self.reals):
-                state[:, to] = state[:, since]
+            self.cache.move(to, since)
+            records = self.random, self.tokens, self.logps, self.full_logps
+            for state in (self.newest, self.drawn, self.limit, *records):
+                state[to] = state[since]
             self.owner[gaps], self.reach[gaps] = self.owner[movers], self.reach[movers]
             self.free = list(range(m, self.used))[::-1]
         return m
 
     def place(self, prompt, cache, asked, slots):
         """Begin these completions (p, c) of a prompt whose keys and values are known."""
-        length, limits = len(prompt.tokens), [self.limits[p][c] for p, c in asked]
-        # The first step computes the last token of the prompt again, and puts it where it was.
-        begin = [prompt.tokens[-1], length - 1, prompt.next_position - 1, 0]
-        counts = torch.tensor([[slot, *begin, limit] for slot, limit in zip(slots, limits)])
+        device, length = self.vlm.device, len(prompt.tokens)
+        limits = [self.limits[p][c] for p, c in asked]
         random = [uniforms(self.seed, self.numbers[p], c, max(limits)) for p, c in asked]
-        # Sent as one tensor: float64 holds these integers exactly.
-        new = send(torch.cat([counts, torch.stack(random)], dim=1), self.vlm.device)
-        at = new[:, 0].long()
-        self.counts[:, at] = new[:, 1:6].T.long()
-        self.random[at, : max(limits)] = new[:, 6:]
+        at = send(torch.tensor(slots), device)
+        # The first step computes the last token of the prompt again, and puts it where it was.
+        self.cache.place(at, cache, prompt.next_position - 1)
+        self.newest[at], self.drawn[at] = prompt.tokens[-1], 0
+        self.limit[at] = send(torch.tensor(limits), device)
+        self.random[at, : max(limits)] = send(torch.stack(random), device)
         self.owner[slots], self.reach[slots] = asked, length - 1
-        self.cache.grow(length, self.slots)
-        for layer, own in zip(self.cache.layers, cache):
-            layer[:, at, :, :length] = own[:, None]
 
     def prefill(self):
         """Run the next prompts through the network: as many as the token budget allows."""
@@ -213,45 +216,44 @@ class Engine:
 
     # -------------------------------------------------------------------- one token further
 
-    def step(self, m: int, width: int):
-        if self.graphs is None:
-            return self.advance(m, width)
-        self.graphs(self.advance, self.settings, m, width)
-
     def advance(self, m: int, width: int):
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
-        index, drawn, limit = self.cache.index[:m], self.drawn[:m], self.limit[:m]
+        slot, drawn, limit = self.cache.slots[:m], self.drawn[:m], self.limit[:m]
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
-        new = sample(logits, self.random[index, drawn], *self.settings, self.never)
-        self.records[:, index, drawn] = torch.stack([value.double() for value in new])
-        self.newest[:m], _, full_logp = new
-        drawn += drawn < limit
+        u = self.random[slot, drawn]
+        token, logp, full_logp = sample(logits, u, *self.settings, self.never)
+        self.newest[:m] = self.tokens[slot, drawn] = token
+        self.logps[slot, drawn] = logp
+        self.full_logps[slot, drawn] = full_logp
+        more = drawn < limit
+        drawn += more
+        self.cache.advance(more)
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
-        ended = (self.newest[:m, None] == self.ends).any(-1) | ~full_logp.isfinite()
+        ended = (token[:, None] == self.ends).any(-1) | ~full_logp.isfinite()
         limit[:] = torch.where(ended, drawn, limit)
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D]; their keys and values go into the cache."""
-        column, position = (start[:m] + self.drawn[:m] for start in (self.column, self.position))
-        # In a reply the three axes of M-RoPE agree: one position a token is enough.
-        cos, sin = self.cache.rotation[position, :, None].unbind(1)  # [m, 1, H]
+        cos, sin = self.cache.rotation(m)  # [m, 1, H]
+        lengths, mask = self.cache.visible(m, width)
         x = self.text.embed_tokens(self.newest[:m])  # [m, D]
-        visible = self.cache.visible(column, width)
         for number, layer in enumerate(self.text.layers):
-            attention = layer.self_attn
-            into_attention, from_attention, into_mlp, from_mlp = self.products[number]
-            heads = into_attention(norm(layer.input_layernorm, x))
-            heads = heads.view(m, -1, attention.head_dim)  # queries, keys, values [m, heads, H]
-            q, k, _ = heads.split(self.cache.heads, dim=1)
-            normed = qk = heads[:, : -k.shape[1]]
+            attention, mlp = layer.self_attn, layer.mlp
+            size = attention.head_dim
+
+            h = norm(layer.input_layernorm, x)
+            q = attention.q_proj(h).view(m, -1, size)  # [m, K * G, H]
+            k = attention.k_proj(h).view(m, -1, size)  # [m, K, H]
+            v = attention.v_proj(h).view(m, -1, size)
             if self.vlm.family == "qwen3_vl":
-                normed = torch.cat([norm(attention.q_norm, q), norm(attention.k_norm, k)], dim=1)
-            # Rotary embedding: i and i + H/2 turn as a pair.
-            torch.addcmul(normed * cos, normed.roll(attention.head_dim // 2, -1), sin, out=qk)
-            seen = self.cache.attend(number, heads, column, visible, attention.scaling)
-            x = from_attention(seen, x)
-            gate, up = into_mlp(norm(layer.post_attention_layernorm, x)).chunk(2, dim=-1)
-            x = from_mlp(layer.mlp.act_fn(gate) * up, x)
+                q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            keys, values = self.cache.write(number, k, v)
+            seen = self.attend(q, keys, values, lengths, mask, attention.scaling)
+            x = x + attention.o_proj(seen)
+
+            h = norm(layer.post_attention_layernorm, x)
+            x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
         return norm(self.text.norm, x)
 
     # -------------------------------------------------------------------- slots into replies
@@ -259,19 +261,19 @@ class Engine:
     def retire(self, m: int) -> int:
         """Hand over the replies that are done, and free their slots. Returns how many."""
         # The one time that the host waits for the device.
-        _, column, _, drawn, limit = self.counts[:, :m].cpu().numpy()
-        self.reach[:m] = column + drawn
+        counts = torch.stack([self.cache.column[:m], self.drawn[:m], self.limit[:m]])
+        self.reach[:m], drawn, limit = counts.cpu().numpy()
         gone = (drawn == limit).nonzero()[0].tolist()
         if not gone:
             return 0
-        places = send(torch.tensor(gone), self.vlm.device)
-        records = self.records[:, places, : int(drawn[gone].max())].cpu()
-        for number, slot in enumerate(gone):
-            tokens, logps, full_logps = records[:, number, : drawn[slot]].tolist()
+        places, longest = send(torch.tensor(gone), self.vlm.device), int(drawn[gone].max())
+        records = self.tokens, self.logps, self.full_logps
+        replies = zip(*(record[places, :longest].tolist() for record in records))
+        for slot, reply in zip(gone, replies):
+            tokens, logps, full_logps = (values[: drawn[slot]] for values in reply)
             if not math.isfinite(full_logps[-1]):
-                release()  # nor are keys and values
+                flash.release()  # nor are keys and values
                 raise RuntimeError("the logits are not finite numbers: the weights have diverged")
-            tokens = [*map(int, tokens)]
             finished = tokens[-1] in self.vlm.eos_ids
             words = tokens[:-1] if finished else tokens
             text = self.vlm.tokenizer.decode(words, skip_special_tokens=True)
@@ -320,17 +322,17 @@ def sample(
     >>> [round(x.exp().item(), 3) for x in draw(0.9, 0.6)[1:]]  # 0.3 of 0.5 + 0.3, and of all
     [0.375, 0.3]
     """
-    if temperature not in (0, 1):
-        logits = logits.float() / temperature
-    probs = logits.softmax(-1, dtype=torch.float32)  # [m, V]
+    scaled = logits if temperature in (0, 1) else logits.float() / temperature
+    probs = scaled.softmax(-1, dtype=torch.float32)  # [m, V]
+    possible = logits.index_fill(1, never, -torch.inf)
     if temperature == 0:
-        token = logits.index_fill(1, never, -torch.inf).argmax(-1, keepdim=True)
+        token = possible.argmax(-1, keepdim=True)
         total = probs.gather(-1, token)
     else:
         # What is not drawn gets probability 0; the rest is drawn in proportion.
         probs.index_fill_(1, never, 0)
         if 0 < top_k < probs.shape[-1] or top_p < 1:
-            probs.masked_fill_(probs < least_kept(probs, top_p, top_k), 0)
+            probs.masked_fill_(possible < least_kept(possible, temperature, top_p, top_k), 0)
         # In float64 u * total < total: the first word above it is there, and has a probability.
         mass = probs.cumsum(-1, dtype=torch.float64)
         total = mass[:, -1:]
@@ -340,21 +342,31 @@ def sample(
     return token[:, 0], (full - total.log().float())[:, 0], full[:, 0]
 
 
-def least_kept(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """The nucleus: [m, 1], the smallest probability in the top-k and in the top_p of these.
+def least_kept(logits: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
+    """The nucleus: [m, 1], the smallest logit in the top-k and in the top_p of these.
 
     The token that crosses top_p is kept, and so are its exact ties: nothing tells them apart.
 
-    >>> probs = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    >>> least_kept(probs, top_p=0.7, top_k=0).item(), least_kept(probs, top_p=1.0, top_k=2).item()
+    >>> logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+    >>> kept = lambda top_p, top_k: least_kept(logits, 1.0, top_p, top_k).exp().item()
+    >>> round(kept(0.7, 0), 4), round(kept(1.0, 2), 4)
     (0.25, 0.25)
-    >>> least_kept(probs, top_p=0.6, top_k=2).item()  # 0.5 of 0.75 is enough
+    >>> round(kept(0.6, 2), 4)  # 0.5 of 0.75 is enough
     0.5
     """
-    ranked = largest(probs, top_k or probs.shape[-1])  # from the largest on
+    count = top_k or logits.shape[-1]
+    if logits.device.type == "cpu":
+        # numpy's sort takes a tenth of the time of torch's.
+        ranked = torch.from_numpy(np.sort(logits.float().numpy())).flip(-1)[:, :count]
+    elif count < logits.shape[-1]:
+        ranked = logits.topk(count).values
+    else:
+        # In bf16, half of the passes that float32 takes.
+        ranked = logits.sort(descending=True).values
     if top_p == 1:
         return ranked[:, -1:]
-    mass = ranked.cumsum(-1, dtype=torch.float64)
+    probs = (ranked.float() / temperature).softmax(-1)
+    mass = probs.cumsum(-1, dtype=torch.float64)
     # The first with which there is enough; the clamp is for sums that are nan.
     crossing = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp(max=ranked.shape[-1] - 1)
     return ranked.gather(-1, crossing)

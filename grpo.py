@@ -31,12 +31,11 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from support import packed, parallel
-from support.packed import pack, visible_tokens
+from support.packed import Logps, pack, visible_tokens
 from support.parallel import micro_batches, mini_batches
 from vlm import Prompt
 
@@ -72,19 +71,16 @@ def group_advantages(rewards, eps=1e-6):
     return advantages.masked_fill(equal | ~finite, 0.0).float()
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    clip_low: float = 0.2  # the ratio may fall to 1 - this
-    clip_high: float = 0.3  # and rise to 1 + this
-    clip_dual: float = 3.0  # for A < 0 the surrogate is bounded by this times A
-    kl: float = 0.01  # weight of the KL to the reference
-
-
-def policy_loss(logp, old_logp, ref_logp, advantages, settings):
+def policy_loss(
+    logp, old_logp, ref_logp, advantages, clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01
+):
     """The objective on some reply tokens, all tensors [n] -> (loss, statistics): sums over them.
 
+    clip_low, clip_high: the ratio pi / pi_old may fall to 1 - the one and rise to 1 + the other.
+    clip_dual: for A < 0 the surrogate is bounded by this times A. kl_coef: weight of the KL.
+
     >>> half, A = torch.tensor([math.log(0.5)]), torch.tensor([2.0])
-    >>> loss, statistics = policy_loss(half + 0.5, half, half + 0.5, A, LossSettings())
+    >>> loss, statistics = policy_loss(half + 0.5, half, half + 0.5, A)
     >>> round(loss.item(), 4), statistics["clip_high"].item()  # exp(0.5) = 1.65 is held at 1.3
     (-2.6, 1)
     """
@@ -93,19 +89,19 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
     ratio = log_ratio.exp()
 
     # The surrogate min(rho A, clip(rho) A): no more is to be gained once rho has left the range.
-    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
 
     # For A < 0 it falls without bound as rho grows, and one token could own the gradient.
     # The dual clip: max(min(rho A, clip(rho) A), c A).
-    bounded = torch.maximum(surrogate, settings.clip_dual * advantages)
+    bounded = torch.maximum(surrogate, clip_dual * advantages)
     surrogate = torch.where(advantages < 0, bounded, surrogate)
 
     # k3 = pi_ref / pi - log(pi_ref / pi) - 1 is never negative, and estimates KL(pi || pi_ref).
     difference = (ref_logp - logp).clamp(-20, 20)
     kl = (difference.exp() - difference - 1).clamp(max=10)
 
-    loss = (settings.kl * kl - surrogate).sum()
+    loss = (kl_coef * kl - surrogate).sum()
     rises, falls = advantages > 0, advantages < 0
     # They stay where they are: to look at each of them would make a GPU wait.
     return loss, {
@@ -113,9 +109,9 @@ def policy_loss(logp, old_logp, ref_logp, advantages, settings):
         "kl": kl.detach().sum(),
         # k3 again, of KL(pi_old || pi).
         "approx_kl": (ratio - 1 - log_ratio).detach().sum(),
-        "clip_high": (rises & (ratio > 1 + settings.clip_high)).sum(),
-        "clip_low": (falls & (ratio < 1 - settings.clip_low)).sum(),
-        "clip_dual": (falls & (ratio > settings.clip_dual)).sum(),
+        "clip_high": (rises & (ratio > 1 + clip_high)).sum(),
+        "clip_low": (falls & (ratio < 1 - clip_low)).sum(),
+        "clip_dual": (falls & (ratio > clip_dual)).sum(),
     }
 
 
@@ -152,13 +148,13 @@ def reply_states(vlm, bundles):
 
 
 def reply_logps(vlm, bundles, temperature=1.0):
-    """Log-probs and entropies of all replies in order, [n] each, without a gradient."""
+    """Log-probs and entropies of all replies in order, [n] each; the latter without a gradient."""
 
     def forward():
-        logits = packed.Logits(*reply_states(vlm, bundles), vlm.lm_head, temperature)
-        return logits.logps()
+        hidden, targets = reply_states(vlm, bundles)
+        return Logps.apply(hidden, targets, vlm.lm_head, temperature)
 
-    with torch.no_grad(), packed.attention(vlm):
+    with packed.attention(vlm):
         return parallel.within(vlm.model, forward)
 
 
@@ -173,35 +169,29 @@ def make_optimizer(policy, lr=1e-6, weight_decay=0.01):
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def policy_pass(policy, reference, bundles, old_logps, temperature, settings):
+def policy_pass(policy, reference, bundles, old_logps, temperature, kl_coef=0.01, **clips):
     """Forward passes over a micro-batch -> (loss, statistics: sums, largest gap to the sampler)"""
     replies = flat(bundles)
-    old_logp = ref_logp = None
-    if replies[0] in old_logps:
-        old_logp = torch.cat([old_logps[rollout] for rollout in replies])  # [n]
     advantages = policy.send(torch.tensor([r.advantage for r in replies for _ in r.tokens]))
     sampled = policy.send(torch.tensor([x for r in replies for x in r.sampler_logps]))  # [n]
-    if settings.kl and reference is None:
+
+    logp, entropy = reply_logps(policy, bundles, temperature)  # [n]
+    # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
+    old_logp = ref_logp = logp.detach()
+    if replies[0] in old_logps:
+        old_logp = torch.cat([old_logps[rollout] for rollout in replies])
+    if kl_coef and reference is None:
         raise ValueError("the weight of the KL is not 0, so a reference model is needed")
-    if settings.kl:
-        ref_logp = reply_logps(reference, bundles, temperature)[0]  # [n]
+    if kl_coef:
+        with torch.no_grad():
+            ref_logp, _ = reply_logps(reference, bundles, temperature)
 
-    # The logits of all tokens at once would not fit: a chunk of them at a time.
-    logits = packed.Logits(*reply_states(policy, bundles), policy.lm_head, temperature)
-    sums = Counter()
-    for at, logp in logits.chunks():
-        # In the first update pi_old is the policy itself. Without a KL term so may be pi_ref.
-        old = logp.detach() if old_logp is None else old_logp[at]
-        ref = logp.detach() if ref_logp is None else ref_logp[at]
-        loss, parts = policy_loss(logp, old, ref, advantages[at], settings)
-        logits.add(loss)
-        sums.update(parts)
-
-    gaps = (sampled - (logits.logp if old_logp is None else old_logp)).abs()
-    sums.update(entropy=logits.entropy.sum(), logp_gap_mean=gaps.sum())
-    return logits.loss(), sums, gaps.max()
+    loss, sums = policy_loss(logp, old_logp, ref_logp, advantages, kl_coef=kl_coef, **clips)
+    gaps = (sampled - old_logp).abs()
+    return loss, sums | {"entropy": entropy.sum(), "logp_gap_mean": gaps.sum()}, gaps.max()
 
 
+@torch.no_grad()
 def logps_before(policy, minis, temperature, token_budget):
     """-> log-probs of each rollout's tokens, {rollout: [T]}"""
     found = {}
@@ -222,9 +212,12 @@ def train_step(
     temperature,
     token_budget,
     max_grad_norm,
-    loss_settings=LossSettings(),  # noqa: B008
+    **loss,
 ):
-    """One GRPO step: mini-batches of whole groups, one update each -> statistics, see `summary`."""
+    """One GRPO step: mini-batches of whole groups, one update each -> statistics, see `summary`.
+
+    loss: settings of `policy_loss`. With kl_coef 0 no reference is needed.
+    """
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
     everything = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
@@ -232,19 +225,19 @@ def train_step(
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
     old_logps = logps_before(policy, minis[1:], temperature, token_budget)
-    facts = old_logps, temperature, loss_settings
     totals, tokens, norms, gaps, waiting = Counter(), 0, [], [], list(minis)
     while waiting:
         sums, count = Counter(), sum(len(rollout.tokens) for rollout in waiting[0])
         optimizer.zero_grad(set_to_none=True)
         try:
             for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
-                forward = partial(policy_pass, policy, reference, bundles, *facts)
                 # Around the backward pass too: checkpointed layers are computed again in it.
                 with packed.attention(policy):
-                    loss, parts, gap = parallel.within(policy.model, forward)
+                    summed, parts, gap = policy_pass(
+                        policy, reference, bundles, old_logps, temperature, **loss
+                    )
                     # The mean over all tokens of the update, whichever pass and rank they are in.
-                    (loss * weight / count).backward()
+                    (summed * weight / count).backward()
                 gaps.append(gap)
                 if weight:
                     sums.update(parts)

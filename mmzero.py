@@ -218,7 +218,10 @@ class Roles:
             temperature=TRAINED[role]["temperature"],
             token_budget=settings.token_budget,
             max_grad_norm=settings.grad_norm,
-            loss_settings=settings,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            clip_dual=settings.clip_dual,
+            kl_coef=settings.kl,
         )
 
 

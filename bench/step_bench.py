@@ -45,7 +45,7 @@ import torch
 from generate_bench import random_vlm
 
 from generate import generate
-from grpo import LossSettings, Rollout, group_advantages, make_optimizer, train_step
+from grpo import Rollout, group_advantages, make_optimizer, train_step
 from prompts import TOPICS, fill
 from support import machine
 from vlm import VLM
@@ -75,7 +75,7 @@ SHAPES = {
         num_key_value_heads=2,
     ),
 }
-LR, LOSS = 1e-6, LossSettings(clip_low=0.2, clip_high=0.3, kl=0.01)
+LR, LOSS = 1e-6, dict(clip_low=0.2, clip_high=0.3, kl_coef=0.01)
 
 
 def checkpoint(name, folder) -> Path:
@@ -139,7 +139,7 @@ def ours(name, folder):
             temperature=1.0,
             token_budget=4096,
             max_grad_norm=1.0,
-            loss_settings=LOSS,
+            **LOSS,
         )
         assert statistics_["updates"] == 1 and statistics_["logp_gap"] < (0.5 if CUDA else 1e-2)
 
@@ -167,9 +167,9 @@ def theirs(name, folder, steps, checkpointing, turn):
         gradient_accumulation_steps=prompts * n // batch,
         num_generations=n,
         max_completion_length=tokens,
-        beta=LOSS.kl,
-        epsilon=LOSS.clip_low,
-        epsilon_high=LOSS.clip_high,
+        beta=LOSS["kl_coef"],
+        epsilon=LOSS["clip_low"],
+        epsilon_high=LOSS["clip_high"],
         learning_rate=LR,
         lr_scheduler_type="constant",
         weight_decay=0.01,

@@ -33,7 +33,8 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         low = F.linear(x, self.lora_A.to(x.dtype))
-        return super().forward(x) + F.linear(low, self.lora_B.to(x.dtype)) * self.scale
+        own = F.linear(low, self.lora_B.to(x.dtype))
+        return torch.add(super().forward(x), own, alpha=self.scale)
 
 
 def add_lora(vlm, rank: int, alpha: float):

@@ -188,9 +188,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
     # Under autocast the rotary embedding leaves float32 queries and keys behind.
     q, k = query.to(value.dtype), key.to(value.dtype)
     if layout is None:
-        found = F.scaled_dot_product_attention(
-            q, k, value, attention_mask, scale=scaling, enable_gqa=True
-        )
+        # As many heads as queries: on CUDA no kernel takes both a mask and grouped heads.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, value))
+        found = F.scaled_dot_product_attention(q, k, v, attention_mask, scale=scaling)
         return found.transpose(1, 2), None
 
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
@@ -228,97 +228,68 @@ def pick(x, places):
     return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-# ---- logits (plain twin in the tests: all of them at once) ---------------------------------------
+# ---- log-probs (plain twin in the tests: all logits at once) -------------------------------------
 
-# How many are in memory at a time: 100 MB of float32 and, as a GPU wants few and large products,
-# 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
+# How many logits are in memory at a time: 100 MB of float32 and, as a GPU wants few and large
+# products, 270 MB. Those of 16,384 tokens and 151,936 words would be 10 GB.
 LOGITS = {"cpu": 25_000_000, "cuda": 2**26}
 
 
-class Logits:
-    """Log-probs of n tokens, and the gradient of a loss made of them, some tokens at a time:
+class Logps(torch.autograd.Function):
+    """Log-probs and entropies of n tokens, whose [n, V] logits are never there at once.
 
-        for at, logp in logits.chunks():
-            logits.add(a loss made of logp)
-        logits.loss().backward()
+        z = h W^T / tau        h [n, D] hidden states, W [V, D] lm_head, tau temperature
+        p = softmax(z),  logp = log p[target],  entropy = - sum p log p
 
-    hidden h [n, D], lm_head W [V, D], targets [n]. p is the softmax of the logits h W^T / tau.
-    Autograd would hold them all, or ask for a fourth product of their size. So it only gives
-
-        g = d loss / d logp,      dz = g (onehot(target) - p) / tau,
-        dh = dz W,                dW = sum of dz^T h over the chunks.
+    Autograd would keep all of z. Here the backward pass makes it once more, a piece at a time.
     """
 
-    def __init__(self, hidden, targets, lm_head, temperature):
-        self.hidden, self.targets, self.lm_head = hidden, targets, lm_head
-        self.temperature = temperature
-        # Under autocast products are made in bf16. The sum of dW is kept in float32.
-        self.weight = lm_head.detach().to(working_dtype(lm_head))
-        self.logp, self.entropy = torch.empty(2, len(hidden), device=hidden.device)
-        self.total, self.d_hidden, self.d_lm_head = 0.0, torch.zeros_like(hidden), None
-        if lm_head.requires_grad:  # with LoRA it is frozen
-            self.d_lm_head = torch.zeros_like(lm_head, dtype=torch.float32)
-
-    def logps(self):
-        """-> log-probs [n], entropies [n]"""
-        for _ in self.chunks():
-            pass
-        return self.logp, self.entropy
-
-    def chunks(self):
-        """-> (at, logp): a slice of the n tokens, and a leaf with their log-probs [t]"""
-        size = max(1, LOGITS[self.weight.device.type] // len(self.weight))
-        for start in range(0, len(self.targets), size):
-            at = self.at = slice(start, start + size)
-            with torch.no_grad():
-                h, target = self.hidden[at].to(self.weight.dtype), self.targets[at, None]
-                z = (h @ self.weight.T).float().div_(self.temperature)  # [t, V]
-                lse = z.logsumexp(1)
-                self.logp[at] = z.gather(1, target)[:, 0] - lse
-                self.p = z.softmax(1)
-                # - sum p log p = lse - E[z]
-                self.entropy[at] = lse - z.mul_(self.p).sum(1)
-            del z  # p is as large
-            self.leaf = self.logp[at].clone().requires_grad_()
-            yield at, self.leaf
-            # Or it would lie beside the next chunk's.
-            del self.p
-
-    def add(self, loss):
-        """Add the loss of the chunk at hand, and its gradients while p is there."""
-        self.total += loss.detach()
-        g = torch.autograd.grad(loss, self.leaf)[0][:, None] / self.temperature  # [t, 1]
-        with torch.no_grad():
-            dz = self.p.mul_(-g).scatter_add_(1, self.targets[self.at, None], g)
-            h, dz = self.hidden[self.at].to(self.weight.dtype), dz.to(self.weight.dtype)
-            self.d_hidden[self.at] = dz @ self.weight
-            if self.d_lm_head is not None and self.d_lm_head.dtype == dz.dtype:
-                self.d_lm_head.addmm_(dz.T, h)  # no second [V, D]
-            elif self.d_lm_head is not None:
-                self.d_lm_head += dz.T @ h
-
-    def loss(self):
-        """The sum of the losses. Its backward pass hands over the gradients that are known."""
-        gradients = self.d_hidden, self.d_lm_head
-        return KnownGradients.apply(self.hidden, self.lm_head, self.total, *gradients)
-
-
-class KnownGradients(torch.autograd.Function):
-    """A loss, and its gradients by hidden states and lm_head, computed beforehand. FSDP wants to
-    see lm_head, which it gathered, get one in a backward pass."""
+    @staticmethod
+    def forward(ctx, hidden, targets, lm_head, temperature):
+        """-> log-probs [n] of targets [n]; entropies [n], without a gradient"""
+        # Under autocast products are made in bf16.
+        ctx.dtype, ctx.temperature = working_dtype(lm_head), temperature
+        h, weight = hidden.to(ctx.dtype), lm_head.to(ctx.dtype)
+        logp, lse, entropy = torch.empty(3, len(h), device=h.device)
+        # Some tokens at a time, because each needs all words.
+        for at in pieces(len(h), len(weight), h.device):
+            z = (h[at] @ weight.T).float().div_(temperature)  # [t, V]
+            lse[at] = z.logsumexp(1)
+            logp[at] = z.gather(1, targets[at, None])[:, 0] - lse[at]
+            # - sum p log p = lse - E[z]
+            p = z.softmax(1)
+            entropy[at] = lse[at] - z.mul_(p).sum(1)
+        ctx.save_for_backward(hidden, targets, lm_head, lse)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
 
     @staticmethod
-    def forward(ctx, hidden, lm_head, loss, d_hidden, d_lm_head):
-        ctx.gradients, ctx.dtype = (d_hidden, d_lm_head), lm_head.dtype
-        return loss.clone()
+    def backward(ctx, g, _):
+        """g = d loss / d logp:   dz = g (onehot(target) - p) / tau,   dh = dz W,   dW = dz^T h"""
+        hidden, targets, lm_head, lse = ctx.saved_tensors
+        h, g = hidden.to(ctx.dtype), g[:, None] / ctx.temperature
+        dh, dW = torch.zeros_like(hidden, dtype=torch.float32), None
+        if ctx.needs_input_grad[2]:  # with LoRA it is frozen
+            dW = torch.empty_like(lm_head)
+        # Some words at a time, because then each row of dW is written once.
+        for at in pieces(len(lm_head), len(h), h.device):
+            weight = lm_head[at].to(ctx.dtype)  # [v, D]
+            z = (h @ weight.T).float().div_(ctx.temperature)  # [n, v]
+            dz = z.sub_(lse[:, None]).exp_().mul_(-g)
+            # To a target that is not among these words nothing is added.
+            own = targets[:, None] - at.start
+            inside = own.clamp(0, len(weight) - 1)
+            dz = dz.scatter_add_(1, inside, g * (own == inside)).to(ctx.dtype)
+            dh += dz @ weight
+            if dW is not None:
+                dW[at] = dz.T @ h
+        return dh.to(hidden.dtype), None, dW, None
 
-    @staticmethod
-    def backward(ctx, grad):
-        # What nobody else holds, autograd takes over without a copy.
-        (d_hidden, d_lm_head), ctx.gradients = ctx.gradients, None
-        if d_lm_head is not None:
-            d_lm_head = d_lm_head.mul_(grad).to(ctx.dtype)
-        return d_hidden.mul_(grad), d_lm_head, None, None, None
+
+def pieces(length, width, device):
+    """Slices of `length` rows with `width` logits each, as many rows as LOGITS lets them have."""
+    size = max(1, LOGITS[device.type] // width)
+    return [slice(start, start + size) for start in range(0, length, size)]
 
 
 # ---- pictures (plain twin: attention of the vision tower picture by picture) ---------------------

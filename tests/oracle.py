@@ -3,8 +3,6 @@
 import torch
 
 import grpo
-from support import packed
-from support.packed import Logits
 
 
 def policy_loss(
@@ -30,8 +28,8 @@ def policy_loss(
         ref_logp = logp.detach()
     # Only real tokens: what stands in the padding, nan even, must not reach a sum.
     logp, old_logp, ref_logp = logp[mask], old_logp[mask], ref_logp[mask]
-    settings = grpo.LossSettings(clip_low, clip_high, clip_dual, kl_coef)
-    loss, sums = grpo.policy_loss(logp, old_logp, ref_logp, advantages[mask], settings)
+    settings = clip_low, clip_high, clip_dual, kl_coef
+    loss, sums = grpo.policy_loss(logp, old_logp, ref_logp, advantages[mask], *settings)
     tokens = max(len(logp), 1)
     return loss / tokens, {name: value.item() / tokens for name, value in sums.items()}
 
@@ -40,14 +38,7 @@ def token_logps(vlm, bundles, temperature=1.0, weights=None):
     """Of all replies in order -> logp [n], entropy [n], and made as in a training step, a number
     whose backward pass is that of sum(weights * logp)."""
     logp, entropy = grpo.reply_logps(vlm, bundles, temperature)
-    if weights is None:
-        return logp, entropy, None
-    with packed.attention(vlm):
-        hidden, targets = grpo.reply_states(vlm, bundles)
-    logits = Logits(hidden, targets, vlm.lm_head, temperature)
-    for at, leaf in logits.chunks():
-        logits.add((leaf * weights[at]).sum())
-    return logp, entropy, logits.loss()
+    return logp.detach(), entropy, None if weights is None else (logp * weights).sum()
 
 
 def slow_logps(vlm, rollout, temperature=1.0):
@@ -77,12 +68,6 @@ def score(vlm, rollouts, temperature=1.0, token_budget=8192):
 
 
 def train_step(policy, reference, rollouts, optimizer, **changes):
-    """grpo.train_step with usual settings: one update, everything in one pass. Settings of the loss
-    stand beside the others."""
-    of_loss = grpo.LossSettings.__dataclass_fields__
-    loss_settings = grpo.LossSettings(**{k: v for k, v in changes.items() if k in of_loss})
+    """grpo.train_step with usual settings: one update, everything in one pass."""
     settings = dict(groups_per_update=10**9, temperature=1.0, token_budget=8192, max_grad_norm=1.0)
-    settings |= {k: v for k, v in changes.items() if k not in of_loss}
-    return grpo.train_step(
-        policy, reference, rollouts, optimizer, loss_settings=loss_settings, **settings
-    )
+    return grpo.train_step(policy, reference, rollouts, optimizer, **settings | changes)

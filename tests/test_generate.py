@@ -16,8 +16,8 @@ from PIL import Image
 import generate as engine
 from generate import Completion, Engine, generate, least_kept, sample, uniforms
 from support import flash
+from support.cache import Cache
 from support.checkpoint import FAMILIES
-from support.flash import Cache
 from vlm import VLM, Prompt
 
 NOTHING = torch.tensor([], dtype=torch.long)
@@ -432,19 +432,37 @@ def test_extreme_uniforms_stay_inside():
 @pytest.mark.parametrize("vocabulary", [50, 5000])
 @pytest.mark.parametrize("spread", [0.01, 3.0])  # nuclei of nearly all tokens; of a few
 @pytest.mark.parametrize("kind", [torch.Tensor, OnCuda])  # sorted by numpy; by torch
-def test_least_kept(vocabulary, spread, kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the latter has many ties
+def test_least_kept(vocabulary, spread, kind, dtype):
     torch.manual_seed(0)
-    probs = (torch.randn(3, vocabulary, dtype=torch.float64) * spread).softmax(-1).float()
-    for top_p, top_k in ((0.5, 0), (0.95, 0), (1, 7), (0.8, 40)):
-        for each, least in zip(probs, least_kept(probs.as_subclass(kind), top_p, top_k)):
+    logits = (torch.randn(3, vocabulary) * spread).to(dtype)
+    for temperature, top_p, top_k in ((1, 0.5, 0), (0.7, 0.95, 0), (1, 1, 7), (0.7, 0.8, 40)):
+        found = least_kept(logits.as_subclass(kind), temperature, top_p, top_k)
+        probs = (logits.double() / temperature).softmax(-1)
+        for own, each, least in zip(logits, probs, found):
             shares = exact(each.tolist(), top_p, top_k)
-            smallest = min(float(each[i]) for i, share in enumerate(shares) if share)
+            smallest = min(float(own[i]) for i, share in enumerate(shares) if share)
             # At a flat 5000 tokens the sum can cross top_p a token sooner or later in another
             # precision.
-            assert math.isclose(least.item(), smallest, rel_tol=1e-4)
+            assert math.isclose(least.item(), smallest, abs_tol=1e-4)
     # The engine finds out later.
-    nan = torch.full((2, vocabulary), math.nan).as_subclass(kind)
-    assert least_kept(nan, 0.9, 0).shape == (2, 1)
+    nan = torch.full((2, vocabulary), math.nan, dtype=dtype).as_subclass(kind)
+    assert least_kept(nan, 1.0, 0.9, 0).shape == (2, 1)
+
+
+@pytest.mark.parametrize("temperature, top_p, top_k", [(1, 0.9, 0), (0.7, 0.95, 40), (1, 1, 5)])
+def test_the_nucleus_of_bf16_logits_is_that_of_their_probabilities(temperature, top_p, top_k):
+    """A nucleus found by sorting logits in bf16; log-probs are float32 all the same."""
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(40, 5000)).bfloat16()
+    u = uniforms(1, 0, 0, 40)
+    drawn = sample(logits.as_subclass(OnCuda), u, temperature, top_p, top_k, NOTHING)
+    tokens, logps, full = (each.as_subclass(torch.Tensor) for each in drawn)
+    wanted = sample(logits.float(), u, temperature, top_p, top_k, NOTHING)
+    assert torch.equal(tokens, wanted[0]) and full.dtype == torch.float32
+    close(logps, wanted[1], 1e-5, 1e-5)
+    scaled = logits.float() / temperature
+    close(full, scaled.log_softmax(-1).gather(1, tokens[:, None])[:, 0], 1e-5, 1e-5)
 
 
 # ------------------------------------------------------------------------------ ends and errors

@@ -82,13 +82,13 @@ def test_a_step_that_runs_out_of_memory_is_made_in_smaller_passes(tmp_path, monk
     policy, reference = networks(folder, "cuda")
     rollouts, original, calls = make_rollouts(policy, groups=4), grpo.policy_pass, []
 
-    def full(*args):
+    def full(*args, **settings):
         calls.append(args)
         if len(calls) == 1:
             # More than the card has.
             size = torch.cuda.get_device_properties(0).total_memory + 2**30
             torch.empty(size, dtype=torch.uint8, device="cuda")
-        return original(*args)
+        return original(*args, **settings)
 
     monkeypatch.setattr(grpo, "policy_pass", full)
     statistics = train_step(policy, reference, rollouts, Recorder(policy), token_budget=1000)

@@ -189,7 +189,7 @@ def test_padding_is_left_out_and_sums_are_over_tokens():
     assert logp.grad[1, 1:].eq(0).all() and logp.grad.isfinite().all()
     per_token = advantages[:, None].expand(2, 3)
     flat = [x[mask] for x in (logp, old, ref, per_token)]
-    loss, sums = grpo.policy_loss(*flat, grpo.LossSettings())
+    loss, sums = grpo.policy_loss(*flat)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert sums["loss"] == pytest.approx(expected, rel=1e-5)
     loss = policy_loss(logp, old, ref, per_token, mask)[0]
@@ -251,7 +251,7 @@ def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypat
         return forward(pixels, **options)
 
     monkeypatch.setattr(vlm.model.model.visual, "forward", watched)
-    train_step(vlm, None, rollouts, Recorder(vlm), kl=0)
+    train_step(vlm, None, rollouts, Recorder(vlm), kl_coef=0)
     assert seen == [sum(len(rollouts[i].prompt.pictures[0].pixels) for i in (0, 6))]
 
 
@@ -317,7 +317,7 @@ def test_attention_is_what_it_was_when_a_pass_raises(vlm, monkeypatch):
     reference, rollouts = copy.deepcopy(vlm), make_rollouts(vlm)
     reference.model.set_attn_implementation("eager")
 
-    def fail(*_):
+    def fail(*_, **__):
         assert attention_of(vlm) == "packed"
         raise RuntimeError("the seventh seal")
 
@@ -347,7 +347,7 @@ def test_with_checkpointing_the_gradient_is_the_same(models, family, fast, monke
             vlm.model.gradient_checkpointing_enable()
             vlm.model.train()
         optimizer = Recorder(vlm)
-        train_step(vlm, models[family], rollouts, optimizer, kl=0.3, groups_per_update=2)
+        train_step(vlm, models[family], rollouts, optimizer, kl_coef=0.3, groups_per_update=2)
         found.append(optimizer.seen)
     # Three passes with log-probs from before the step, then five, of which two compute again.
     assert len(passes) == 3 + 5
@@ -421,7 +421,7 @@ def test_gradient_does_not_depend_on_how_rollouts_are_cut(vlm):
     results, sums = [], []
     for budget in (1, 90, 300, 100_000):
         optimizer = Recorder(vlm)
-        settings = dict(kl=0.5, max_grad_norm=1e9, token_budget=budget)
+        settings = dict(kl_coef=0.5, max_grad_norm=1e9, token_budget=budget)
         stats = train_step(vlm, reference, rollouts, optimizer, **settings)
         results.append(optimizer.seen[0])
         sums.append([stats[k] for k in ("loss", "kl", "entropy", "grad_norm", "tokens")])
@@ -444,7 +444,7 @@ def test_later_updates_use_the_log_probs_from_before_the_step(vlm):
     rollouts = make_rollouts(vlm, groups=4, size=3)
     before = {id(r): logp for r, logp in zip(rollouts, score(vlm, rollouts))}
     optimizer = Recorder(vlm, lr=0.05)
-    stats = train_step(vlm, None, rollouts, optimizer, kl=0, groups_per_update=2)
+    stats = train_step(vlm, None, rollouts, optimizer, kl_coef=0, groups_per_update=2)
     assert stats["updates"] == 2 and stats["approx_kl"] > 1e-5 and stats["kl"] == 0
     assert stats["logp_gap"] < 1e-5  # the gap is to the old log-probs, not to the moving policy's
     # The same by hand: gradient of the second update, from the weights after the first.
@@ -504,7 +504,7 @@ def test_the_reference_pulls_back(vlm):
         r.advantage = 1e-9  # a signal too small to matter beside the KL term
     optimizer, kls = make_optimizer(vlm, lr=1e-3), []
     for _ in range(10):
-        kls.append(train_step(vlm, reference, rollouts, optimizer, kl=1.0)["kl"])
+        kls.append(train_step(vlm, reference, rollouts, optimizer, kl_coef=1.0)["kl"])
     assert kls[-1] < 0.6 * kls[0]
 
 
@@ -590,24 +590,24 @@ def test_out_of_memory_halves_the_pass_once_and_changes_nothing_else(vlm, monkey
     rollouts, original, passes = make_rollouts(vlm, groups=4), grpo.policy_pass, []
     length = max(bundle_length(rollouts[i : i + 3]) for i in range(0, 12, 3))
 
-    def pass_or_fail(*facts):
+    def pass_or_fail(*facts, **settings):
         passes.append(sum(len(bundle) for bundle in facts[2]))
         if len(passes) == 2:
             raise torch.cuda.OutOfMemoryError("no room")
-        return original(*facts)
+        return original(*facts, **settings)
 
     monkeypatch.setattr(grpo, "policy_pass", pass_or_fail)
     recorder = Recorder(vlm)
-    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    train_step(vlm, None, rollouts, recorder, kl_coef=0, token_budget=2 * length)
     assert vlm.token_limit == length and sum(passes[2:]) == 12
     assert capsys.readouterr().err.count(f"from now on {length} tokens a pass") == 1
-    train_step(vlm, None, rollouts, recorder, kl=0, token_budget=2 * length)
+    train_step(vlm, None, rollouts, recorder, kl_coef=0, token_budget=2 * length)
     assert capsys.readouterr().err == ""
 
     fresh = copy.deepcopy(vlm)
     monkeypatch.undo()
     fresh.token_limit, plain = math.inf, Recorder(fresh)
-    train_step(fresh, None, rollouts, plain, kl=0, token_budget=length)
+    train_step(fresh, None, rollouts, plain, kl_coef=0, token_budget=length)
     scale = plain.seen[0].abs().max()
     for found in recorder.seen:
         torch.testing.assert_close(found / scale, plain.seen[0] / scale, atol=1e-5, rtol=1e-4)

@@ -14,7 +14,7 @@ import shutil
 import statistics
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,13 +244,14 @@ def number(x: float, digits=4) -> str:
     return f"{x:.{digits}f}".replace("-", "−")
 
 
-def worked_out(token: dict, loss: grpo.LossSettings) -> dict:
+def worked_out(token: dict, settings: dict) -> dict:
     """What grpo.py's policy_loss makes of a token: asked again, for one of its parts at a time."""
     names = ("logp", "old", "ref", "advantage")
     logp, old, ref, A = (torch.tensor([token[n]], dtype=torch.float64) for n in names)
-    negative, counts = grpo.policy_loss(logp, old, ref, A, replace(loss, kl=0))
-    kl, _ = grpo.policy_loss(logp, old, ref, 0 * A, replace(loss, kl=1))
-    cut = any(counts[name] for name in ("clip_high", "clip_low", "clip_dual"))
+    clips = {name: settings[name] for name in ("clip_low", "clip_high", "clip_dual")}
+    negative, counts = grpo.policy_loss(logp, old, ref, A, **clips, kl_coef=0)
+    kl, _ = grpo.policy_loss(logp, old, ref, 0 * A, **clips, kl_coef=1)
+    cut = any(counts[name] for name in clips)
     ratio = (logp - old).exp().item()
     return token | {"ratio": ratio, "counts": -negative.item(), "kl": kl.item(), "cut": cut}
 
@@ -261,8 +262,7 @@ def write(recorder: Recorder, folder: Path) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["n"] = number
     environment.globals.update(answers_match=rewards.answers_match, tally=tally)
-    loss = grpo.LossSettings(**{f.name: settings[f.name] for f in fields(grpo.LossSettings)})
-    environment.globals.update(worked_out=partial(worked_out, loss=loss))
+    environment.globals.update(worked_out=partial(worked_out, settings=settings))
     environment.globals.update(style=Markup(STYLE), few=FEW, longest=LONGEST)
     phases = dict(p=phase_p(recorder), c=phase_c(recorder), s=phase_s(recorder))
     template = environment.from_string(PAGE.read_text(encoding="utf-8"))

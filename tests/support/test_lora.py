@@ -194,7 +194,7 @@ def test_only_adapters_get_gradients_and_move(folder):
 
     optimizer.step = watch
     rollouts = make_rollouts(vlm, groups=2, size=3)
-    assert train_step(vlm, None, rollouts, optimizer, kl=0)["updates"] == 1
+    assert train_step(vlm, None, rollouts, optimizer, kl_coef=0)["updates"] == 1
     for name, weight in vlm.model.named_parameters():
         assert (".lora_" in name) == seen[name] == (not torch.equal(weight, before[name])), name
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import token_logps
 from test_grpo import FAMILIES, gap_to_separate_sequences, gradients, make_rollouts, models
 
@@ -61,6 +62,24 @@ def test_fast_attention_is_plain_attention(fast):
     for ours, plain in zip(*found):
         assert plain.abs().max() > 0.1
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_kernel_is_asked_for_grouped_heads(fast, monkeypatch):
+    """With a mask those of CUDA take as many heads of keys as of queries, or are slow."""
+    original, asked = F.scaled_dot_product_attention, []
+
+    def watch(q, k, v, mask, **options):
+        assert q.shape[1] == k.shape[1] == v.shape[1] == 4 and "enable_gqa" not in options
+        asked.append(mask.shape)
+        return original(q, k, v, mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    q, k, v = (torch.randn(1, heads, sum(map(sum, LENGTHS)), 8) for heads in (4, 2, 2))
+    layout = packed.lay_out(LENGTHS, torch.device("cpu")) if fast else None
+    mask = None if fast else visible_tokens(LENGTHS)[None, None]
+    packed.packed_attention(None, q, k, v, mask, scaling=0.3, layout=layout)
+    assert len(asked) == 1 + fast
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -89,7 +89,7 @@ def one_step(checkpoint, pictures, sharded, lora=0, checkpointing=False):
         temperature=0.8,
         token_budget=60,
         max_grad_norm=1e9,
-        loss_settings=grpo.LossSettings(kl=0.3),
+        kl_coef=0.3,
     )
     return {
         "gradients": seen,
