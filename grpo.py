@@ -1,22 +1,7 @@
 """Group-relative policy optimisation (GRPO): from rewards to one step of the optimiser.
 
-What MM-Zero (arXiv 2603.09206) trains its roles with. Letters and words of the whole project:
-
-    P prompts                n reply tokens of a micro-batch    B batch
-    G replies per prompt     L tokens of a packed sequence      S slots of the KV cache
-    N codes per proposal     D hidden size                      C columns of the KV cache
-    K answers per question   V vocabulary                       H size of an attention head
-    s, c, d  solvability, consistency, difficulty
-
-    group          a prompt with all its rollouts
-    bundle         a prompt with some of its rollouts, as they lie in a packed sequence
-    micro-batch    bundles: one packed sequence; mini-batch: whole groups, one update
-    chunk          some tokens of the loss: those whose logits are in memory at a time
-    row, part      a record of a table or file; a separately saved piece of a phase's data
-    terms, share   the summands of a reward; a number from 0 to 1
-    slot           a row of the KV cache: room for one reply
-    lm_head        the output matrix; a head is always an attention head
-    rank_slice     what falls to this process under torchrun
+What MM-Zero (arXiv 2603.09206) trains its roles with. P prompts have G replies each; a micro-batch
+has n reply tokens in a packed sequence of L. All other letters and words: mmzero.py.
 
 Choices that could have been made otherwise:
 - Old log-probs are the trainer's own, not the sampler's. Their distance to the sampler's is logged

@@ -2,7 +2,6 @@
 
     python mmzero.py                                   the embedded tiny base, on a laptop
     python mmzero.py --model Qwen2-VL-2B               a real one, with the settings of the paper
-    python mmzero.py --model Qwen2-VL-2B --dry-run     what that needs, and whether it fits here
     python mmzero.py --explain                         one step of each phase, as a page to read
 
 The Proposer imagines a picture and asks an easy and a hard question about it (a proposal). The
@@ -17,16 +16,27 @@ has three phases. In each of them one role is trained with GRPO, and the other t
 
 This file is the loop. rewards.py says what is good, grpo.py how a reward becomes a gradient,
 generate.py samples, render.py draws, vlm.py is the network, eval.py and tools/measure.py measure.
-The letters and words of all files are explained at the top of grpo.py.
+Unlike the authors' script, which takes the Coder's weights for it, phase C is judged by Solver i-1.
+Letters and words of all files:
 
-Deviations from the authors' released code, on purpose: phase C is judged by Solver i-1 (their
-script hands it the Coder's weights); this is one program instead of services.
+    P, G         prompts of a step, replies to each (P, C and S are also the three phases)
+    N, K         codes for a proposal, answers to a question
+    s, c, d      solvability, consistency, difficulty; E, T, V: what a proposal pays (rewards.py)
+    n, L         reply tokens of a micro-batch, all tokens of its packed sequence
+    D, V, H, B   hidden size, vocabulary, size of an attention head (lm_head is none), batch
+    S, C         slots and columns of the KV cache; a slot has room for one reply
+    rollout      a reply (what was sampled after a prompt) with its advantage
+    group        a prompt with all its rollouts; bundle: with some of them, in one sequence
+    micro-batch  bundles, one packed sequence; mini-batch: whole groups, one update
+    chunk        some tokens of the loss: those whose logits are in memory at a time
+    terms, share the summands of a reward; a number from 0 to 1
+    row, part    a record of a table or file; a piece of a phase's data that is saved by itself
+    kept         what has passed a filter
 """
 
 # Before anything imports torch.
 from support import machine  # isort: skip
 
-import dataclasses
 import itertools
 import os
 import sys
@@ -43,11 +53,10 @@ from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
-from support.answers import refuse
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
-from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, check, parse
+from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, parse, rules_of
 from vlm import VLM
 
 # -------------------------------------------------------------------------------- the three roles
@@ -64,6 +73,7 @@ class Draft:
     code: str | None = None
     image: Image.Image | None = None  # if the code drew one
     error: str | None = None  # why it did not
+    judgements: list = field(default_factory=list)  # the Solver's replies: to easy, then to hard
     easy_answers: list = field(default_factory=list)  # None where nothing could be read
     hard_answers: list = field(default_factory=list)
 
@@ -77,7 +87,7 @@ class Draft:
 
     def row(self) -> dict:
         """For a JSONL file."""
-        row = dataclasses.asdict(self.proposal) | {"content_type": rewards.type_of(self.proposal)}
+        row = vars(self.proposal) | {"content_type": rewards.type_of(self.proposal)}
         for name in ("language", "code", "error", "easy_answers", "hard_answers"):
             row[name] = getattr(self, name)
         row["label"], row["consistency"] = rewards.vote(self.hard_answers)
@@ -99,7 +109,8 @@ class Roles:
         self.settings = settings
         self.actor, self.policy = load_networks(VLM.load, settings)
         self.prompts, self.topics = self.actor.prompts, topics_of(self.actor.prompts)
-        refuse(placeholders(self.prompts))
+        self.shown = placeholders(self.prompts)
+        self.rules = rules_of(settings)
         self.weights = read_weights(VLM.load, settings, self.policy, newest)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
@@ -107,14 +118,12 @@ class Roles:
         if settings.language != "svg" and self.renderer.refusal:
             raise RuntimeError(self.renderer.refusal)
 
-    # ---- what each role is asked, and what it says
-
     def proposer_prompt(self, topic: str):
         return self.actor.encode(self.prompts["proposer"].replace("{topic}", topic))
 
     def coder_prompt(self, proposal: rewards.Proposal, language: str):
         template = self.prompts["coder"][language]
-        return self.actor.encode(fill(template, **dataclasses.asdict(proposal)))
+        return self.actor.encode(fill(template, **vars(proposal)))
 
     def solver_prompt(self, image, question: str):
         return self.actor.encode(self.prompts["solver"].replace("{question}", question), [image])
@@ -122,10 +131,8 @@ class Roles:
     def speak(self, role: str, prompts: list, n: int, seed: int, trained=False, **more) -> list:
         """n completions of each prompt, [prompts][n]: by the frozen role, or by the one in training
         as the policy has it now. Each rank samples its slice of the prompts, all get all."""
-        weights, sampling = self.weights[role], FROZEN[role] | more
-        if trained:
-            weights, sampling = self.policy.weights(), TRAINED[role]
-        self.actor.load_state(weights)
+        self.actor.load_state(self.policy.weights() if trained else self.weights[role])
+        sampling = (TRAINED if trained else FROZEN)[role] | more
         completions = generate(
             self.actor,
             parallel.rank_slice(prompts),
@@ -139,20 +146,17 @@ class Roles:
         )
         return parallel.gather(completions)
 
-    # ---- propose -> keep the valid -> draw -> judge
-
     def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
         """Fresh data from the frozen roles, for these places of a list of topics that take turns.
         -> (topic, reply, drafts) each: no drafts without a valid proposal. answers 0: no judge."""
         topics = [self.topics[place % len(self.topics)] for place in places]
         prompts = {topic: self.proposer_prompt(topic) for topic in self.topics}
-        asked = [prompts[topic] for topic in topics]
-        replies = [reply.text for reply in flat(self.speak("proposer", asked, 1, seed))]
-        proposals = [rewards.parse_proposal(reply) for reply in replies]
+        replies = flat(self.speak("proposer", [prompts[topic] for topic in topics], 1, seed))
+        proposals = [rewards.parse_proposal(reply.text, self.shown) for reply in replies]
         drafts = self.draw(proposals, codes, subseed(seed, "codes"))
         if answers:
             self.judge(flat(drafts), answers, subseed(seed, "answers"))
-        return list(zip(topics, replies, drafts))
+        return list(zip(topics, [reply.text for reply in replies], drafts))
 
     def draw(self, proposals: list, n: int, seed: int, **sampling) -> list[list[Draft]]:
         """The frozen Coder's n codes for each proposal, rendered. None is drawn for None."""
@@ -186,14 +190,13 @@ class Roles:
         cut = {draft: self.actor.cut(draft.image) for draft in own}
         prompts = [self.solver_prompt(cut[d], q) if d in cut else None for d, q in asked]
         replies = self.speak("solver", prompts, n, seed)
-        answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
-        for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
-            draft.easy_answers, draft.hard_answers = easy, hard
-        # Kept for `probe`, which counts what could not be read.
-        self.judgements = [reply.text for reply in flat(replies)], flat(answers)
+        for draft, easy, hard in zip(drawn, replies[0::2], replies[1::2]):
+            draft.judgements = [reply.text for reply in easy + hard]
+            answers = [rewards.extract_answer(text, self.shown) for text in draft.judgements]
+            draft.easy_answers, draft.hard_answers = answers[:n], answers[n:]
 
-    def keep(self, role: str):
-        """The policy has learnt this role. Its old weights' memory is used again, if it has own."""
+    def adopt(self, role: str):
+        """The role is what the policy has learnt. Its old weights' memory is used again, if own."""
         old, others = self.weights[role], [self.weights[other] for other in ROLES if other != role]
         self.weights[role] = self.policy.state(None if any(own is old for own in others) else old)
 
@@ -239,19 +242,19 @@ def train_proposer(roles: Roles, phase: Phase):
         topics = [roles.topics[place % len(roles.topics)] for place in places]
         prompts = [roles.proposer_prompt(topic) for topic in topics]
         replies = roles.speak("proposer", prompts, size, phase.seed(step), trained=True)
-        proposals = [rewards.parse_proposal(reply.text) for reply in flat(replies)]
+        proposals = [rewards.parse_proposal(reply.text, roles.shown) for reply in flat(replies)]
 
         # Reward: N codes for each valid proposal, K answers to each question about each picture.
         drafts = roles.draw(proposals, settings.codes, phase.seed(step, "codes"), top_k=40)
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
         judged = [[draft.judged for draft in own] for own in drafts]
-        terms = rewards.proposer_rewards(proposals, judged, settings.without)
+        terms = rewards.proposer_rewards(proposals, judged, roles.rules)
 
         # Learn.
         groups = [terms[i : i + size] for i in range(0, len(terms), size)]
         statistics = roles.learn(phase, prompts, replies, groups)
         types = [one["content_type"] for one in terms if one["valid"]]
-        phase.keep(step, topics, replies, groups)
+        phase.add_rows(step, topics, replies, groups)
         unread, entropy = [p is None for p in proposals], rewards.type_entropy(types)
         phase.end_step(step, flat(replies), unread, terms, statistics, type_entropy=entropy)
     phase.save_data([(row, None) for row in phase.rows])
@@ -289,7 +292,7 @@ def train_coder(roles: Roles, phase: Phase):
         # Reward: is there a picture, and what does the frozen Solver make of it?
         drafts = roles.render(batch, replies)
         roles.judge(flat(drafts), settings.answers, phase.seed(step, "answers"))
-        pay = partial(rewards.coder_reward, without=settings.without)
+        pay = partial(rewards.coder_reward, rules=roles.rules)
         terms = [[pay(d.code, d.judged, d.language) for d in group] for group in drafts]
 
         # Learn.
@@ -304,7 +307,7 @@ def coder_data(roles: Roles, phase: Phase) -> list[tuple[rewards.Proposal, str]]
     if rows is None:
         rows = fresh_data(roles, phase, asked, roles.settings.codes, answers=0)
         for row, _ in rows:
-            row["kept"] = rewards.keep_for_coder(row["render_rate"], roles.settings.without)
+            row["kept"] = rewards.keep_for_coder(row["render_rate"], roles.rules)
         phase.log_data(rows, asked, kept=sum(row["kept"] for row, _ in rows))
         phase.save_data(rows)
     kept = [row for row, _ in rows if row["kept"]]
@@ -325,13 +328,14 @@ def train_solver(roles: Roles, phase: Phase):
         replies = roles.speak("solver", prompts, count, phase.seed(step), trained=True)
 
         # Reward: compare with the label.
+        pay = partial(rewards.solver_reward, shown=roles.shown)
         terms = []
         for (row, _), group in zip(batch, replies):
-            terms.append([rewards.solver_reward(reply.text, row["label"]) for reply in group])
+            terms.append([pay(reply.text, row["label"]) for reply in group])
 
         # Learn.
         statistics = roles.learn(phase, prompts, replies, terms)
-        unread = [rewards.extract_answer(reply.text) is None for reply in flat(replies)]
+        unread = [rewards.extract_answer(r.text, roles.shown) is None for r in flat(replies)]
         phase.end_step(step, flat(replies), unread, flat(terms), statistics)
 
 
@@ -342,8 +346,8 @@ def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
     if rows is None:
         fresh, rows = fresh_data(roles, phase, asked, 1, roles.settings.labels), []
         for row, image in fresh:
-            consistencies = row["easy_consistency"], row["consistency"]
-            if rewards.keep_for_solver(*consistencies, roles.settings.without):
+            easy, hard = row["easy_consistency"], row["consistency"]
+            if rewards.keep_for_solver(easy, hard, roles.rules):
                 rows.append((row, image))
         phase.log_data(fresh, asked, kept=len(rows))
         phase.save_data(rows)
@@ -353,21 +357,24 @@ def solver_data(roles: Roles, phase: Phase) -> list[tuple[dict, Image.Image]]:
 # ---------------------------------------------------------------------------------------- the loop
 
 
-def self_evolve(run: Run):
-    """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
-
-    Yields (roles, iteration) after the base and after each iteration, for whoever wants to look at
-    what there is before it goes on.
-    """
-    settings = run.settings
-    roles = Roles(settings, {role: run.newest(role) for role in ROLES})
+def prepare(run: Run) -> Roles:
+    """The roles as far as the run has come, and as many threads as suit them."""
+    roles = Roles(run.settings, {role: run.newest(role) for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
-    print(f"{settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}")
+    print(
+        f"{run.settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}"
+    )
     if roles.actor.device.type == "cpu":
         # As many replies at once as a run has, unless the network is a large one.
-        asked = [roles.proposer_prompt(roles.topics[0])], 256 if millions < 100 else 8
-        machine.set_threads(run, partial(generate, roles.actor, *asked, max_new_tokens=8))
+        prompt, count = roles.proposer_prompt(roles.topics[0]), 256 if millions < 100 else 8
+        machine.set_threads(run, partial(generate, roles.actor, [prompt], count, max_new_tokens=8))
+    return roles
 
+
+def self_evolve(run: Run, roles: Roles):
+    """The whole of MM-Zero: iterations of P, C and S. Goes on where an earlier call stopped.
+    Yields 0 after the base, and then each iteration that is over: there one may measure."""
+    settings = run.settings
     training = {"proposer": train_proposer, "coder": train_coder, "solver": train_solver}
     with roles.renderer:
         for iteration in range(settings.iterations + 1):
@@ -378,46 +385,40 @@ def self_evolve(run: Run):
                     roles.policy.load_state(roles.weights[role])
                     optimizer = make_optimizer(roles.policy, settings.lr, settings.weight_decay)
                     training[role](roles, Phase(run, iteration, role, roles.policy, optimizer))
-                    roles.keep(role)
+                    roles.adopt(role)
                     roles.policy.save(run.folder / f"iter{iteration}" / role)
                     run.finish(iteration, role)
             if not run.is_done(iteration, "eval"):
-                yield roles, iteration
+                yield iteration
                 run.finish(iteration, "eval")
 
 
 def main(arguments=None) -> Run | None:
-    from tools.audit import audit_labels
-    from tools.explain import explain
-    from tools.measure import held_out, measure
-    from tools.plan import auto, plan
-    from tools.report import report
+    from tools import audit, explain, measure, plan, report
 
     begun = time.perf_counter()
     machine.keep_freed_memory()
     try:
-        settings, gpus = parse(arguments, auto)
+        settings, gpus = parse(arguments, plan.auto)
         parallel.start()
         if gpus is not None:  # --dry-run
-            reason = plan(settings, gpus)
-            sys.exit(f"mmzero.py: {reason}" if reason else None)
-        check(settings)
+            return plan.plan(settings, gpus)
         check_model(settings)
         if settings.explain:
-            print(f"\n{explain(sys.modules[__name__], settings)}")
+            print(f"\n{explain.explain(sys.modules[__name__], settings)}")
             return None
         run = Run(settings)
-        questions = held_out(settings)
-        for roles, iteration in self_evolve(run):
-            measure(roles, run, iteration, questions)
-            audit_labels(roles, run, iteration)
+        questions, roles = measure.held_out(settings), prepare(run)
+        for iteration in self_evolve(run, roles):
+            measure.measure(roles, run, iteration, questions)
+            audit.audit_labels(roles, run, iteration)
             if parallel.rank() == 0:
                 print(table(run.evaluations()[-1:]))
-                report(run.folder)
+                report.report(run.folder)
         if parallel.rank() == 0:
             minutes = (time.perf_counter() - begun) / 60
             print(f"\n{table(run.evaluations())}\n")
-            print(f"report: {report(run.folder)}   ({minutes:.1f} minutes)")
+            print(f"report: {report.report(run.folder)}   ({minutes:.1f} minutes)")
         parallel.stop()
         return run
     except (ValueError, OSError, RuntimeError) as error:

@@ -11,7 +11,7 @@ What the prompts ask for is what rewards.py pays and render.py allows: change th
 
 import re
 
-from support.answers import refuse
+from support.answers import bare
 
 TOPICS = (
     "chart and graph understanding",
@@ -51,8 +51,8 @@ def placeholders(prompts):
     """The texts of some prompts that are never content: what stands in [square brackets], and the
     caption and the questions of a worked proposal. Its answers may be right elsewhere.
 
-    >>> placeholders({"solver": "{question} Box [your answer]."})
-    {'your answer'}
+    >>> placeholders({"solver": "{question} Box [your Greek letter]."})
+    {'greek letter'}
     """
     coder = prompts.get("coder", {})
     texts = [prompts.get("proposer", ""), prompts.get("solver", ""), *coder.values()]
@@ -61,7 +61,7 @@ def placeholders(prompts):
         found.update(re.findall(r"\[([^\[\]]*[a-z]{3}[^\[\]]*)\]", text))
         blocks = re.findall(r"<(caption|easy_question|hard_question)>([^<]*)</\1>", text)
         found.update(content for _, content in blocks)
-    return found
+    return {bare(text) for text in found} - {""}
 
 
 PROPOSER = """\
@@ -224,5 +224,3 @@ PROMPTS = {
     },
     "solver": SOLVER,
 }
-
-refuse(placeholders(PROMPTS))

@@ -5,7 +5,8 @@ N codes are asked for each proposal, K Solver answers for each question of a pic
     c  consistency:  share of the K answers to the hard question that equal their majority
     d  difficulty:   min(c, 1 - c): 0 if the question is trivial or hopeless, at most 1/2 in between
 Nothing here knows a true answer: the majority is the label. What "equal" means, and what becomes of
-unread answers, is in support/answers.py; how a reply is read in support/replies.py.
+unread answers, is in support/answers.py; how a reply is read in support/replies.py. The numbers of
+the formulas are the paper's, RULES in support/settings.py; a run may do without some of them.
 
 What differs from the authors' released code: the content-type penalty also holds when all
 proposals have one type, because it is there for collapse. docs/paper.md lists the rest.
@@ -20,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# prompts: their placeholders are refused as answers.
-import prompts
+from prompts import PROMPTS, placeholders
 from support.answers import answers_match, extract_answer, in_form, is_placeholder, vote
 from support.replies import check_language, extract_code, language_of, tagged_blocks
+from support.settings import RULES
 
 CONTENT_TYPES = ("data_chart", "diagram", "geometry", "timeline", "map", "table", "other")
 
@@ -43,12 +44,13 @@ class Proposal:
 
 
 BLOCKS = tuple(Proposal.__dataclass_fields__)
+SHOWN = placeholders(PROMPTS)
 
 
-def parse_proposal(text):
+def parse_proposal(text, shown=SHOWN):
     """The XML blocks of a Proposer's reply; None if one is missing, empty or the prompt's own text.
 
-    content_type may be left out.
+    content_type may be left out. shown: the `placeholders` of the prompts that were asked.
 
     >>> reply = ("<caption>two bars</caption> <easy_question>how many bars?</easy_question> "
     ...          "<easy_answer>2</easy_answer> <hard_question>sum?</hard_question> "
@@ -60,7 +62,7 @@ def parse_proposal(text):
     """
     blocks = tagged_blocks(text, BLOCKS)
     for name in BLOCKS[1:]:
-        if not blocks.get(name) or is_placeholder(blocks[name]):
+        if not blocks.get(name) or is_placeholder(blocks[name], shown):
             return None
     return Proposal(**{name: blocks.get(name, "") for name in BLOCKS})
 
@@ -125,8 +127,7 @@ def solvability(answers, easy_answer):
     >>> solvability(["4", "4.0", None, "5"], "4")
     0.5
     """
-    matches = sum(answers_match(answer, easy_answer) for answer in answers)
-    return matches / max(len(answers), 1)
+    return sum(answers_match(answer, easy_answer) for answer in answers) / max(len(answers), 1)
 
 
 def difficulty(consistency):
@@ -135,17 +136,22 @@ def difficulty(consistency):
     return min(c, 1 - c)
 
 
-def keep_for_coder(render_rate, without=()):
+def within(name, value, bounds):
+    least, most = bounds
+    return least <= checked_share(name, value) <= most
+
+
+def keep_for_coder(render_rate, rules=RULES):
     """The Coder learns from proposals it can sometimes draw: render rate from 0.25 to 0.75."""
-    return "filters" in without or 0.25 <= checked_share("render_rate", render_rate) <= 0.75
+    return within("render_rate", render_rate, rules.render_rate)
 
 
-def keep_for_solver(easy_consistency, hard_consistency, without=()):
+def keep_for_solver(easy_consistency, hard_consistency, rules=RULES):
     """The Solver learns where it can read the picture (easy c) and the question is open (hard)."""
-    easy = checked_share("easy_consistency", easy_consistency)
-    hard = checked_share("hard_consistency", hard_consistency)
-    # Without filters: wherever there is a label.
-    return hard > 0 if "filters" in without else easy >= 0.5 and 0.25 <= hard <= 0.75
+    easy = within("easy_consistency", easy_consistency, rules.easy_consistency)
+    hard = within("hard_consistency", hard_consistency, rules.hard_consistency)
+    # Where c is 0 nothing was read: there is no label.
+    return easy and hard and hard_consistency > 0
 
 
 # --------------------------------------------------------------------------- variety of a batch
@@ -229,11 +235,13 @@ def type_entropy(types):
 
 # ----------------------------------------------------------------------------- the three rewards
 
-DIVERSITY_WEIGHT = 0.5  # w
 FIELD_WEIGHTS = {"caption": 0.45, "easy_question": 0.20, "hard_question": 0.35}  # w_k
+# Of a proposal that cannot be read.
+INVALID = {"reward": -1.0, "content_type": None, "valid": 0.0, "rendered": 0.0}
+INVALID |= {"solvability": 0.0, "difficulty": 0.0, "easy_hard": 0.0, "type": 0.0, "diversity": 0.0}
 
 
-def penalties(proposals, without=()):
+def penalties(proposals, rules=RULES):
     """What a batch of n valid proposals pays for sameness -> (types, T, V), each a list of n.
 
     T = 0.15 * max(0, f - 0.5) / 0.5                             f = share of its content type
@@ -242,45 +250,40 @@ def penalties(proposals, without=()):
     # T: how crowded its content type is.
     n = len(proposals)
     types = [type_of(proposal) for proposal in proposals]
-    most = 0 if "type" in without else 0.15
-    crowded = [most * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
+    crowded = [rules.T * max(0.0, types.count(name) / n - 0.5) / 0.5 for name in types]
 
     # V: by how much its texts exceed a share of 1/n in their clusters.
     excess = [0.0] * n
     for field, weight in FIELD_WEIGHTS.items():
         shares = cluster_shares([getattr(proposal, field) for proposal in proposals])
         excess = [e + weight * (share - 1 / n) for e, share in zip(excess, shares)]
-    w = 0 if "diversity" in without else DIVERSITY_WEIGHT
+    w = rules.V
     return types, crowded, [min(max(w * (n * e), -w), w) for e in excess]
 
 
-def picture_terms(pictures, without=()):
+def picture_terms(pictures, rules=RULES):
     """What the pictures of one proposal earn. pictures: N Judged, None for a code that failed.
 
     gain = 1/N sum_j 1[j rendered] (min(s_j, 0.5) + d_j)
     E = 0.3 if something rendered and the mean of d_j over it is below 0.15
     """
     drawn = [picture for picture in pictures if picture is not None]
-    cap = 1 if "cap" in without else 0.5
-    paid = 0 if "difficulty" in without else 1
-    gains = [min(p.solvability, cap) + paid * difficulty(p.consistency) for p in drawn]
-    terms = {
+    s = [picture.solvability for picture in drawn]
+    d = [difficulty(picture.consistency) for picture in drawn]
+    gains = [min(s_j, rules.cap) + rules.d * d_j for s_j, d_j in zip(s, d)]
+    mean_d = sum(d) / max(len(d), 1)
+    # In floating point 1 - 0.8 is below 0.2: a mean of just 0.15 must not count as less.
+    no_use = drawn and mean_d < 0.15 - 1e-9
+    return {
         "gain": sum(gains) / len(pictures),
         "rendered": len(drawn) / len(pictures),
-        "solvability": 0.0,
-        "difficulty": 0.0,
-        "easy_hard": 0.0,
+        "solvability": sum(s) / max(len(s), 1),
+        "difficulty": mean_d,
+        "easy_hard": rules.E if no_use else 0.0,
     }
-    if drawn:
-        terms["solvability"] = sum(p.solvability for p in drawn) / len(drawn)
-        terms["difficulty"] = sum(difficulty(p.consistency) for p in drawn) / len(drawn)
-        # In floating point 1 - 0.8 is below 0.2: a mean of just 0.15 must not count as less.
-        if terms["difficulty"] < 0.15 - 1e-9 and "easy-hard" not in without:
-            terms["easy_hard"] = 0.3
-    return terms
 
 
-def proposer_rewards(proposals, judged, without=()):
+def proposer_rewards(proposals, judged, rules=RULES):
     """One dict per proposal. Give the whole batch at once: T and V compare its proposals.
 
         R = gain - E - T - V           (-1 if the proposal is None; it counts in no statistic)
@@ -288,31 +291,27 @@ def proposer_rewards(proposals, judged, without=()):
     judged[i]: N entries, one per code asked for, None where no picture came out.
     Keys: reward, valid, rendered (share of N), solvability and difficulty (means over the rendered,
     else 0), content_type (None if invalid); what was taken off: easy_hard E, type T, diversity V.
-    without: names of terms that are switched off, see SWITCHES in support/settings.py.
     """
     if len(proposals) != len(judged):
         raise ValueError(f"{len(proposals)} proposals, {len(judged)} lists of judged: not one each")
-    compared = iter(zip(*penalties([p for p in proposals if p is not None], without)))
+    compared = iter(zip(*penalties([p for p in proposals if p is not None], rules)))
 
     rewards = []
     for proposal, pictures in zip(proposals, judged):
         if proposal is None:
-            numbers = "valid rendered solvability difficulty easy_hard type diversity".split()
-            rewards.append({"reward": -1.0, "content_type": None} | dict.fromkeys(numbers, 0.0))
+            rewards.append(dict(INVALID))
             continue
         if not pictures:
-            raise ValueError(
-                "a valid proposal came with no entry, it should have one entry per code"
-            )
+            raise ValueError("a valid proposal came without its pictures: one entry per code")
         content_type, T, V = next(compared)
-        terms = picture_terms(pictures, without)
+        terms = picture_terms(pictures, rules)
         reward = terms.pop("gain") - terms["easy_hard"] - T - V
         terms |= {"content_type": content_type, "type": T, "diversity": V}
         rewards.append({"reward": reward, "valid": 1.0} | terms)
     return rewards
 
 
-def coder_reward(code, judged, language="svg", reply="", without=()):
+def coder_reward(code, judged, language="svg", reply="", rules=RULES):
     """What one code earns (s without cap): 1 + s + d - wrong, or max(-(0.1 + none + wrong), -0.5).
 
         wrong = 0.5   if there is no code in the asked language: where no code was found, either
@@ -334,16 +333,18 @@ def coder_reward(code, judged, language="svg", reply="", without=()):
         reward = max(-(0.1 + none + wrong), -0.5)
         return {"reward": reward, "rendered": 0.0, "solvability": 0.0, "difficulty": 0.0}
     s, d = judged.solvability, difficulty(judged.consistency)
-    paid = 0 if "difficulty" in without else 1
-    return {"reward": 1 + s + paid * d - wrong, "rendered": 1.0, "solvability": s, "difficulty": d}
+    reward = 1 + s + rules.d * d - wrong
+    return {"reward": reward, "rendered": 1.0, "solvability": s, "difficulty": d}
 
 
-def solver_reward(reply, label):
+def solver_reward(reply, label, shown=frozenset()):
     r"""0.9 * [box equals the label] + 0.1 * [the reply is <think>..</think> \boxed{..}, no more].
+
+    shown: the `placeholders` of a Solver's prompt that is not ours.
 
     >>> solver_reward(r"<think>3 + 4</think> \boxed{7}", "7")
     {'reward': 1.0, 'accuracy': 1.0, 'format': 1.0}
     """
-    accuracy = float(answers_match(extract_answer(reply), label))
-    form = float(in_form(reply))
+    accuracy = float(answers_match(extract_answer(reply, shown), label))
+    form = float(in_form(reply, shown))
     return {"reward": 0.9 * accuracy + 0.1 * form, "accuracy": accuracy, "format": form}

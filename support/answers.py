@@ -70,9 +70,9 @@ def last_box(text):
     return None
 
 
-def extract_answer(text):
+def extract_answer(text, shown=frozenset()):
     r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
-    closes means that the reply was cut: earlier ones are drafts.
+    closes means that the reply was cut: earlier ones are drafts. shown: see `is_placeholder`.
 
     >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -80,7 +80,7 @@ def extract_answer(text):
     True
     """
     content = last_box(text)
-    return content if content and not is_placeholder(content) else None
+    return content if content and not is_placeholder(content, shown) else None
 
 
 THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
@@ -89,7 +89,7 @@ FORM = re.compile(
 )
 
 
-def in_form(reply):
+def in_form(reply, shown=frozenset()):
     r"""Is the whole reply <think>...</think> and then one \boxed{...} that is not empty?
 
     Several thoughts, one after the other, are reasoning as well. A reply that begins in the middle
@@ -101,7 +101,7 @@ def in_form(reply):
     form = FORM.match(reply)
     box = reply[form.end() :].rstrip() if form else ""
     content = box.strip("{} \n")
-    return content != "" and group_at(box, 0) == box and not is_placeholder(content)
+    return content != "" and group_at(box, 0) == box and not is_placeholder(content, shown)
 
 
 # ------------------------------------------------------------------------------ what is no answer
@@ -109,7 +109,10 @@ def in_form(reply):
 # What models write when they have no answer.
 NOT_ANSWERS = {"", "?", "...", "none", "n/a", "unknown", "null", "nan"}
 FILLERS = set("your my the its a an here this final short full easy hard correct".split())
-PLACEHOLDERS = set()  # made from the prompts themselves, see `refuse` and prompts.py
+# What our prompts show where a model should write, as `bare` leaves it. A test compares them.
+PLACEHOLDERS = {"answer", "question", "working step by step", "reasoning step by step"}
+PLACEHOLDERS |= {"description of picture", "elements of picture", "lines of program"}
+PLACEHOLDERS |= {"one of data_chart diagram geometry timeline map table other"}
 
 
 def bare(text):
@@ -118,15 +121,12 @@ def bare(text):
     return " ".join(word for word in words if word not in FILLERS)
 
 
-def refuse(texts):
-    """From now on these texts are placeholders: no answer, no block of a proposal, no label."""
-    PLACEHOLDERS.update(filter(None, map(bare, texts)))
-    canonical.cache_clear()
+def is_placeholder(text, shown=frozenset()):
+    """Did the model copy what a prompt shows where the model should write?
 
-
-def is_placeholder(text):
-    """Did the model copy what a prompt writes where the model should write? See prompts.py."""
-    return bare(text) in PLACEHOLDERS
+    shown: the `placeholders` (prompts.py) of the prompts of a checkpoint that brings its own.
+    """
+    return bare(text) in PLACEHOLDERS or bare(text) in shown
 
 
 # -------------------------------------------------------------------------- numbers, dates, lists

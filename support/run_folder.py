@@ -357,7 +357,7 @@ class Phase:
         for step in self.steps(steps):
             yield step, batches[step - 1]
 
-    def keep(self, step: int, topics, replies, terms):
+    def add_rows(self, step: int, topics, replies, terms):
         """Rows about the replies [P][G] of a step, for the file that save_data writes."""
         for topic, group, group_terms in zip(topics, replies, terms):
             for reply, one in zip(group, group_terms):

@@ -142,18 +142,44 @@ FROZEN = {
 TRAINED = FROZEN | dict.fromkeys(("proposer", "solver"), dict(temperature=1.0, top_p=0.99))
 # Which setting limits its replies.
 LENGTHS = {"proposer": "proposal_tokens", "coder": "code_tokens", "solver": "answer_tokens"}
-# What --without may name, and what becomes of it. Letters as in rewards.py.
-SWITCHES = {
-    "cap": "the Proposer is paid for s above 0.5 too",
-    "diversity": "V = 0: similar texts cost nothing",
-    "type": "T = 0: a crowded content type costs nothing",
-    "difficulty": "d earns nothing, for Proposer and Coder",
-    "easy-hard": "E = 0: questions that are too easy or hopeless cost nothing",
-    "filters": "Coder and Solver are trained on all data that can be used",
-}
 # Numbers that may be 0.
-MAY_BE_ZERO = "iterations min_pixels max_pixels slots threads workers questions probe lora".split()
-MAY_BE_ZERO += [f"{role}_steps" for role in LENGTHS]
+MAY_BE_ZERO = ("iterations", "min_pixels", "max_pixels", "slots", "threads", "workers")
+MAY_BE_ZERO += ("questions", "probe", "lora", *(f"{role}_steps" for role in LENGTHS))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The numbers of rewards and filters, as the paper has them. Letters as in rewards.py."""
+
+    cap: float = 0.5  # of the s that the Proposer is paid for
+    d: float = 1.0  # by which d is multiplied, for Proposer and Coder
+    E: float = 0.3  # for a hard question that is too easy or hopeless
+    T: float = 0.15  # at most, for a crowded content type
+    V: float = 0.5  # at most, for texts like others of the batch
+    render_rate: tuple = (0.25, 0.75)  # of what the Coder learns from
+    easy_consistency: tuple = (0.5, 1.0)  # of what the Solver learns from
+    hard_consistency: tuple = (0.25, 0.75)
+
+
+RULES = Rules()
+EVERYTHING = dict(render_rate=(0, 1), easy_consistency=(0, 1), hard_consistency=(0, 1))
+# What --without may name: the rules that it puts in their place, and what becomes of it.
+SWITCHES = {
+    "cap": (dict(cap=1.0), "the Proposer is paid for s above 0.5 too"),
+    "diversity": (dict(V=0.0), "V = 0: similar texts cost nothing"),
+    "type": (dict(T=0.0), "T = 0: a crowded content type costs nothing"),
+    "difficulty": (dict(d=0.0), "d earns nothing, for Proposer and Coder"),
+    "easy-hard": (dict(E=0.0), "E = 0: questions that are too easy or hopeless cost nothing"),
+    "filters": (EVERYTHING, "Coder and Solver are trained on all data that can be used"),
+}
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The rules of a run: those of the paper but for what it does without."""
+    rules = RULES
+    for name in settings.without:
+        rules = replace(rules, **SWITCHES[name][0])
+    return rules
 
 
 def check(settings: Settings) -> None:
@@ -195,13 +221,13 @@ def unusual(settings: Settings) -> str:
     >>> unusual(parse("--without cap --coder-steps 0".split())[0])
     'without cap: the Proposer is paid for s above 0.5 too; the coder is never trained'
     """
-    parts = [f"without {name}: {SWITCHES[name]}" for name in settings.without]
+    said = [f"without {name}: {SWITCHES[name][1]}" for name in settings.without]
     for role, start in starts(settings).items():
         if start != settings.model:
-            parts.append(f"the {role} starts from {start}")
+            said.append(f"the {role} starts from {start}")
         if not getattr(settings, f"{role}_steps"):
-            parts.append(f"the {role} is never trained")
-    return "; ".join(parts)
+            said.append(f"the {role} is never trained")
+    return "; ".join(said)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -239,7 +265,7 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
     model that is auto(given, gpus), or the paper's where there is no `auto`.
 
     -> (settings, None). With --dry-run: (settings, GPUs), 0 where neither the flag nor the preset
-    names a number.
+    names a number. ValueError: see `check`.
 
     >>> flags = "--model Qwen2-VL-7B --preset 8x80gb --dry-run --lora 16"
     >>> settings, gpus = parse(flags.split())
@@ -255,11 +281,15 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
         given = {f"{role}_steps": steps for role in LENGTHS} | given
     if given.get("explain"):
         given = EXPLAIN | given
+    tiny = given.get("model", "tiny") == "tiny"
     preset = given.pop("preset", "auto")
-    if preset == "auto" and given.get("model", "tiny") == "tiny":
-        preset = "tiny"
-    if preset == "auto":
-        return (auto(given, gpus) if auto else replace(PAPER, **given)), gpus
-    if gpus == 0:
-        gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
-    return replace(PRESETS[preset][0], **given), gpus
+    if preset == "auto" and auto and not tiny:
+        settings = auto(given, gpus)
+    elif preset == "auto":
+        settings = replace(TINY if tiny else PAPER, **given)
+    else:
+        settings = replace(PRESETS[preset][0], **given)
+        if gpus == 0:
+            gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
+    check(settings)
+    return settings, gpus

@@ -14,7 +14,7 @@ ROOT = Path(eval.__file__).parent
 
 # Exercise -> [(file, old text, new text), ...]
 SOLVED = {
-    1: [("rewards.py", 'cap = 1 if "cap" in without else 0.5', "cap = 1")],
+    1: [("rewards.py", "min(s_j, rules.cap)", "s_j")],
     2: [("grpo.py", "(rewards - mean) / (std + eps)", "rewards - mean")],
     3: [
         ("rewards.py", '"map", "table", "other")', '"map", "table", "clock", "other")'),
@@ -24,15 +24,15 @@ SOLVED = {
     4: [
         (
             "rewards.py",
-            '    return {"reward": 1 + s + paid * d - wrong, "rendered": 1.0,',
+            '    return {"reward": reward, "rendered": 1.0,',
             "    long = min(0.1 * max(0, len(code) - 250) / 100, 0.3)\n"
-            '    return {"reward": 1 + s + paid * d - wrong - long, "length": long, "rendered": 1,',
+            '    return {"reward": reward - long, "length": long, "rendered": 1.0,',
         )
     ],
 }
 WRONG = {
     # No picture's s counts at all; the mean is gone as well; words that hide older types; no bound.
-    1: [("rewards.py", "min(p.solvability, cap)", "cap")],
+    1: [("rewards.py", "min(s_j, rules.cap)", "rules.cap")],
     2: [("grpo.py", "(rewards - mean) / (std + eps)", "rewards")],
     3: [
         *SOLVED[3][:1],

@@ -138,21 +138,36 @@ def test_sample_answers_are_answers_and_the_bad_ones_are_not_among_them():
 # ----------------------------------------------------------------------------------- placeholders
 
 
+def shown_in(prompts):
+    """What stands in [square brackets] and is no list of letters or numbers."""
+    texts = [prompts["proposer"], *prompts["coder"].values(), prompts["solver"]]
+    found = re.findall(r"\[([^\[\]]+)\]", "\n".join(texts))
+    assert {"your answer", "its answer", "your hard question here"} <= set(found)
+    return found
+
+
+def proposal_with(caption):
+    blocks = dict.fromkeys(rewards.BLOCKS, "b") | {"caption": caption}
+    return "".join(f"<{name}>{text}</{name}>" for name, text in blocks.items())
+
+
 def test_placeholders_look_like_placeholders_and_are_refused_everywhere():
-    found = placeholders(PROMPTS)
-    for text in ("your answer", "its answer", "your easy question here", "your hard question here"):
-        assert text in found
-    assert "the full description of the picture" in found and len(found) >= 11
-    for text in found:
-        assert answers.is_placeholder(text) and answers.is_placeholder(f"[{text.upper()}]")
+    for text in shown_in(PROMPTS):
         assert answers.canonical(text) is None and not answers.answers_match(text, text)
         assert rewards.vote([text] * 5) == (None, 0.0)
-        blocks = dict.fromkeys(rewards.BLOCKS, "b") | {"caption": text}
-        reply = "".join(f"<{key}>{value}</{key}>" for key, value in blocks.items())
-        assert rewards.parse_proposal(reply) is None
+        assert rewards.extract_answer(rf"\boxed{{{text.upper()}}}") is None
+        assert rewards.parse_proposal(proposal_with(text)) is None
     for name in rewards.BLOCKS[1:]:
         shown = re.search(rf"<{name}>(.*)</{name}>", layout())[1]
         assert shown.startswith("[") and shown.endswith("]")
+
+
+def test_the_list_of_placeholders_is_that_of_the_prompts():
+    """support/ does not import prompts.py: what it lists stands there, and the other way round."""
+    assert {answers.bare(text) for text in shown_in(PROMPTS)} == answers.PLACEHOLDERS
+    # Besides these: caption and questions of the worked example, which only a proposal can have.
+    assert answers.PLACEHOLDERS < placeholders(PROMPTS) == rewards.SHOWN
+    assert len(rewards.SHOWN - answers.PLACEHOLDERS) == 3
 
 
 def test_own_prompts_bring_their_own_placeholders():
@@ -162,17 +177,20 @@ def test_own_prompts_bring_their_own_placeholders():
         "solver": "{question} Say [the colour you see], not [3] or [B].",
         "topics": ["[no placeholder]"],
     }
-    assert placeholders(own) == {"an idea of yours", "put the drawing here", "the colour you see"}
-    assert not answers.is_placeholder("the colour you see")
-    before = set(answers.PLACEHOLDERS)
-    try:
-        answers.refuse(placeholders(own))
-        assert answers.canonical("The colour you see") is None
-        assert rewards.extract_answer(r"\boxed{the colour you see}") is None
-    finally:
-        answers.PLACEHOLDERS.intersection_update(before)
-        answers.refuse([])
-    assert answers.canonical("The colour you see") is not None
+    shown = placeholders(own)
+    assert shown == {"idea of yours", "put drawing", "colour you see"}
+
+    # They are refused where they are handed over, and nowhere else: nothing remembers them.
+    reply = r"<think>a</think> \boxed{the colour you see}"
+    assert rewards.extract_answer(reply, shown) is None
+    assert rewards.extract_answer(reply) == "the colour you see"
+    label = "The colour you see"
+    assert rewards.solver_reward(reply, label, shown)["reward"] == 0
+    assert rewards.solver_reward(reply, label)["reward"] == 1
+    assert rewards.parse_proposal(proposal_with("An idea of yours"), shown) is None
+    assert rewards.parse_proposal(proposal_with("An idea of yours")) is not None
+    # And what our own prompts show stays refused.
+    assert rewards.extract_answer(r"\boxed{your answer}", shown) is None
 
 
 # ------------------------------------------------------------------------------ Coder and Solver

@@ -202,7 +202,8 @@ def test_the_reading_order_is_the_method():
     section = README.split("## Reading order")[1].split("\n## ")[0]
     order = re.findall(r"^\d\. `(\w+)\.py`", section, re.MULTILINE)
     assert order == ["mmzero", "rewards", "grpo", "generate", "vlm", "render", "eval"]
-    assert "`grpo.py`" in section.split("1. ")[0]  # where the glossary stands
+    assert "`mmzero.py`" in section.split("1. ")[0]  # where the glossary stands
+    assert "Letters and words of all files:" in mmzero.__doc__
 
 
 def slug(heading):

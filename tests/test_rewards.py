@@ -27,6 +27,7 @@ from rewards import (
     type_entropy,
     type_of,
 )
+from support.settings import Settings, rules_of
 
 approx = pytest.approx
 
@@ -474,6 +475,10 @@ def test_whole_batch_against_a_plain_transcription():
     assert compared > 150
 
 
+def rules_without(*names):
+    return rules_of(Settings(without=names))
+
+
 def test_each_switch_takes_its_own_term_out_and_no_other():
     # Two texts in three are equal, all of one type; d is 0, or 0.4 with s = 1.
     proposals = [make(0), make(0), make(1)]
@@ -490,18 +495,19 @@ def test_each_switch_takes_its_own_term_out_and_no_other():
     }
     assert usual[0]["type"] == 0.15 and usual[0]["diversity"] > 0
     for name, gain in gains.items():
-        other = proposer_rewards(proposals, judged, without=(name,))
+        other = proposer_rewards(proposals, judged, rules_without(name))
         change = [o["reward"] - u["reward"] for o, u in zip(other, usual)]
         assert change == pytest.approx(gain, abs=1e-12), name
-    everything = proposer_rewards(proposals, judged, without=tuple(gains))
+    everything = proposer_rewards(proposals, judged, rules_without(*gains))
     assert [one["reward"] for one in everything] == [0.5, 1.0, 0.5]
 
     assert coder_reward("<svg/>", hard)["reward"] == 1 + 1 + 0.4
-    assert coder_reward("<svg/>", hard, without=("difficulty",))["reward"] == 2
-    assert keep_for_coder(0, ("filters",)) and not keep_for_coder(0, ("cap",))
-    assert keep_for_solver(0.1, 0.9, ("filters",)) and not keep_for_solver(0.1, 0.9)
+    assert coder_reward("<svg/>", hard, rules=rules_without("difficulty"))["reward"] == 2
+    every = rules_without("filters")
+    assert keep_for_coder(0, every) and not keep_for_coder(0, rules_without("cap"))
+    assert keep_for_solver(0.1, 0.9, every) and not keep_for_solver(0.1, 0.9)
     # Nothing could be read: there is no label to learn.
-    assert not keep_for_solver(1.0, 0.0, ("filters",))
+    assert not keep_for_solver(1.0, 0.0, every)
 
 
 def test_proposer_rewards_refuse_what_does_not_fit():

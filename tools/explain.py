@@ -291,6 +291,7 @@ def explain(loop, settings) -> Path:
         # It was stopped, and what was seen of it is lost.
         shutil.rmtree(folder)
     with Recorder(loop) as recorder:
-        for _ in loop.self_evolve(loop.Run(settings)):
+        run = loop.Run(settings)
+        for _ in loop.self_evolve(run, loop.prepare(run)):
             pass
     return write(recorder, folder)

@@ -48,7 +48,8 @@ def probe(roles, run, iteration: int) -> dict:
         rows.append((row | own[0].row(), own[0].image) if own else (row, None))
         drafts += own
     run.save_rows(iteration, "probe", rows)
-    texts, answers = roles.judgements if drafts else ([], [])
+    texts = [text for draft in drafts for text in draft.judgements]
+    answers = [one for draft in drafts for one in draft.easy_answers + draft.hard_answers]
     replied = {
         "proposer": ([row["reply"] for row, _ in rows], [not own for *_, own in imagined]),
         "coder": ([draft.reply for draft in drafts], [draft.code is None for draft in drafts]),

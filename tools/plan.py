@@ -25,7 +25,7 @@ import transformers
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
 from support.packed import LOGITS
-from support.settings import PAPER, PRESETS, Settings, check
+from support.settings import PAPER, PRESETS, Settings
 
 # Public facts of the checkpoints: family, is lm_head tied to the embedding, words, language model
 # (SIZES), vision tower (width, layers, inside the MLP; of MiMo-VL from memory: 0.1 % of it).
@@ -223,10 +223,9 @@ def work(settings: Settings) -> dict[str, dict]:
     return {phase: dict(zip(names, numbers)) for phase, numbers in counts.items()}
 
 
-def plan(settings: Settings, gpus=0) -> str | None:
-    """Print the plan of a run on so many GPUs (0: those of this machine). -> None if it fits here,
-    else one line that says why not."""
-    check(settings)
+def plan(settings: Settings, gpus=0):
+    """Print the plan of a run on so many GPUs (0: those of this machine). ValueError with one line
+    that says why, if it does not fit here."""
     shape = measure(read_config(settings.model))
     cards = cards_here()
     count = len(cards)
@@ -249,17 +248,18 @@ def plan(settings: Settings, gpus=0) -> str | None:
         reason = f"{where} of {gb(needed['least'])} GB or more are needed, {count or 'none'} here"
         if not cards:
             reason += f"; on the CPU it would take {gb(alone)} GB of memory, {gb(ram)} are there"
-        return f"does not fit: {reason}"
+        raise ValueError(f"does not fit: {reason}")
     if gpus and needed["least"] > min(cards):
         reason = f"{gb(needed['least'])} GB per GPU are needed, {gb(min(cards))} are there"
         advice = "a --preset, --lora 32, a smaller --token-budget, shorter replies or more GPUs"
-        return f"does not fit: {reason}: try {advice}"
+        raise ValueError(f"does not fit: {reason}: try {advice}")
     out = Path(settings.out or "runs").absolute()
     there = next(folder for folder in (out, *out.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     for name, need, have in (("memory", needed["host"], ram), ("disk", needed["disk"], free)):
         if need > have:
-            return f"does not fit: {gb(need)} GB of {name} are needed, {gb(have)} are there"
+            what = f"{gb(need)} GB of {name} are needed, {gb(have)} are there"
+            raise ValueError(f"does not fit: {what}")
     slots = f", with {fitting(needed, min(cards))} slots" if gpus else ""
     print(f"it fits this machine{slots}")
 
