@@ -141,7 +141,7 @@ SCALE = r"(?i:(?:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|tril
 SCALE += r"|[kKMBT]|(?<=\d)b|(?(currency)m{1,2}|[^\s\S])"
 NUMBER = re.compile(
     rf"""
-    (?:(?P<name>[a-zA-Z∠]\w{{0,9}})=)?  (?P<sign>[+-]?)
+    (?P<sign>[+-]?)
     (?P<currency>(?:(?:US)?[$]|[€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|Rs)\b[.]?)[ ]?)?  (?P<minus>-?)
     (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
     (?: (?:×10\^|[eE])(?P<exponent>[+-]?\d{{1,3}}) )?
@@ -151,8 +151,17 @@ NUMBER = re.compile(
 )
 
 
-# 3√2 cm, A=9π: a value that is no fraction, but has a unit or a name like one.
-SURD = re.compile(r"(?:([a-zA-Z∠]\w{0,9})=)?([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DOTALL)
+# 3√2 cm: a value that is no fraction, but has a unit like one.
+SURD = re.compile(r"([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DOTALL)
+# 7/4π, 7π/4, 5x/6: a coefficient, factors without one, a divisor.
+PRODUCT = re.compile(
+    r"([-+]?)(\d+(?:\.\d+)?(?:/[1-9]\d*)?)?((?:√?[^\W\d](?:\^\d)?|√\d+)+)(?:/([1-9]\d*))?"
+)
+# x, S_(△ABC), P(A): what stands before "=" is a name, or else it is a calculation: 13×6.
+NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?"
+# (x,y)=(1,6), M=(1,6)
+TUPLE = re.compile(rf"({NAME}|\((?:[^\W\d]\w?, ?)+[^\W\d]\w?\))=(?=[(\[][^()=,]*,[^()=]*[)\]]$)")
+BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
 
 
 def quantity(text):
@@ -161,9 +170,12 @@ def quantity(text):
     >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9")
     ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None)
     """
+    before = BEFORE.match(text)
+    text = text[before.end() :]
+    name = before[1] or ""
     surd = SURD.fullmatch(text)
-    if surd and unit_of(surd[3]) is not None:
-        return surd[2].removeprefix("+"), unit_of(surd[3]) or surd[1] or ""
+    if surd and unit_of(surd[2]) is not None:
+        return product(surd[1].removeprefix("+")), unit_of(surd[2]) or name
 
     number = NUMBER.fullmatch(text)
     # The 1990s are a decade, not 1990 seconds.
@@ -182,7 +194,20 @@ def quantity(text):
     value *= Fraction(10) ** power_of_ten
     if "-" in (number["sign"], number["minus"]):
         value = -value
-    return value, unit or number["name"] or ""
+    return value, unit or name
+
+
+def product(text):
+    """One spelling for a product with one coefficient; other texts stay as they are.
+
+    >>> product("7π/4"), product("1.75π"), product("-√3/2"), product("1+√3")
+    ('7/4π', '7/4π', '-1/2√3', '1+√3')
+    """
+    parts = PRODUCT.fullmatch(text)
+    if parts is None or not re.search("[./]", text):
+        return text
+    value = Fraction(parts[2] or 1) / int(parts[4] or 1)
+    return parts[1] + (str(value) if value != 1 else "") + parts[3]
 
 
 MONTHS, DAYS = ([name.lower() for name in names] for names in (month_name, day_name))
@@ -222,14 +247,17 @@ def calendar(text):
 
 
 def wording(text):
-    """(text, "") for an answer in words: without case, hyphens, a leading "the"."""
+    """(text, "") for an answer in words: without case, hyphens, a leading "the", a footnote's *."""
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
-    text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))", "", text)
+    text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
+    # 4 x y is 4xy, but 1 1/2 is not 11/2.
+    if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
+        text = product(re.sub(r"(?<!\d) | (?!\d)", "", text))
     first, space, rest = text.replace("grey", "gray").partition(" ")
     return ORDINALS.get(first, first) + space + rest, ""
 
 
-SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
+SEPARATOR = re.compile(r"(?:,? |(?<=\)))and(?: |(?=\())| ?& ?| ?; ?| ?, ", re.IGNORECASE)
 
 
 def pieces(text, pair):
@@ -262,8 +290,38 @@ def stripped(text):
 
 
 def single(text):
-    """The key of a date, a time or a number; None for words."""
-    return calendar(text.casefold()) or quantity(text)
+    """The key of a date, a time, a number or a letter with its text; None for other words."""
+    return calendar(text.casefold()) or quantity(text) or lettered(text)
+
+
+# A letter with the text of its choice: (B) blue, B. blue, option B: blue. OTHER is one more letter.
+LETTERED = re.compile(
+    r"(?:(?:the )?(?:option|choice) ?)?(?:[(\[]([A-J])[)\]][.:]?|([A-J])(?:[:)]|\.(?= ))) ?"
+    r"((?![,;/&]|and\b|or\b|[A-Z]$).+)",
+    re.IGNORECASE,
+)
+OTHER = re.compile(r"(?<!\w)[(\[]?[A-Ja-j][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-J]\b")
+
+
+def lettered(text):
+    """(letter, text) of a choice given with its letter: the letter alone goes with any text.
+
+    >>> lettered("(B)7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
+    (('b', '7 kite'), ('b', 'red'), None)
+    """
+    found = LETTERED.fullmatch(text)
+    if found is None or OTHER.search(found[3]):
+        return None
+    return (found[1] or found[2]).lower(), spelled(canonical(found[3]) or wording(found[3]))
+
+
+def is_lettered(key):
+    return str(key[0]) in "abcdefghij" and key[1] != ""
+
+
+def spelled(key):
+    """A key as one text, as it stands behind a letter."""
+    return " ".join(map(str, key)).strip()
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -281,6 +339,8 @@ def canonical(answer):
     if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
         return None
     whole = plain(answer)
+    named = TUPLE.match(whole)
+    whole = whole[named.end() :] if named else whole
     text = stripped(whole)
     if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
@@ -300,21 +360,25 @@ def canonical(answer):
     # 5 and 6 cm are two lengths.
     if not any(units[:-1]) or len(set(units)) == 1:
         units = units[-1:]
-    return ", ".join(str(value) for value, _ in keys), ",".join(units)
+    unit = ",".join(units) or (named[1].replace(" ", "") if named else "")
+    return ", ".join(str(value) for value, _ in keys), unit
 
 
 def answers_match(a, b):
     r"""Do two answers say the same? Never raises, always fast. What is no answer matches nothing.
 
     A number without a unit matches it with any unit, two different units do not match, see `tally`.
+    A letter with a text matches the letter, and it matches the text.
 
     >>> answers_match(r"25\%", "25.0%"), answers_match("5 cm", "5"), answers_match("none", "none")
     (True, True, False)
     """
     a, b = canonical(a), canonical(b)
-    if a is None or b is None or a[0] != b[0]:
+    if a is None or b is None:
         return False
-    return a[1] == b[1] or "" in (a[1], b[1])
+    if a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1])):
+        return True
+    return any(is_lettered(x) and x[1] == spelled(y) for x, y in ((a, b), (b, a)))
 
 
 # ----------------------------------------------------------------------------------- the majority
@@ -333,9 +397,16 @@ def tally(answers):
     counts = Counter(keys)  # it keeps the order of first appearance
 
     def camp(key):
-        united = [other for other in counts if key and other and other[0] == key[0] and other[1]]
-        # The first of equals.
-        return max(united, key=counts.get) if united and not key[1] else key
+        if key is None:
+            return None
+        united = [other for other in counts if other and other[0] == key[0] and other[1]]
+        if united and not key[1]:
+            # The first of equals.
+            key = max(united, key=counts.get)
+        same = [
+            other for other in counts if other and is_lettered(other) and other[1] == spelled(key)
+        ]
+        return same[0] if len(same) == 1 else key
 
     votes = Counter(map(camp, keys))
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}

@@ -11,17 +11,21 @@ import ast
 import contextlib
 import json
 import re
+from fractions import Fraction
 
-from support.answers import answers_match
+from support.answers import OTHER, answers_match, canonical
+from support.writing import INVISIBLE, WRAPPER
 
 LONGEST = 500  # characters of an answer that are looked at
 TRUTH = {"yes": True, "true": True, "correct": True}
 TRUTH |= {"no": False, "false": False, "incorrect": False}
-
-FULLWIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)}  # Ｂ is B
-WRAPPER = re.compile(
-    r"\\(?:text\w*|math\w+|[mf]?box|boxed|bm|boldsymbol|underline|emph|operatorname) ?\{([^{}]*)\}"
+GOES_ON = re.compile(
+    r" ?[,;:!(–—]|\.(?! ?\d)| - | (?:it|he|she|they|there|this|that|the|because|since|as)\b"
 )
+
+CHARACTERS = {code + 0xFEE0: code for code in range(0x21, 0x7F)}  # Ｂ is B
+CHARACTERS |= dict.fromkeys(map(ord, INVISIBLE))
+WRAPPED = re.compile(WRAPPER + r" ?\{([^{}]*)\}")
 STYLE = re.compile(
     r"\$([^$]*)\$ | \\\((.*?)\\\) | \\[ ,;!] | \\(?:bf|it|rm|displaystyle|left|right)(?![a-z])"
     r"| \*\* | __ | ` | </?(?:b|i|em|strong|answer)>",
@@ -33,10 +37,17 @@ LEAD = re.compile(
     r"[ :=]*(?:(?:is|are)\b[ :]*)?)+",
     re.IGNORECASE,
 )
+# "It rose, so the answer is (B)", but not "it is not (B)".
+SENTENCE = re.compile(
+    r"(?:(?!\bnot\b|n't)[^()\[\]])*\b(?:is|be|pick|choose|answer|option|choice):? "
+    r"(?=[(\[][A-Z][)\]])"
+)
 TAIL = re.compile(r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?$")
 LETTER = re.compile(r"[(\[]?([A-Za-z])[.:]?[)\]]?")
 # A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
-FIRST = re.compile(r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?= ))|[ ,.(-]) ?(.+)")
+FIRST = re.compile(
+    r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?= ))|[ ,.(-]|(?=\d)) ?(.+)"
+)
 LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
 LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
 # Stand for choices that are not known: no text means one of them.
@@ -49,10 +60,10 @@ def bare(text):
     >>> bare(r"\textbf{(B)}"), bare("**Yes.**"), bare("$5$ cm"), bare('"blue".')
     ('(B)', 'Yes', '5 cm', 'blue')
     """
-    text, before = text.translate(FULLWIDTH), None
+    text, before = text.translate(CHARACTERS), None
     while text != before:
         before = text
-        text = STYLE.sub(r" \1\2", WRAPPER.sub(r"\1", text))
+        text = STYLE.sub(r" \1\2", WRAPPED.sub(r"\1", text))
         text = " ".join(text.split()).rstrip(" .,;:")
         quoted = QUOTED.fullmatch(text)
         text = quoted[2] if quoted else text
@@ -61,17 +72,23 @@ def bare(text):
 
 def without_lead(text):
     """What an answer says: "The answer is option B." -> "B"."""
-    text = bare(text)
+    text = SENTENCE.sub("", bare(text), count=1)
     lead = LEAD.match(text)
     return bare(TAIL.sub("", text[lead.end() :] if lead else text))
 
 
 def truth(text, goes_on=False):
-    """True or False if the text is a word for yes or no, else None. It may go on: "Yes, it is"."""
+    """True or False if the text is a word for yes or no, else None. It may go on: "Yes, it is".
+
+    >>> truth("No, it is not", goes_on=True), truth("No answer", goes_on=True)
+    (False, None)
+    """
     for words in (bare(text), without_lead(text)):
-        word = re.match(r"\W*(\w+)" if goes_on else r"\W*(\w+)\W*$", words)
+        word = re.match(r"\W*(\w+)(.*)", words, re.DOTALL)
         if word and word[1].casefold() in TRUTH:
-            return TRUTH[word[1].casefold()]
+            alone = re.fullmatch(r"\W*", word[2])
+            if alone or (goes_on and GOES_ON.match(word[2]) and truth(word[2]) is None):
+                return TRUTH[word[1].casefold()]
     return None
 
 
@@ -79,11 +96,28 @@ def truth(text, goes_on=False):
 
 
 def agree(text, choice):
-    """Does this text say the same as the choice?"""
+    """Does this text say the same as the choice?
+
+    Among choices a ratio may be given as a fraction, and a fraction as a decimal.
+
+    >>> agree("2/7", "2:7"), agree("0.4444", "4/9"), agree("0.45", "4/9")
+    (True, True, False)
+    """
     text, choice = bare(text), bare(choice)
+    exact = re.sub(r"^(\d+) ?: ?(\d+)$", r"\1/\2", choice)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
+    decimals, value = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(exact)
+    if decimals and value and isinstance(value[0], Fraction):
+        return abs(Fraction(text) - value[0]) < Fraction(1, 10 ** len(decimals[1]))
+    if answers_match(text, exact):
+        return True
     return truth(choice) is not None and truth(text, goes_on=True) == truth(choice)
+
+
+def without(text):
+    """Without case and round brackets: B (Calm 3/5) is B, Calm (3/5)."""
+    return re.sub("[()]", "", text).casefold()
 
 
 def number_of(letter):
@@ -101,8 +135,11 @@ def one(text, choices, as_text):
     pairs += [(last[2], last[1])] if last else []
     for letter, words in pairs:
         for choice in texts[number_of(letter) :][:1]:
-            if words is None or agree(words, choice) or agree(words.strip("()[] "), choice):
+            if words is None or agree(words, choice) or without(words) == without(choice):
                 return texts.index(choice)  # the first of those that are equal
+    # "(B) 70 g" where 70 g is C is neither.
+    if first and first[2] and number_of(first[1]) < len(choices):
+        return None
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 
@@ -132,11 +169,24 @@ def meant(text, choices, as_text=False):
     known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     if len(set(letters)) == len(letters) and set(letters) <= set(known):
         return frozenset(map(number_of, letters))
-    # "B. It is the blue one": a letter that is set off, and words that are no choice.
+    # "B. It is the blue one": a letter that is set off, and words that name no other choice.
     first = FIRST.fullmatch(whole)
-    if first and first[2] and number_of(first[1]) < len(choices):
-        return frozenset([number_of(first[1])])
+    if first and first[2] and number_of(first[1]) < len(choices) and not OTHER.search(first[3]):
+        number = number_of(first[1])
+        if named(first[3], choices, as_text) in (None, number):
+            return frozenset([number])
     return frozenset()
+
+
+def named(text, choices, as_text):
+    """The number of the choice that a text says or, if it says none, names first; else None."""
+    said = one(without_lead(text), choices, as_text)
+    if said is not None:
+        return said
+    patterns = [rf"(?<!\w){re.escape(bare(choice))}(?!\w)" for choice in choices]
+    found = [re.search(pattern, bare(text), re.IGNORECASE) for pattern in patterns]
+    places = [(place.start(), -place.end(), i) for i, place in enumerate(found) if place]
+    return min(places)[2] if places else None
 
 
 def same_letters(given, gold):
@@ -164,19 +214,34 @@ def unpacked(value):
     return value
 
 
+LABEL = r"[(\[]?([A-Z])[.):\]]"
+
+
 def listed(text):
     r"""The choices that are written in a text, labelled A, B, ...; empty if there are not two.
 
     >>> listed("Which?\nA. red\nB. blue"), listed("(A) red (B) blue"), listed("A. red B. blue")
     (['red', 'blue'], ['red', 'blue'], [])
+    >>> listed("Options: A. red, B. blue"), listed("Which of (A), (B) and (C) is red?")
+    (['red', 'blue'], [])
     """
-    in_lines = r"^\s*(?:(?:Options|Choices): *)?[(\[]?([A-Z])[.):\]]\s*(\S.*?)[ ;,]*$"
-    in_a_line = r"\(([A-Z])\) *(\S.*?)[ ;,]*(?=\([A-Z]\)|$)"
-    for pattern in (in_lines, in_a_line):
-        found = re.findall(pattern, text, re.MULTILINE)
-        texts = [words for i, (letter, words) in enumerate(found) if number_of(letter) == i]
-        if len(texts) > 1:
-            return texts
+    *lead, text = re.split(r"(?i:\b(?:options|choices):)", text)
+    forms = [rf"^[ \t]*+{LABEL}", r"\(([A-Z])\)"]
+    # "Options: A: left, B: right". Without the word it may be anything.
+    forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
+    for form in forms:
+        marks = [*re.finditer(form, text, re.MULTILINE)]
+        ends = [mark.start() for mark in marks[1:]] + [len(text)]
+        letters = "".join(mark[1] for mark in marks)
+        # The last list counts: "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m".
+        for start in reversed([i for i, letter in enumerate(letters) if letter == "A"]):
+            texts = []
+            while letters[start + len(texts) :][:1] == chr(65 + len(texts)):
+                here = start + len(texts)
+                line = text[marks[here].end() : ends[here]].split("\n")[0]
+                texts.append(line.strip(" ;,"))
+            if len(texts) > 1 and not {"", "and", "or"} & set(texts):
+                return texts
     return []
 
 
@@ -193,13 +258,17 @@ def read_choices(value):
         value = listed("\n".join(lines)) or lines
         if len(value) < 2:
             raise ValueError(f"cannot read the choices {value[0]!r}")
+    # [["red", "blue"]]
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         value = dict(zip(value["label"], value["text"]))
     elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
         value = {choice["label"]: choice["text"] for choice in value}
     if not isinstance(value, dict):
         texts = [str(choice) for choice in value or [] if choice is not None]
-        own = listed("\n".join(texts))  # ["A. red", "B. blue"]
+        # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
+        own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
     labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
     if set(labelled) == {chr(65 + i) for i in range(len(labelled))}:
@@ -211,18 +280,22 @@ def label_of(value):
     return str(value).strip(" ().[]:").upper()
 
 
-def right_choices(value, choices, labels):
+def right_choices(value, choices, labels, as_text=True):
     """The right answer of a row as a text that `meant` reads. ValueError if it is no choice.
 
-    It may be a label, a letter, a text, a number from 0 on, or several of these.
+    It may be a label, a letter, a text, a number from 0 on, or several of these. as_text: a letter
+    that is also the text of a choice is this text.
 
     >>> right_choices(1, ["red", "blue"], []), right_choices("B", ["red", "blue"], [])
     ('(B) blue', '(B) blue')
     """
     items, found = unpacked(value), set()
-    for item in items if isinstance(items, list | tuple) else [value]:
+    # "[1, 2]" may be one choice.
+    if not isinstance(items, list | tuple) or bare(str(value)) in map(bare, choices):
+        items = [value]
+    for item in items:
         text = str(item).strip()
-        by_text = meant(text, choices, as_text=True)
+        by_text = meant(text, choices, as_text)
         is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
         counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
         if label_of(text) in labels:
@@ -233,4 +306,22 @@ def right_choices(value, choices, labels):
             found |= by_text
         else:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
-    return "\n".join(f"({chr(65 + i)}) {choices[i]}" for i in sorted(found))
+    return "\n".join(written_out(number, choices) for number in sorted(found))
+
+
+def written_out(number, choices):
+    return f"({chr(65 + number)}) {choices[number]}"
+
+
+def chosen(answers, question):
+    """The answers as a vote should count them: one that means a choice of the question as this.
+
+    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
+    ['(B) blue', '(B) blue', '(A) red', '7', None]
+    """
+    choices = listed(question)
+    numbers = [sorted(meant(answer or "", choices)) for answer in answers]
+    return [
+        written_out(found[0], choices) if len(found) == 1 else answer
+        for answer, found in zip(answers, numbers)
+    ]

@@ -6,14 +6,17 @@ Every pattern takes linear time, whatever the text, and groups are opened at mos
 import re
 import unicodedata
 
-CHARACTERS = str.maketrans("−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:')
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+CHARACTERS = str.maketrans(
+    "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
+)
 LETTERS = [chr(code) for code in range(ord("α"), ord("ω") + 1)]
 GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in LETTERS}
 GREEK["lambda"] = GREEK["lamda"]  # as Unicode has it
 SYMBOLS = dict(
     pair.split("=")
     for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
-    rightarrow=→ angle=∠ circ=° degree=° ldots=... dots=... left= right= displaystyle=
+    rightarrow=→ angle=∠ triangle=△ circ=° degree=° ldots=... dots=... left= right= displaystyle=
     textstyle= textdegree=° celsius=°C pounds=£ euro=€""".split()
 )
 
@@ -31,10 +34,15 @@ def bracketed(text, simple):
     return text if re.fullmatch(simple, text) else f"({text})"
 
 
+# The space before a factor: 3 π, 3 x.
+FACTOR = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
+
+
 def fraction(match):
     r"""\frac{a}{b} as a/b. The space keeps 1\frac{1}{2} a mixed number, 1 1/2."""
-    top = bracketed((match[1] or match[2]).strip(), r"[+-]?[\w.√]+")
-    bottom = bracketed((match[3] or match[4]).strip(), r"[\d.]+|√?\d+|√?[^\W\d]")
+    top, bottom = (re.sub(FACTOR, "", part.strip()) for part in match.groups() if part)
+    top = bracketed(top, r"[+-]?[\w.√]+")
+    bottom = bracketed(bottom, r"[\d.]+|√?\d+|√?[^\W\d]")
     return f" {top}/{bottom}"
 
 
@@ -56,7 +64,9 @@ def rewrite(text, rules, flags=0):
     return text
 
 
-WRAPPER = r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]box|boxed|boldsymbol|bm|emph)"
+WRAPPER = (
+    r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|boldsymbol|bm|emph|underline)"
+)
 ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
 
 # LaTeX without braces, once.
@@ -104,6 +114,7 @@ def part_of_one(match):
 
 # Words and signs, in lower case or not.
 WORDS = [
+    (r"^((?-i:[A-J])) - (?=[^\W\d]{2}|\d)", r"\1: "),
     (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
     (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
     (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
@@ -112,6 +123,9 @@ WORDS = [
     (r"_(\d)", r"\1"),
     (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
     (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
+    # (17/6)cm has brackets that mean nothing, and so has [(2,3)].
+    (r"^([+-]?)\(([\d./]+)\)(?=[^\W\d]|[°%√])", r"\1\2"),
+    (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
     (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
     (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
     (r"->", "→"),
@@ -146,5 +160,5 @@ def plain(answer, longest=500):
     text = rewrite(text, COMMANDS)
     for _ in range(6):
         text = rewrite(text, GROUPS)
-    text = rewrite(text.replace("{", "").replace("}", ""), WORDS, re.IGNORECASE)
-    return text.strip()
+    text = " ".join(re.sub("[{}]", "", text).split())
+    return rewrite(text, WORDS, re.IGNORECASE).strip()
