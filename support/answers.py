@@ -157,10 +157,8 @@ SURD = re.compile(r"([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DO
 PRODUCT = re.compile(
     r"([-+]?)(\d+(?:\.\d+)?(?:/[1-9]\d*)?)?((?:√?[^\W\d](?:\^\d)?|√\d+)+)(?:/([1-9]\d*))?"
 )
-# x, S_(△ABC), P(A): what stands before "=" is a name, or else it is a calculation: 13×6.
-NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?"
-# (x,y)=(1,6), M=(1,6)
-TUPLE = re.compile(rf"({NAME}|\((?:[^\W\d]\w?, ?)+[^\W\d]\w?\))=(?=[(\[][^()=,]*,[^()=]*[)\]]$)")
+# What stands before "=": x, S_(△ABC), P(A), (x,y) are names, 13×6 is a calculation.
+NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
 BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
 
 
@@ -210,19 +208,15 @@ def product(text):
     return parts[1] + (str(value) if value != 1 else "") + parts[3]
 
 
-MONTHS, DAYS = ([name.lower() for name in names] for names in (month_name, day_name))
+# Names, whole or in short: jan, janu, ..., january.
+MONTHS = {name.lower()[:n]: month for month, name in enumerate(month_name) for n in range(3, 10)}
+DAYS = {name.lower()[:n]: name.lower() for name in day_name for n in range(3, 10)}
 PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 ORDINALS = dict(zip(PLACES, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split()))
 DATE = re.compile(
     r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
     r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
 )
-
-
-def name_in(word, names):
-    """The place of the name that the word is, or is short for; None if there is none."""
-    fits = [place for place, name in enumerate(names) if name.startswith(word)]
-    return fits[0] if len(word) > 2 and fits else None
 
 
 def calendar(text):
@@ -235,11 +229,10 @@ def calendar(text):
     date = DATE.fullmatch(text)
     if date:
         before, word, after, year = date.groups()
-        month, day = name_in(word, MONTHS), name_in(word, DAYS)
-        if month and not (before and after):
-            return f"{year or ''}-{month}-{int(before or after or 0)}", ""
-        if day is not None and date[0].rstrip(".") == word:
-            return DAYS[day], ""
+        if word in MONTHS and not (before and after):
+            return f"{year or ''}-{MONTHS[word]}-{int(before or after or 0)}", ""
+        if word in DAYS and date[0].rstrip(".") == word:
+            return DAYS[word], ""
 
     # 9:30, 9:30 am; but 9 am is a number
     time = re.fullmatch(r"(\d{1,2}:\d\d)(?: ([ap]m))?", text)
@@ -257,7 +250,7 @@ def wording(text):
     return ORDINALS.get(first, first) + space + rest, ""
 
 
-SEPARATOR = re.compile(r"(?:,? |(?<=\)))and(?: |(?=\())| ?& ?| ?; ?| ?, ", re.IGNORECASE)
+SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
 
 
 def pieces(text, pair):
@@ -275,10 +268,13 @@ def pieces(text, pair):
     return [stripped(part) for part in parts]
 
 
-def stripped(text):
+QUOTES = ('""', "''", "**", "__")
+
+
+def stripped(text, pairs=("()", "[]", *QUOTES)):
     """Without quotes, bold and brackets around all of it, and without punctuation at the end."""
     text = text.strip().rstrip(" .,;:")
-    if len(text) < 3 or text[0] + text[-1] not in ("()", "[]", "**", '""', "''", "__"):
+    if len(text) < 3 or text[0] + text[-1] not in pairs:
         return text
     inside = text[1:-1]
     brackets = text[0] in "(["
@@ -286,7 +282,7 @@ def stripped(text):
     interval = text[0] == "[" and re.search(r"\d ?,", inside)
     if interval or (brackets and re.search(r"[()\[\]]", inside)):
         return text
-    return stripped(inside)
+    return stripped(inside, pairs)
 
 
 def single(text):
@@ -294,34 +290,32 @@ def single(text):
     return calendar(text.casefold()) or quantity(text) or lettered(text)
 
 
-# A letter with the text of its choice: (B) blue, B. blue, option B: blue. OTHER is one more letter.
-LETTERED = re.compile(
-    r"(?:(?:the )?(?:option|choice) ?)?(?:[(\[]([A-J])[)\]][.:]?|([A-J])(?:[:)]|\.(?= ))) ?"
-    r"((?![,;/&]|and\b|or\b|[A-Z]$).+)",
-    re.IGNORECASE,
+LETTERS = "abcdefghijABCDEFGHIJ"
+# A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
+FIRST = re.compile(
+    r"(?:(?:the )?(?i:option|choice) ?)?[(\[]?([A-Za-z])([)\]][.:]?|\.(?= )|:)?[ ,.(=|-]*(.+)"
 )
-OTHER = re.compile(r"(?<!\w)[(\[]?[A-Ja-j][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-J]\b")
+# One letter more.
+OTHER = re.compile(
+    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[^\W\d]$"
+)
 
 
 def lettered(text):
     """(letter, text) of a choice given with its letter: the letter alone goes with any text.
 
-    >>> lettered("(B)7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
-    (('b', '7 kite'), ('b', 'red'), None)
+    >>> lettered("(B) 7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
+    (('b', ') 7 kite'), ('b', ') red '), None)
     """
-    found = LETTERED.fullmatch(text)
-    if found is None or OTHER.search(found[3]):
+    found = FIRST.fullmatch(text)
+    if found is None or not found[2] or found[1] not in LETTERS or OTHER.search(found[3]):
         return None
-    return (found[1] or found[2]).lower(), spelled(canonical(found[3]) or wording(found[3]))
-
-
-def is_lettered(key):
-    return str(key[0]) in "abcdefghij" and key[1] != ""
+    return found[1].lower(), spelled(canonical(found[3]) or wording(found[3]))
 
 
 def spelled(key):
     """A key as one text, as it stands behind a letter."""
-    return " ".join(map(str, key)).strip()
+    return f") {key[0]} {key[1]}"
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -339,8 +333,11 @@ def canonical(answer):
     if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
         return None
     whole = plain(answer)
-    named = TUPLE.match(whole)
-    whole = whole[named.end() :] if named else whole
+    # M = (2,5)
+    before = BEFORE.match(whole)
+    name = (before[1] or "").replace(" ", "")
+    if whole[before.end() :].startswith("("):
+        whole = whole[before.end() :]
     text = stripped(whole)
     if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
@@ -360,8 +357,7 @@ def canonical(answer):
     # 5 and 6 cm are two lengths.
     if not any(units[:-1]) or len(set(units)) == 1:
         units = units[-1:]
-    unit = ",".join(units) or (named[1].replace(" ", "") if named else "")
-    return ", ".join(str(value) for value, _ in keys), unit
+    return ", ".join(str(value) for value, _ in keys), ",".join(units) or name
 
 
 def answers_match(a, b):
@@ -376,9 +372,8 @@ def answers_match(a, b):
     a, b = canonical(a), canonical(b)
     if a is None or b is None:
         return False
-    if a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1])):
-        return True
-    return any(is_lettered(x) and x[1] == spelled(y) for x, y in ((a, b), (b, a)))
+    same = a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
+    return same or a[1] == spelled(b) or b[1] == spelled(a)
 
 
 # ----------------------------------------------------------------------------------- the majority
@@ -403,10 +398,8 @@ def tally(answers):
         if united and not key[1]:
             # The first of equals.
             key = max(united, key=counts.get)
-        same = [
-            other for other in counts if other and is_lettered(other) and other[1] == spelled(key)
-        ]
-        return same[0] if len(same) == 1 else key
+        carriers = [other for other in counts if other and other[1] == spelled(key)]
+        return carriers[0] if len(carriers) == 1 else key
 
     votes = Counter(map(camp, keys))
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}

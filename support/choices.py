@@ -9,29 +9,20 @@ D, C, B, A, the right answer is read as a text, a given one as a letter.
 
 import ast
 import contextlib
+import functools
 import json
 import re
 from fractions import Fraction
 
-from support.answers import OTHER, answers_match, canonical
-from support.writing import INVISIBLE, WRAPPER
+from support.answers import FIRST, OTHER, QUOTES, answers_match, canonical, stripped
+from support.writing import plain
 
 LONGEST = 500  # characters of an answer that are looked at
 TRUTH = {"yes": True, "true": True, "correct": True}
 TRUTH |= {"no": False, "false": False, "incorrect": False}
 GOES_ON = re.compile(
-    r" ?[,;:!(–—]|\.(?! ?\d)| - | (?:it|he|she|they|there|this|that|the|because|since|as)\b"
+    r" ?[,;:!(]|\.(?! ?\d)|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b"
 )
-
-CHARACTERS = {code + 0xFEE0: code for code in range(0x21, 0x7F)}  # Ｂ is B
-CHARACTERS |= dict.fromkeys(map(ord, INVISIBLE))
-WRAPPED = re.compile(WRAPPER + r" ?\{([^{}]*)\}")
-STYLE = re.compile(
-    r"\$([^$]*)\$ | \\\((.*?)\\\) | \\[ ,;!] | \\(?:bf|it|rm|displaystyle|left|right)(?![a-z])"
-    r"| \*\* | __ | ` | </?(?:b|i|em|strong|answer)>",
-    re.VERBOSE,
-)
-QUOTED = re.compile(r"([\"'“‘*_{])(.*)[\"'”’*_}]", re.DOTALL)
 LEAD = re.compile(
     r"(?:(?:so|thus|therefore|both|the|my|final|correct|right|best|answer|option|choice|letter)s?\b"
     r"[ :=]*(?:(?:is|are)\b[ :]*)?)+",
@@ -44,30 +35,20 @@ SENTENCE = re.compile(
 )
 TAIL = re.compile(r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?$")
 LETTER = re.compile(r"[(\[]?([A-Za-z])[.:]?[)\]]?")
-# A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
-FIRST = re.compile(
-    r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?= ))|[ ,.(-]|(?=\d)) ?(.+)"
-)
 LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
 LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
 
 
+@functools.lru_cache(maxsize=4096)  # the choices are compared with every piece
 def bare(text):
-    r"""A text without what only dresses it: LaTeX, bold, quotes, spaces, the full stop.
+    r"""A text in one way of writing, without quotes, bold and the full stop.
 
     >>> bare(r"\textbf{(B)}"), bare("**Yes.**"), bare("$5$ cm"), bare('"blue".')
     ('(B)', 'Yes', '5 cm', 'blue')
     """
-    text, before = text.translate(CHARACTERS), None
-    while text != before:
-        before = text
-        text = STYLE.sub(r" \1\2", WRAPPED.sub(r"\1", text))
-        text = " ".join(text.split()).rstrip(" .,;:")
-        quoted = QUOTED.fullmatch(text)
-        text = quoted[2] if quoted else text
-    return text
+    return stripped(plain(text), QUOTES)
 
 
 def without_lead(text):
@@ -181,12 +162,9 @@ def meant(text, choices, as_text=False):
 def named(text, choices, as_text):
     """The number of the choice that a text says or, if it says none, names first; else None."""
     said = one(without_lead(text), choices, as_text)
-    if said is not None:
-        return said
-    patterns = [rf"(?<!\w){re.escape(bare(choice))}(?!\w)" for choice in choices]
-    found = [re.search(pattern, bare(text), re.IGNORECASE) for pattern in patterns]
-    places = [(place.start(), -place.end(), i) for i, place in enumerate(found) if place]
-    return min(places)[2] if places else None
+    longest = sorted(map(re.escape, filter(None, map(bare, choices))), key=len, reverse=True)
+    found = re.search(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)", text, re.IGNORECASE)
+    return one(found[0], choices, as_text=True) if found and said is None else said
 
 
 def same_letters(given, gold):
@@ -230,19 +208,22 @@ def listed(text):
     # "Options: A: left, B: right". Without the word it may be anything.
     forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
     for form in forms:
-        marks = [*re.finditer(form, text, re.MULTILINE)]
-        ends = [mark.start() for mark in marks[1:]] + [len(text)]
-        letters = "".join(mark[1] for mark in marks)
-        # The last list counts: "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m".
-        for start in reversed([i for i, letter in enumerate(letters) if letter == "A"]):
-            texts = []
-            while letters[start + len(texts) :][:1] == chr(65 + len(texts)):
-                here = start + len(texts)
-                line = text[marks[here].end() : ends[here]].split("\n")[0]
-                texts.append(line.strip(" ;,"))
-            if len(texts) > 1 and not {"", "and", "or"} & set(texts):
-                return texts
+        # What stands before the first label, a label, what follows it, a label, what follows it
+        _, *parts = re.split(form, text, flags=re.MULTILINE)
+        texts = []
+        for letter, words in zip(parts[::2], parts[1::2]):
+            # "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m"
+            if letter == "A" and not is_list(texts):
+                texts = []
+            if letter == chr(65 + len(texts)):
+                texts.append(words.split("\n")[0].strip(" ;,"))
+        if is_list(texts):
+            return texts
     return []
+
+
+def is_list(texts):
+    return len(texts) > 1 and not {"", "and", "or"} & set(texts)
 
 
 def read_choices(value):
@@ -297,7 +278,7 @@ def right_choices(value, choices, labels, as_text=True):
         text = str(item).strip()
         by_text = meant(text, choices, as_text)
         is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
-        counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
+        counts = isinstance(item, int | float) and text not in choices
         if label_of(text) in labels:
             found.add(labels.index(label_of(text)))
         elif is_number and (counts or not by_text):

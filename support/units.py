@@ -27,8 +27,8 @@ PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", 
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 平方米=m^2
-    平方厘米=cm^2 克=g 公斤=kg 千克=kg 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 度=° 元=yuan""".split()
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 平方米=m^2 度=°
+    平方厘米=cm^2 克=g 公斤=kg 千克=kg 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
 )
 PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),

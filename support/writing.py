@@ -17,7 +17,7 @@ SYMBOLS = dict(
     pair.split("=")
     for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
     rightarrow=→ angle=∠ triangle=△ circ=° degree=° ldots=... dots=... left= right= displaystyle=
-    textstyle= textdegree=° celsius=°C pounds=£ euro=€""".split()
+    textstyle= bf= it= rm= textdegree=° celsius=°C pounds=£ euro=€""".split()
 )
 
 
@@ -75,6 +75,7 @@ COMMANDS = [
     (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),
     (r"(?<=\d)\\[,;:](?=\d)|\\[()\[\]{}!]", ""),
     (r"\\[ ,;:\\]|~|\\q?quad(?![a-z])", " "),
+    (r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)|`|</?(?:b|i|em|strong|answer)>", ""),
     (r"\{,\}", ","),
     (r"\\(?:text)?color ?\{[^{}]*\}", ""),
     (r"\^ ?\{? ?(?:\\circ(?![a-z])|°) ?\}?", "°"),
@@ -114,7 +115,7 @@ def part_of_one(match):
 
 # Words and signs, in lower case or not.
 WORDS = [
-    (r"^((?-i:[A-J])) - (?=[^\W\d]{2}|\d)", r"\1: "),
+    (r"^((?-i:[A-J])) - (?=.*[^\W\d]{2}|\d)", r"\1: "),
     (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
     (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
     (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
@@ -122,9 +123,11 @@ WORDS = [
     (r"\b(?:the )?square root of ", "√"),
     (r"_(\d)", r"\1"),
     (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
-    (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
+    (r" (?=[=+\-*/×·^:<>)≤≥≠≈→±])|(?<=[=+\-*/×·^:<>(≤≥≠≈→±]) ", ""),
+    # 2 (x + 1) is 2(x+1), but words stand apart.
+    (r"(?<![^\W\d]{2}) (?=\()|(?<=\)) (?![^\W\d]{2})", ""),
     # (17/6)cm has brackets that mean nothing, and so has [(2,3)].
-    (r"^([+-]?)\(([\d./]+)\)(?=[^\W\d]|[°%√])", r"\1\2"),
+    (r"^([+-]?)\(([\d./]+)\)(?= ?[^\W\d]|[°%√])", r"\1\2"),
     (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
     (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
     (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
