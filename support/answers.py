@@ -242,10 +242,13 @@ def calendar(text):
 def wording(text):
     """(text, "") for an answer in words: without case, hyphens, a leading "the", a footnote's *."""
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
-    text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
+    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
     # 4 x y is 4xy, but 1 1/2 is not 11/2.
     if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
         text = product(re.sub(r"(?<!\d) | (?!\d)", "", text))
+    else:
+        # Calm (3/5) is calm 3/5
+        text = re.sub("[()]", "", text)
     first, space, rest = text.replace("grey", "gray").partition(" ")
     return ORDINALS.get(first, first) + space + rest, ""
 
@@ -291,13 +294,13 @@ def single(text):
 
 
 LETTERS = "abcdefghijABCDEFGHIJ"
-# A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
+# A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
 FIRST = re.compile(
-    r"(?:(?:the )?(?i:option|choice) ?)?[(\[]?([A-Za-z])([)\]][.:]?|\.(?= )|:)?[ ,.(=|-]*(.+)"
+    r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
 )
 # One letter more.
 OTHER = re.compile(
-    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[^\W\d]$"
+    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
 )
 
 
@@ -308,9 +311,11 @@ def lettered(text):
     (('b', ') 7 kite'), ('b', ') red '), None)
     """
     found = FIRST.fullmatch(text)
-    if found is None or not found[2] or found[1] not in LETTERS or OTHER.search(found[3]):
+    if found is None or not found["mark"] or found["letter"] not in LETTERS:
         return None
-    return found[1].lower(), spelled(canonical(found[3]) or wording(found[3]))
+    if OTHER.search(found["words"]):
+        return None
+    return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
 
 
 def spelled(key):

@@ -20,22 +20,13 @@ from support.writing import plain
 LONGEST = 500  # characters of an answer that are looked at
 TRUTH = {"yes": True, "true": True, "correct": True}
 TRUTH |= {"no": False, "false": False, "incorrect": False}
-GOES_ON = re.compile(
-    r" ?[,;:!(]|\.(?! ?\d)|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b"
+# It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
+SAID = re.compile(
+    r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
+    r"|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b)\W*(\w*)"
 )
-LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|both|the|my|final|correct|right|best|answer|option|choice|letter)s?\b"
-    r"[ :=]*(?:(?:is|are)\b[ :]*)?)+",
-    re.IGNORECASE,
-)
-# "It rose, so the answer is (B)", but not "it is not (B)".
-SENTENCE = re.compile(
-    r"(?:(?!\bnot\b|n't)[^()\[\]])*\b(?:is|be|pick|choose|answer|option|choice):? "
-    r"(?=[(\[][A-Z][)\]])"
-)
-TAIL = re.compile(r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?$")
-LETTER = re.compile(r"[(\[]?([A-Za-z])[.:]?[)\]]?")
-LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
+LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?")
+LAST = re.compile(r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]")
 LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
@@ -51,26 +42,15 @@ def bare(text):
     return stripped(plain(text), QUOTES)
 
 
-def without_lead(text):
-    """What an answer says: "The answer is option B." -> "B"."""
-    text = SENTENCE.sub("", bare(text), count=1)
-    lead = LEAD.match(text)
-    return bare(TAIL.sub("", text[lead.end() :] if lead else text))
+def truth(text):
+    """True or False if a text says yes or no, else None.
 
-
-def truth(text, goes_on=False):
-    """True or False if the text is a word for yes or no, else None. It may go on: "Yes, it is".
-
-    >>> truth("No, it is not", goes_on=True), truth("No answer", goes_on=True)
-    (False, None)
+    >>> truth("No, it is not"), truth("No answer"), truth("Yes, no")
+    (False, None, None)
     """
-    for words in (bare(text), without_lead(text)):
-        word = re.match(r"\W*(\w+)(.*)", words, re.DOTALL)
-        if word and word[1].casefold() in TRUTH:
-            alone = re.fullmatch(r"\W*", word[2])
-            if alone or (goes_on and GOES_ON.match(word[2]) and truth(word[2]) is None):
-                return TRUTH[word[1].casefold()]
-    return None
+    said = SAID.match(bare(text))
+    value, more = [TRUTH.get(word.casefold()) for word in said.groups()] if said else (None, None)
+    return value if more in (None, value) else None
 
 
 # ---------------------------------------------------------------------------- what an answer means
@@ -93,12 +73,7 @@ def agree(text, choice):
         return abs(Fraction(text) - value[0]) < Fraction(1, 10 ** len(decimals[1]))
     if answers_match(text, exact):
         return True
-    return truth(choice) is not None and truth(text, goes_on=True) == truth(choice)
-
-
-def without(text):
-    """Without case and round brackets: B (Calm 3/5) is B, Calm (3/5)."""
-    return re.sub("[()]", "", text).casefold()
+    return truth(choice) is not None and truth(text) == truth(choice)
 
 
 def number_of(letter):
@@ -111,16 +86,20 @@ def one(text, choices, as_text):
     letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
     if text in texts and (as_text or not letter):
         return texts.index(text)
-    pairs = [(letter[1], None)] if letter else []
-    pairs += [(first[1], first[3])] if first else []
-    pairs += [(last[2], last[1])] if last else []
-    for letter, words in pairs:
-        for choice in texts[number_of(letter) :][:1]:
-            if words is None or agree(words, choice) or without(words) == without(choice):
-                return texts.index(choice)  # the first of those that are equal
-    # "(B) 70 g" where 70 g is C is neither.
-    if first and first[2] and number_of(first[1]) < len(choices):
-        return None
+    for found in filter(None, (letter, first, last)):
+        # The first of choices that are equal.
+        for choice in texts[number_of(found["letter"]) :][:1]:
+            if found is letter or agree(found["words"], choice):
+                return texts.index(choice)
+
+    # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, and so is "(B) or (C)".
+    number = number_of(first["letter"]) if first and first["mark"] else len(texts)
+    if number < len(texts):
+        words = first["words"]
+        rest = words.casefold().replace(texts[number].casefold(), "")
+        names = [rf"(?<!\w){re.escape(choice.casefold())}(?!\w)" for choice in texts if choice]
+        clash = OTHER.search(words) or any(re.search(name, rest) for name in names)
+        return None if clash or any(agree(words, choice) for choice in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 
@@ -134,37 +113,19 @@ def meant(text, choices, as_text=False):
     >>> [sorted(meant("B", ("D", "C", "B", "A"), as_text)) for as_text in (False, True)]
     [[1], [2]]
     """
-    text = text[:LONGEST]
-    for whole in (bare(text), without_lead(text)):
-        number = one(whole, choices, as_text)
-        if number is not None:
-            return frozenset([number])
-    lines = text.split("\n")
-    pieces = lines if len(lines) > 1 else re.split(r"[,;/&]|\band\b", whole)
-    numbers = [one(bare(piece), choices, as_text) for piece in pieces if piece.strip()]
-    if len(numbers) > 1 and None not in numbers:
-        return frozenset(numbers)
+    whole = bare(text[:LONGEST])
+    pieces = re.split(r"[,;/&]|\band\b", whole)
+    for parts in ([whole], text.split("\n"), pieces):
+        numbers = [one(bare(part), choices, as_text) for part in parts if part.strip()]
+        if numbers and None not in numbers:
+            return frozenset(numbers)
     # Letters alone: "A C", "(A)(C)", "AC".
     words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
     letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
     known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     if len(set(letters)) == len(letters) and set(letters) <= set(known):
         return frozenset(map(number_of, letters))
-    # "B. It is the blue one": a letter that is set off, and words that name no other choice.
-    first = FIRST.fullmatch(whole)
-    if first and first[2] and number_of(first[1]) < len(choices) and not OTHER.search(first[3]):
-        number = number_of(first[1])
-        if named(first[3], choices, as_text) in (None, number):
-            return frozenset([number])
     return frozenset()
-
-
-def named(text, choices, as_text):
-    """The number of the choice that a text says or, if it says none, names first; else None."""
-    said = one(without_lead(text), choices, as_text)
-    longest = sorted(map(re.escape, filter(None, map(bare, choices))), key=len, reverse=True)
-    found = re.search(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)", text, re.IGNORECASE)
-    return one(found[0], choices, as_text=True) if found and said is None else said
 
 
 def same_letters(given, gold):

@@ -94,13 +94,11 @@ fifteen sixteen seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NAMES = GREEK | {word: str(number) for number, word in enumerate(SMALL)}
 NAMES["infinity"] = "∞"
+for number in range(20, 100):
+    ten, one = TENS[number // 10 - 2], SMALL[number % 10]
+    NAMES[f"{ten}-{one}" if number % 10 else ten] = str(number)
+WORD = r"(?<![a-z\\])(?:(?:{})[- ](?:{})\b|[a-z]++)".format("|".join(TENS), "|".join(SMALL[1:10]))
 PARTS = "half third fourth fifth sixth seventh eighth ninth tenth".split()
-
-
-def tens(match):
-    """Twenty, twenty-one."""
-    ten, one = match[1].lower(), (match[2] or "zero").lower()
-    return str(10 * TENS.index(ten) + 20 + SMALL.index(one))
 
 
 def part_of_one(match):
@@ -113,11 +111,16 @@ def part_of_one(match):
     return f"{whole or ''} {count}/{PARTS.index(name.lower()) + 2}"
 
 
+# "It rose, so the answer is (B)", but not "it is not (B)".
+SENTENCE = r"^(?![^(\[]*(?:\bnot\b|n't))[^(\[]*\b(?:is|be|pick|choose):? "
+SENTENCE += r"(?=[(\[]?[A-J](?:[)\]]|\.?$))"
+# The correct answer is, option: before anything, option before a letter.
+LEAD = r"(?:(?:the|my|final|correct|right|best) )*(?:answer|option|choice|letter)s?"
+LEAD += r"(?:[:=]| (?:is|are)[: ]| (?=[(\[]?[A-J]\b))+"
 # Words and signs, in lower case or not.
 WORDS = [
     (r"^((?-i:[A-J])) - (?=.*[^\W\d]{2}|\d)", r"\1: "),
-    (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
-    (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
+    (WORD, lambda word: NAMES.get(word[0].lower().replace(" ", "-"), word[0])),
     (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
     (r"^(?:minus|negative) (?=[\d.$])", "-"),
     (r"\b(?:the )?square root of ", "√"),
@@ -131,16 +134,17 @@ WORDS = [
     (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
     (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
     (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
-    (r"->", "→"),
-    (r"<=", "≤"),
-    (r">=", "≥"),
+    (r"->|[<>]=", lambda sign: {"->": "→", "<=": "≤", ">=": "≥"}[sign[0]]),
     (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
     (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
     (r"(?<=\d)[ -]to[ -](?=\d)", ":"),
     (r"^([+-]?)10\^", r"\g<1>1×10^"),
     (r"(?<![\w/.-])(\d{4})[-/.]0?(\d{1,2})[-/.]0?(\d{1,2})(?![\w/-])", r"\1-\2-\3"),
     (r"(?<![\w:.])0(?=\d:\d\d)|:00(?= [ap]m\b)", ""),
-    (r"^(?:the )?(?:final )?answer(?: is |:|=)(?=.)|^(?:approximately |about |≈)(?=\d)", ""),
+    (SENTENCE, ""),
+    (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})*(?=.)", ""),
+    (r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?\.?$", ""),
+    (r"^(?:approximately |about |≈)(?=\d)", ""),
 ]
 
 

@@ -296,7 +296,7 @@ def same(given, gold, q):
         wanted = meant(gold, q["choices"], as_text=True)
         return bool(wanted) and meant(given, q["choices"]) == wanted
     if truth(gold) is not None:
-        return truth(given, goes_on=True) == truth(gold)
+        return truth(given) == truth(gold)
     if same_letters(given, gold):  # the choices are not known: in the picture, say
         return True
     if "<AND>" in gold:  # MM-Vet: all of them, in any order
