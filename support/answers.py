@@ -143,20 +143,16 @@ NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)
     (?P<currency>(?:(?:US)?[$]|[€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|Rs)\b[.]?)[ ]?)?  (?P<minus>-?)
-    (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
+    (?=[\d.√π])  (?P<top>{DIGITS})?
+    (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
+    (?: (?P<surd>(?:√(?:\[3\])?(?:\d++(?:\.\d++)?|[^\W\d]|\([^()]*\))|π)++)
+        (?: /(?P<divisor>[1-9]\d*+) )? )?
     (?: (?:×10\^|[eE])(?P<exponent>[+-]?\d{{1,3}}) )?
     (?: [ ]?(?P<scale>{SCALE})(?![a-zA-Z]) )?
     (?P<unit>(?![\d.,]).*)""",
     re.VERBOSE | re.DOTALL,
 )
 
-
-# 3√2 cm: a value that is no fraction, but has a unit like one.
-SURD = re.compile(r"([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DOTALL)
-# 7/4π, 7π/4, 5x/6: a coefficient, factors without one, a divisor.
-PRODUCT = re.compile(
-    r"([-+]?)(\d+(?:\.\d+)?(?:/[1-9]\d*)?)?((?:√?[^\W\d](?:\^\d)?|√\d+)+)(?:/([1-9]\d*))?"
-)
 # What stands before "=": x, S_(△ABC), P(A), (x,y) are names, 13×6 is a calculation.
 NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
 BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
@@ -167,14 +163,12 @@ def quantity(text):
 
     >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9")
     ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None)
+    >>> quantity("7π/4"), quantity("1.75π"), quantity("√3")
+    (('7/4π', ''), ('7/4π', ''), ('1√3', ''))
     """
     before = BEFORE.match(text)
     text = text[before.end() :]
     name = before[1] or ""
-    surd = SURD.fullmatch(text)
-    if surd and unit_of(surd[2]) is not None:
-        return product(surd[1].removeprefix("+")), unit_of(surd[2]) or name
-
     number = NUMBER.fullmatch(text)
     # The 1990s are a decade, not 1990 seconds.
     if number is None or re.fullmatch(r"[12]\d{3}s", text):
@@ -183,29 +177,16 @@ def quantity(text):
     if unit is None:
         return None
 
-    # top/bottom or top mixed, times a power of ten
-    value = Fraction(re.sub("[, ]", "", number["top"])) / int(number["bottom"] or 1)
-    value += Fraction(number["mixed"] or 0)
+    # top/bottom or top mixed, times a power of ten, times roots and π
+    value = Fraction(re.sub("[, ]", "", number["top"] or "1")) / int(number["bottom"] or 1)
+    value = (value + Fraction(number["mixed"] or 0)) / int(number["divisor"] or 1)
     power_of_ten = int(number["exponent"] or 0)
     if number["scale"]:
         power_of_ten += POWERS[number["scale"].lower().removesuffix("s")]
     value *= Fraction(10) ** power_of_ten
     if "-" in (number["sign"], number["minus"]):
         value = -value
-    return value, unit or name
-
-
-def product(text):
-    """One spelling for a product with one coefficient; other texts stay as they are.
-
-    >>> product("7π/4"), product("1.75π"), product("-√3/2"), product("1+√3")
-    ('7/4π', '7/4π', '-1/2√3', '1+√3')
-    """
-    parts = PRODUCT.fullmatch(text)
-    if parts is None or not re.search("[./]", text):
-        return text
-    value = Fraction(parts[2] or 1) / int(parts[4] or 1)
-    return parts[1] + (str(value) if value != 1 else "") + parts[3]
+    return f"{value}{number['surd']}" if number["surd"] else value, unit or name
 
 
 # Names, whole or in short: jan, janu, ..., january.
@@ -245,7 +226,7 @@ def wording(text):
     text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
     # 4 x y is 4xy, but 1 1/2 is not 11/2.
     if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
-        text = product(re.sub(r"(?<!\d) | (?!\d)", "", text))
+        text = re.sub(r"(?<!\d) | (?!\d)", "", text)
     else:
         # Calm (3/5) is calm 3/5
         text = re.sub("[()]", "", text)
@@ -293,7 +274,6 @@ def single(text):
     return calendar(text.casefold()) or quantity(text) or lettered(text)
 
 
-LETTERS = "abcdefghijABCDEFGHIJ"
 # A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
 FIRST = re.compile(
     r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
@@ -311,9 +291,7 @@ def lettered(text):
     (('b', ') 7 kite'), ('b', ') red '), None)
     """
     found = FIRST.fullmatch(text)
-    if found is None or not found["mark"] or found["letter"] not in LETTERS:
-        return None
-    if OTHER.search(found["words"]):
+    if found is None or not found["mark"] or OTHER.search(found["words"]):
         return None
     return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
 
