@@ -141,18 +141,21 @@ SCALE = r"(?i:(?:hundred|thousand|lakh|mil(?:lion)?|mln|mn|crore|billion|bn|tril
 SCALE += r"|[kKMBT]|(?<=\d)b|(?(currency)m{1,2}|[^\s\S])"
 NUMBER = re.compile(
     rf"""
-    (?:(?P<name>[a-zA-Z∠]\w{{0,9}})=)?  (?P<sign>[+-]?)
+    (?P<sign>[+-]?)
     (?P<currency>(?:(?:US)?[$]|[€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|Rs)\b[.]?)[ ]?)?  (?P<minus>-?)
-    (?P<top>{DIGITS})  (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
+    (?=[\d.√π])  (?P<top>{DIGITS})?
+    (?: /(?P<bottom>[1-9]\d*+) | [ ](?P<mixed>\d++/[1-9]\d*+) )?
+    (?: (?P<surd>(?:√(?:\[3\])?(?:\d++(?:\.\d++)?|[^\W\d]|\([^()]*\))|π)++)
+        (?: /(?P<divisor>[1-9]\d*+) )? )?
     (?: (?:×10\^|[eE])(?P<exponent>[+-]?\d{{1,3}}) )?
     (?: [ ]?(?P<scale>{SCALE})(?![a-zA-Z]) )?
     (?P<unit>(?![\d.,]).*)""",
     re.VERBOSE | re.DOTALL,
 )
 
-
-# 3√2 cm, A=9π: a value that is no fraction, but has a unit or a name like one.
-SURD = re.compile(r"(?:([a-zA-Z∠]\w{0,9})=)?([-+]?[\d./×()√π]*[√π][-+\d./×()√π]*)(.*)", re.DOTALL)
+# What stands before "=": x, S_(△ABC), P(A), (x,y) are names, 13×6 is a calculation.
+NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
+BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
 
 
 def quantity(text):
@@ -160,11 +163,12 @@ def quantity(text):
 
     >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9")
     ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None)
+    >>> quantity("7π/4"), quantity("1.75π"), quantity("√3")
+    (('7/4π', ''), ('7/4π', ''), ('1√3', ''))
     """
-    surd = SURD.fullmatch(text)
-    if surd and unit_of(surd[3]) is not None:
-        return surd[2].removeprefix("+"), unit_of(surd[3]) or surd[1] or ""
-
+    before = BEFORE.match(text)
+    text = text[before.end() :]
+    name = before[1] or ""
     number = NUMBER.fullmatch(text)
     # The 1990s are a decade, not 1990 seconds.
     if number is None or re.fullmatch(r"[12]\d{3}s", text):
@@ -173,31 +177,27 @@ def quantity(text):
     if unit is None:
         return None
 
-    # top/bottom or top mixed, times a power of ten
-    value = Fraction(re.sub("[, ]", "", number["top"])) / int(number["bottom"] or 1)
-    value += Fraction(number["mixed"] or 0)
+    # top/bottom or top mixed, times a power of ten, times roots and π
+    value = Fraction(re.sub("[, ]", "", number["top"] or "1")) / int(number["bottom"] or 1)
+    value = (value + Fraction(number["mixed"] or 0)) / int(number["divisor"] or 1)
     power_of_ten = int(number["exponent"] or 0)
     if number["scale"]:
         power_of_ten += POWERS[number["scale"].lower().removesuffix("s")]
     value *= Fraction(10) ** power_of_ten
     if "-" in (number["sign"], number["minus"]):
         value = -value
-    return value, unit or number["name"] or ""
+    return f"{value}{number['surd']}" if number["surd"] else value, unit or name
 
 
-MONTHS, DAYS = ([name.lower() for name in names] for names in (month_name, day_name))
+# Names, whole or in short: jan, janu, ..., january.
+MONTHS = {name.lower()[:n]: month for month, name in enumerate(month_name) for n in range(3, 10)}
+DAYS = {name.lower()[:n]: name.lower() for name in day_name for n in range(3, 10)}
 PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 ORDINALS = dict(zip(PLACES, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split()))
 DATE = re.compile(
     r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
     r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
 )
-
-
-def name_in(word, names):
-    """The place of the name that the word is, or is short for; None if there is none."""
-    fits = [place for place, name in enumerate(names) if name.startswith(word)]
-    return fits[0] if len(word) > 2 and fits else None
 
 
 def calendar(text):
@@ -210,11 +210,10 @@ def calendar(text):
     date = DATE.fullmatch(text)
     if date:
         before, word, after, year = date.groups()
-        month, day = name_in(word, MONTHS), name_in(word, DAYS)
-        if month and not (before and after):
-            return f"{year or ''}-{month}-{int(before or after or 0)}", ""
-        if day is not None and date[0].rstrip(".") == word:
-            return DAYS[day], ""
+        if word in MONTHS and not (before and after):
+            return f"{year or ''}-{MONTHS[word]}-{int(before or after or 0)}", ""
+        if word in DAYS and date[0].rstrip(".") == word:
+            return DAYS[word], ""
 
     # 9:30, 9:30 am; but 9 am is a number
     time = re.fullmatch(r"(\d{1,2}:\d\d)(?: ([ap]m))?", text)
@@ -222,9 +221,15 @@ def calendar(text):
 
 
 def wording(text):
-    """(text, "") for an answer in words: without case, hyphens, a leading "the"."""
+    """(text, "") for an answer in words: without case, hyphens, a leading "the", a footnote's *."""
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
-    text = re.sub(r"^(?:the|option|choice|both) (?=.)|\)$(?<=^.\))", "", text)
+    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
+    # 4 x y is 4xy, but 1 1/2 is not 11/2.
+    if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
+        text = re.sub(r"(?<!\d) | (?!\d)", "", text)
+    else:
+        # Calm (3/5) is calm 3/5
+        text = re.sub("[()]", "", text)
     first, space, rest = text.replace("grey", "gray").partition(" ")
     return ORDINALS.get(first, first) + space + rest, ""
 
@@ -247,10 +252,13 @@ def pieces(text, pair):
     return [stripped(part) for part in parts]
 
 
-def stripped(text):
+QUOTES = ('""', "''", "**", "__")
+
+
+def stripped(text, pairs=("()", "[]", *QUOTES)):
     """Without quotes, bold and brackets around all of it, and without punctuation at the end."""
     text = text.strip().rstrip(" .,;:")
-    if len(text) < 3 or text[0] + text[-1] not in ("()", "[]", "**", '""', "''", "__"):
+    if len(text) < 3 or text[0] + text[-1] not in pairs:
         return text
     inside = text[1:-1]
     brackets = text[0] in "(["
@@ -258,12 +266,39 @@ def stripped(text):
     interval = text[0] == "[" and re.search(r"\d ?,", inside)
     if interval or (brackets and re.search(r"[()\[\]]", inside)):
         return text
-    return stripped(inside)
+    return stripped(inside, pairs)
 
 
 def single(text):
-    """The key of a date, a time or a number; None for words."""
-    return calendar(text.casefold()) or quantity(text)
+    """The key of a date, a time, a number or a letter with its text; None for other words."""
+    return calendar(text.casefold()) or quantity(text) or lettered(text)
+
+
+# A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
+FIRST = re.compile(
+    r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
+)
+# One letter more.
+OTHER = re.compile(
+    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
+)
+
+
+def lettered(text):
+    """(letter, text) of a choice given with its letter: the letter alone goes with any text.
+
+    >>> lettered("(B) 7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
+    (('b', ') 7 kite'), ('b', ') red '), None)
+    """
+    found = FIRST.fullmatch(text)
+    if found is None or not found["mark"] or OTHER.search(found["words"]):
+        return None
+    return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
+
+
+def spelled(key):
+    """A key as one text, as it stands behind a letter."""
+    return f") {key[0]} {key[1]}"
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -281,6 +316,11 @@ def canonical(answer):
     if not isinstance(answer, str) or len(answer) > MAX_ANSWER:
         return None
     whole = plain(answer)
+    # M = (2,5)
+    before = BEFORE.match(whole)
+    name = (before[1] or "").replace(" ", "")
+    if whole[before.end() :].startswith("("):
+        whole = whole[before.end() :]
     text = stripped(whole)
     if text.casefold() in NOT_ANSWERS or is_placeholder(answer):
         return None
@@ -300,21 +340,23 @@ def canonical(answer):
     # 5 and 6 cm are two lengths.
     if not any(units[:-1]) or len(set(units)) == 1:
         units = units[-1:]
-    return ", ".join(str(value) for value, _ in keys), ",".join(units)
+    return ", ".join(str(value) for value, _ in keys), ",".join(units) or name
 
 
 def answers_match(a, b):
     r"""Do two answers say the same? Never raises, always fast. What is no answer matches nothing.
 
     A number without a unit matches it with any unit, two different units do not match, see `tally`.
+    A letter with a text matches the letter, and it matches the text.
 
     >>> answers_match(r"25\%", "25.0%"), answers_match("5 cm", "5"), answers_match("none", "none")
     (True, True, False)
     """
     a, b = canonical(a), canonical(b)
-    if a is None or b is None or a[0] != b[0]:
+    if a is None or b is None:
         return False
-    return a[1] == b[1] or "" in (a[1], b[1])
+    same = a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
+    return same or a[1] == spelled(b) or b[1] == spelled(a)
 
 
 # ----------------------------------------------------------------------------------- the majority
@@ -333,9 +375,14 @@ def tally(answers):
     counts = Counter(keys)  # it keeps the order of first appearance
 
     def camp(key):
-        united = [other for other in counts if key and other and other[0] == key[0] and other[1]]
-        # The first of equals.
-        return max(united, key=counts.get) if united and not key[1] else key
+        if key is None:
+            return None
+        united = [other for other in counts if other and other[0] == key[0] and other[1]]
+        if united and not key[1]:
+            # The first of equals.
+            key = max(united, key=counts.get)
+        carriers = [other for other in counts if other and other[1] == spelled(key)]
+        return carriers[0] if len(carriers) == 1 else key
 
     votes = Counter(map(camp, keys))
     return {answers[keys.index(key)] if key else None: count for key, count in votes.items()}

@@ -9,81 +9,71 @@ D, C, B, A, the right answer is read as a text, a given one as a letter.
 
 import ast
 import contextlib
+import functools
 import json
 import re
+from fractions import Fraction
 
-from support.answers import answers_match
+from support.answers import FIRST, OTHER, QUOTES, answers_match, canonical, stripped
+from support.writing import plain
 
 LONGEST = 500  # characters of an answer that are looked at
 TRUTH = {"yes": True, "true": True, "correct": True}
 TRUTH |= {"no": False, "false": False, "incorrect": False}
-
-FULLWIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)}  # Ｂ is B
-WRAPPER = re.compile(
-    r"\\(?:text\w*|math\w+|[mf]?box|boxed|bm|boldsymbol|underline|emph|operatorname) ?\{([^{}]*)\}"
+# It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
+SAID = re.compile(
+    r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
+    r"|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b)\W*(\w*)"
 )
-STYLE = re.compile(
-    r"\$([^$]*)\$ | \\\((.*?)\\\) | \\[ ,;!] | \\(?:bf|it|rm|displaystyle|left|right)(?![a-z])"
-    r"| \*\* | __ | ` | </?(?:b|i|em|strong|answer)>",
-    re.VERBOSE,
-)
-QUOTED = re.compile(r"([\"'“‘*_{])(.*)[\"'”’*_}]", re.DOTALL)
-LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|both|the|my|final|correct|right|best|answer|option|choice|letter)s?\b"
-    r"[ :=]*(?:(?:is|are)\b[ :]*)?)+",
-    re.IGNORECASE,
-)
-TAIL = re.compile(r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?$")
-LETTER = re.compile(r"[(\[]?([A-Za-z])[.:]?[)\]]?")
-# A letter before a text; group 2 is there if the letter is set off, as in "B. blue", "(B) blue".
-FIRST = re.compile(r"[(\[]?([A-Za-z])(?:([)\]][.:]?|[.:](?= )| ?[–—=|:]| -(?= ))|[ ,.(-]) ?(.+)")
-LAST = re.compile(r"(.+?) ?[(\[]([A-Za-z])[)\]]")
+LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?")
+LAST = re.compile(r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]")
 LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
 
 
+@functools.lru_cache(maxsize=4096)  # the choices are compared with every piece
 def bare(text):
-    r"""A text without what only dresses it: LaTeX, bold, quotes, spaces, the full stop.
+    r"""A text in one way of writing, without quotes, bold and the full stop.
 
     >>> bare(r"\textbf{(B)}"), bare("**Yes.**"), bare("$5$ cm"), bare('"blue".')
     ('(B)', 'Yes', '5 cm', 'blue')
     """
-    text, before = text.translate(FULLWIDTH), None
-    while text != before:
-        before = text
-        text = STYLE.sub(r" \1\2", WRAPPER.sub(r"\1", text))
-        text = " ".join(text.split()).rstrip(" .,;:")
-        quoted = QUOTED.fullmatch(text)
-        text = quoted[2] if quoted else text
-    return text
+    return stripped(plain(text), QUOTES)
 
 
-def without_lead(text):
-    """What an answer says: "The answer is option B." -> "B"."""
-    text = bare(text)
-    lead = LEAD.match(text)
-    return bare(TAIL.sub("", text[lead.end() :] if lead else text))
+def truth(text):
+    """True or False if a text says yes or no, else None.
 
-
-def truth(text, goes_on=False):
-    """True or False if the text is a word for yes or no, else None. It may go on: "Yes, it is"."""
-    for words in (bare(text), without_lead(text)):
-        word = re.match(r"\W*(\w+)" if goes_on else r"\W*(\w+)\W*$", words)
-        if word and word[1].casefold() in TRUTH:
-            return TRUTH[word[1].casefold()]
-    return None
+    >>> truth("No, it is not"), truth("No answer"), truth("Yes, no")
+    (False, None, None)
+    """
+    said = SAID.match(bare(text))
+    value, more = [TRUTH.get(word.casefold()) for word in said.groups()] if said else (None, None)
+    return value if more in (None, value) else None
 
 
 # ---------------------------------------------------------------------------- what an answer means
 
 
 def agree(text, choice):
-    """Does this text say the same as the choice?"""
+    """Does this text say the same as the choice?
+
+    Among choices a ratio may be given as a fraction, and a fraction as a decimal.
+
+    >>> agree("2/7", "2:7"), agree("0.4444", "4/9"), agree("0.45", "4/9")
+    (True, True, False)
+    """
     text, choice = bare(text), bare(choice)
+    exact = re.sub(r"^(\d+) ?: ?(\d+)$", r"\1/\2", choice)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
-    return truth(choice) is not None and truth(text, goes_on=True) == truth(choice)
+    decimals, value = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(exact)
+    if decimals and value and isinstance(value[0], Fraction):
+        return abs(Fraction(text) - value[0]) < Fraction(1, 10 ** len(decimals[1]))
+    if answers_match(text, exact):
+        return True
+    return truth(choice) is not None and truth(text) == truth(choice)
 
 
 def number_of(letter):
@@ -96,13 +86,20 @@ def one(text, choices, as_text):
     letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
     if text in texts and (as_text or not letter):
         return texts.index(text)
-    pairs = [(letter[1], None)] if letter else []
-    pairs += [(first[1], first[3])] if first else []
-    pairs += [(last[2], last[1])] if last else []
-    for letter, words in pairs:
-        for choice in texts[number_of(letter) :][:1]:
-            if words is None or agree(words, choice) or agree(words.strip("()[] "), choice):
-                return texts.index(choice)  # the first of those that are equal
+    for found in filter(None, (letter, first, last)):
+        # The first of choices that are equal.
+        for choice in texts[number_of(found["letter"]) :][:1]:
+            if found is letter or agree(found["words"], choice):
+                return texts.index(choice)
+
+    # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, and so is "(B) or (C)".
+    number = number_of(first["letter"]) if first and first["mark"] else len(texts)
+    if number < len(texts):
+        words = first["words"]
+        rest = words.casefold().replace(texts[number].casefold(), "")
+        names = [rf"(?<!\w){re.escape(choice.casefold())}(?!\w)" for choice in texts if choice]
+        clash = OTHER.search(words) or any(re.search(name, rest) for name in names)
+        return None if clash or any(agree(words, choice) for choice in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 
@@ -116,26 +113,18 @@ def meant(text, choices, as_text=False):
     >>> [sorted(meant("B", ("D", "C", "B", "A"), as_text)) for as_text in (False, True)]
     [[1], [2]]
     """
-    text = text[:LONGEST]
-    for whole in (bare(text), without_lead(text)):
-        number = one(whole, choices, as_text)
-        if number is not None:
-            return frozenset([number])
-    lines = text.split("\n")
-    pieces = lines if len(lines) > 1 else re.split(r"[,;/&]|\band\b", whole)
-    numbers = [one(bare(piece), choices, as_text) for piece in pieces if piece.strip()]
-    if len(numbers) > 1 and None not in numbers:
-        return frozenset(numbers)
+    whole = bare(text[:LONGEST])
+    pieces = re.split(r"[,;/&]|\band\b", whole)
+    for parts in ([whole], text.split("\n"), pieces):
+        numbers = [one(bare(part), choices, as_text) for part in parts if part.strip()]
+        if numbers and None not in numbers:
+            return frozenset(numbers)
     # Letters alone: "A C", "(A)(C)", "AC".
     words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
     letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
     known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     if len(set(letters)) == len(letters) and set(letters) <= set(known):
         return frozenset(map(number_of, letters))
-    # "B. It is the blue one": a letter that is set off, and words that are no choice.
-    first = FIRST.fullmatch(whole)
-    if first and first[2] and number_of(first[1]) < len(choices):
-        return frozenset([number_of(first[1])])
     return frozenset()
 
 
@@ -164,20 +153,38 @@ def unpacked(value):
     return value
 
 
+LABEL = r"[(\[]?([A-Z])[.):\]]"
+
+
 def listed(text):
     r"""The choices that are written in a text, labelled A, B, ...; empty if there are not two.
 
     >>> listed("Which?\nA. red\nB. blue"), listed("(A) red (B) blue"), listed("A. red B. blue")
     (['red', 'blue'], ['red', 'blue'], [])
+    >>> listed("Options: A. red, B. blue"), listed("Which of (A), (B) and (C) is red?")
+    (['red', 'blue'], [])
     """
-    in_lines = r"^\s*(?:(?:Options|Choices): *)?[(\[]?([A-Z])[.):\]]\s*(\S.*?)[ ;,]*$"
-    in_a_line = r"\(([A-Z])\) *(\S.*?)[ ;,]*(?=\([A-Z]\)|$)"
-    for pattern in (in_lines, in_a_line):
-        found = re.findall(pattern, text, re.MULTILINE)
-        texts = [words for i, (letter, words) in enumerate(found) if number_of(letter) == i]
-        if len(texts) > 1:
+    *lead, text = re.split(r"(?i:\b(?:options|choices):)", text)
+    forms = [rf"^[ \t]*+{LABEL}", r"\(([A-Z])\)"]
+    # "Options: A: left, B: right". Without the word it may be anything.
+    forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
+    for form in forms:
+        # What stands before the first label, a label, what follows it, a label, what follows it
+        _, *parts = re.split(form, text, flags=re.MULTILINE)
+        texts = []
+        for letter, words in zip(parts[::2], parts[1::2]):
+            # "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m"
+            if letter == "A" and not is_list(texts):
+                texts = []
+            if letter == chr(65 + len(texts)):
+                texts.append(words.split("\n")[0].strip(" ;,"))
+        if is_list(texts):
             return texts
     return []
+
+
+def is_list(texts):
+    return len(texts) > 1 and not {"", "and", "or"} & set(texts)
 
 
 def read_choices(value):
@@ -193,13 +200,17 @@ def read_choices(value):
         value = listed("\n".join(lines)) or lines
         if len(value) < 2:
             raise ValueError(f"cannot read the choices {value[0]!r}")
+    # [["red", "blue"]]
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        value = value[0]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         value = dict(zip(value["label"], value["text"]))
     elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
         value = {choice["label"]: choice["text"] for choice in value}
     if not isinstance(value, dict):
         texts = [str(choice) for choice in value or [] if choice is not None]
-        own = listed("\n".join(texts))  # ["A. red", "B. blue"]
+        # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
+        own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
     labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
     if set(labelled) == {chr(65 + i) for i in range(len(labelled))}:
@@ -211,20 +222,24 @@ def label_of(value):
     return str(value).strip(" ().[]:").upper()
 
 
-def right_choices(value, choices, labels):
+def right_choices(value, choices, labels, as_text=True):
     """The right answer of a row as a text that `meant` reads. ValueError if it is no choice.
 
-    It may be a label, a letter, a text, a number from 0 on, or several of these.
+    It may be a label, a letter, a text, a number from 0 on, or several of these. as_text: a letter
+    that is also the text of a choice is this text.
 
     >>> right_choices(1, ["red", "blue"], []), right_choices("B", ["red", "blue"], [])
     ('(B) blue', '(B) blue')
     """
     items, found = unpacked(value), set()
-    for item in items if isinstance(items, list | tuple) else [value]:
+    # "[1, 2]" may be one choice.
+    if not isinstance(items, list | tuple) or bare(str(value)) in map(bare, choices):
+        items = [value]
+    for item in items:
         text = str(item).strip()
-        by_text = meant(text, choices, as_text=True)
+        by_text = meant(text, choices, as_text)
         is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
-        counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
+        counts = isinstance(item, int | float) and text not in choices
         if label_of(text) in labels:
             found.add(labels.index(label_of(text)))
         elif is_number and (counts or not by_text):
@@ -233,4 +248,22 @@ def right_choices(value, choices, labels):
             found |= by_text
         else:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
-    return "\n".join(f"({chr(65 + i)}) {choices[i]}" for i in sorted(found))
+    return "\n".join(written_out(number, choices) for number in sorted(found))
+
+
+def written_out(number, choices):
+    return f"({chr(65 + number)}) {choices[number]}"
+
+
+def chosen(answers, question):
+    """The answers as a vote should count them: one that means a choice of the question as this.
+
+    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
+    ['(B) blue', '(B) blue', '(A) red', '7', None]
+    """
+    choices = listed(question)
+    numbers = [sorted(meant(answer or "", choices)) for answer in answers]
+    return [
+        written_out(found[0], choices) if len(found) == 1 else answer
+        for answer, found in zip(answers, numbers)
+    ]

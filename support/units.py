@@ -23,11 +23,12 @@ tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child c
 woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
 """
 PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", n="nano", h="hecto")
-# Several units written as one word.
+# Several units written as one word, and Chinese ones.
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m""".split()
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 平方米=m^2 度=°
+    平方厘米=cm^2 克=g 公斤=kg 千克=kg 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
 )
 PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),
@@ -38,7 +39,7 @@ PHRASES = [
     (r"([a-z]) squared\b", r"\1^2"),
     (r"([a-z]) cubed\b", r"\1^3"),
     (r" ?\bper ", "/"),
-    (r"[a-z]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
+    (r"[^\W\d_]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
 ]
 # Right behind its number, a single letter is a unit if it is one of these: 5m, 12V, but not 3C.
 GLUED = set("m s g h l L V W N J".split())
@@ -81,6 +82,9 @@ def symbol_of(word, glued):
     known = SYMBOLS.get(word) or ANY_CASE.get(low) or ANY_CASE.get(one)
     if known:
         return known
+    # 6个 counts something, whatever it is.
+    if re.fullmatch("[\u4e00-\u9fff]+", one):
+        return one
     if glued or len(one) < 3 or one in NOT_UNITS or not re.fullmatch(r"[^\W\d_]+", one):
         return None
     return one

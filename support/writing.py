@@ -6,15 +6,18 @@ Every pattern takes linear time, whatever the text, and groups are opened at mos
 import re
 import unicodedata
 
-CHARACTERS = str.maketrans("−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:')
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+CHARACTERS = str.maketrans(
+    "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
+)
 LETTERS = [chr(code) for code in range(ord("α"), ord("ω") + 1)]
 GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in LETTERS}
 GREEK["lambda"] = GREEK["lamda"]  # as Unicode has it
 SYMBOLS = dict(
     pair.split("=")
     for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
-    rightarrow=→ angle=∠ circ=° degree=° ldots=... dots=... left= right= displaystyle=
-    textstyle= textdegree=° celsius=°C pounds=£ euro=€""".split()
+    rightarrow=→ angle=∠ triangle=△ circ=° degree=° ldots=... dots=... left= right= displaystyle=
+    textstyle= bf= it= rm= textdegree=° celsius=°C pounds=£ euro=€""".split()
 )
 
 
@@ -31,10 +34,15 @@ def bracketed(text, simple):
     return text if re.fullmatch(simple, text) else f"({text})"
 
 
+# The space before a factor: 3 π, 3 x.
+FACTOR = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
+
+
 def fraction(match):
     r"""\frac{a}{b} as a/b. The space keeps 1\frac{1}{2} a mixed number, 1 1/2."""
-    top = bracketed((match[1] or match[2]).strip(), r"[+-]?[\w.√]+")
-    bottom = bracketed((match[3] or match[4]).strip(), r"[\d.]+|√?\d+|√?[^\W\d]")
+    top, bottom = (re.sub(FACTOR, "", part.strip()) for part in match.groups() if part)
+    top = bracketed(top, r"[+-]?[\w.√]+")
+    bottom = bracketed(bottom, r"[\d.]+|√?\d+|√?[^\W\d]")
     return f" {top}/{bottom}"
 
 
@@ -56,7 +64,9 @@ def rewrite(text, rules, flags=0):
     return text
 
 
-WRAPPER = r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]box|boxed|boldsymbol|bm|emph)"
+WRAPPER = (
+    r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|boldsymbol|bm|emph|underline)"
+)
 ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
 
 # LaTeX without braces, once.
@@ -65,6 +75,7 @@ COMMANDS = [
     (r"(?<!\\)\$((?:[^$\\]|\\.)*+)\$", r"\1"),
     (r"(?<=\d)\\[,;:](?=\d)|\\[()\[\]{}!]", ""),
     (r"\\[ ,;:\\]|~|\\q?quad(?![a-z])", " "),
+    (r"(?<!\w)(?:\*\*|__)|(?:\*\*|__)(?!\w)|`|</?(?:b|i|em|strong|answer)>", ""),
     (r"\{,\}", ","),
     (r"\\(?:text)?color ?\{[^{}]*\}", ""),
     (r"\^ ?\{? ?(?:\\circ(?![a-z])|°) ?\}?", "°"),
@@ -83,13 +94,11 @@ fifteen sixteen seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NAMES = GREEK | {word: str(number) for number, word in enumerate(SMALL)}
 NAMES["infinity"] = "∞"
+for number in range(20, 100):
+    ten, one = TENS[number // 10 - 2], SMALL[number % 10]
+    NAMES[f"{ten}-{one}" if number % 10 else ten] = str(number)
+WORD = r"(?<![a-z\\])(?:(?:{})[- ](?:{})\b|[a-z]++)".format("|".join(TENS), "|".join(SMALL[1:10]))
 PARTS = "half third fourth fifth sixth seventh eighth ninth tenth".split()
-
-
-def tens(match):
-    """Twenty, twenty-one."""
-    ten, one = match[1].lower(), (match[2] or "zero").lower()
-    return str(10 * TENS.index(ten) + 20 + SMALL.index(one))
 
 
 def part_of_one(match):
@@ -102,28 +111,40 @@ def part_of_one(match):
     return f"{whole or ''} {count}/{PARTS.index(name.lower()) + 2}"
 
 
+# "It rose, so the answer is (B)", but not "it is not (B)".
+SENTENCE = r"^(?![^(\[]*(?:\bnot\b|n't))[^(\[]*\b(?:is|be|pick|choose):? "
+SENTENCE += r"(?=[(\[]?[A-J](?:[)\]]|\.?$))"
+# The correct answer is, option: before anything, option before a letter.
+LEAD = r"(?:(?:the|my|final|correct|right|best) )*(?:answer|option|choice|letter)s?"
+LEAD += r"(?:[:=]| (?:is|are)[: ]| (?=[(\[]?[A-J]\b))+"
 # Words and signs, in lower case or not.
 WORDS = [
-    (r"\b({})(?:[- ]({}))?\b".format("|".join(TENS), "|".join(SMALL[1:10])), tens),
-    (r"(?<![a-z\\])[a-z]++", lambda match: NAMES.get(match[0].lower(), match[0])),
+    (r"^((?-i:[A-J])) - (?=.*[^\W\d]{2}|\d)", r"\1: "),
+    (WORD, lambda word: NAMES.get(word[0].lower().replace(" ", "-"), word[0])),
     (r"^(?:(\d+) and )?(?:(\d+|an?)[ -])?({})s?$".format("|".join(PARTS)), part_of_one),
     (r"^(?:minus|negative) (?=[\d.$])", "-"),
     (r"\b(?:the )?square root of ", "√"),
     (r"_(\d)", r"\1"),
     (r"(?<=\d) ?[x×*·] ?(?=\d)", "×"),
-    (r" (?=[=+\-*/×·^:<>()≤≥≠≈→±])|(?<=[=+\-*/×·^:<>()≤≥≠≈→±]) ", ""),
+    (r" (?=[=+\-*/×·^:<>)≤≥≠≈→±])|(?<=[=+\-*/×·^:<>(≤≥≠≈→±]) ", ""),
+    # 2 (x + 1) is 2(x+1), but words stand apart.
+    (r"(?<![^\W\d]{2}) (?=\()|(?<=\)) (?![^\W\d]{2})", ""),
+    # (17/6)cm has brackets that mean nothing, and so has [(2,3)].
+    (r"^([+-]?)\(([\d./]+)\)(?= ?[^\W\d]|[°%√])", r"\1\2"),
+    (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
     (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
     (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
-    (r"->", "→"),
-    (r"<=", "≤"),
-    (r">=", "≥"),
+    (r"->|[<>]=", lambda sign: {"->": "→", "<=": "≤", ">=": "≥"}[sign[0]]),
     (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
     (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
     (r"(?<=\d)[ -]to[ -](?=\d)", ":"),
     (r"^([+-]?)10\^", r"\g<1>1×10^"),
     (r"(?<![\w/.-])(\d{4})[-/.]0?(\d{1,2})[-/.]0?(\d{1,2})(?![\w/-])", r"\1-\2-\3"),
     (r"(?<![\w:.])0(?=\d:\d\d)|:00(?= [ap]m\b)", ""),
-    (r"^(?:the )?(?:final )?answer(?: is |:|=)(?=.)|^(?:approximately |about |≈)(?=\d)", ""),
+    (SENTENCE, ""),
+    (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})*(?=.)", ""),
+    (r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?\.?$", ""),
+    (r"^(?:approximately |about |≈)(?=\d)", ""),
 ]
 
 
@@ -146,5 +167,5 @@ def plain(answer, longest=500):
     text = rewrite(text, COMMANDS)
     for _ in range(6):
         text = rewrite(text, GROUPS)
-    text = rewrite(text.replace("{", "").replace("}", ""), WORDS, re.IGNORECASE)
-    return text.strip()
+    text = " ".join(re.sub("[{}]", "", text).split())
+    return rewrite(text, WORDS, re.IGNORECASE).strip()

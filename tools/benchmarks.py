@@ -41,8 +41,8 @@ NAMES = """MMSI mathverse mathvision mathvista mm-vet mmmu_pro_4_options mmmu_pr
 mmmu-pro-vision visnumbench hallusionbench MMMU ChartQA"""
 SETS = {name.lower(): f"zli12321/{name}" for name in NAMES.split()}
 MOST = 10  # pictures of a question, as the authors have it
-# ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
-TOLERANCE = {"chartqa": 0.05}
+# Their answers are letters, also where the choices are letters: C, A, B, D. MathVista's are texts.
+LETTERED = re.compile("mmmu|mmsi|mathverse|mathvision", re.IGNORECASE)
 # What a column may be called; of several in a set the first that is filled counts.
 PICTURES = [f"image_{i}" for i in range(1, 8)]  # MMMU: all of these
 COLUMNS = {
@@ -197,15 +197,18 @@ def read(row, name, folder):
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
+    as_text = not LETTERED.search(name)
     if choices:
-        answers = (right_choices(answer, choices, labels),)
+        answers = (right_choices(answer, choices, labels, as_text),)
     else:
         answers = right_answers(answer)
         # Choices that stand in the problem count if the answer is one of them.
-        if all(meant(right, written, as_text=True) for right in answers):
+        if all(meant(right, written, as_text) for right in answers):
             choices = written
+            answers = tuple(right_choices(right, written, [], as_text) for right in answers)
 
-    tolerance = float(row.get("tolerance") or TOLERANCE.get(name.lower(), 0))
+    # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
+    tolerance = float(row.get("tolerance") or (0.05 if "chartqa" in name.lower() else 0))
     is_number = re.fullmatch(r"[-\d.]+", str(answer))
     decimals = row.get("precision") if is_number else None  # MathVista
     decimals = None if is_empty(decimals) else int(decimals)
@@ -293,7 +296,7 @@ def same(given, gold, q):
         wanted = meant(gold, q["choices"], as_text=True)
         return bool(wanted) and meant(given, q["choices"]) == wanted
     if truth(gold) is not None:
-        return truth(given, goes_on=True) == truth(gold)
+        return truth(given) == truth(gold)
     if same_letters(given, gold):  # the choices are not known: in the picture, say
         return True
     if "<AND>" in gold:  # MM-Vet: all of them, in any order

@@ -101,7 +101,10 @@ LAYOUTS = {
             images=[[A], [B, A]],
         ),
         ["images"],
-        [("<image>How many?\nA. 1\nB. 2", 1, ("B",), ("1", "2")), ("No tag", 2, ("x=3",), ())],
+        [
+            ("<image>How many?\nA. 1\nB. 2", 1, ("(B) 2",), ("1", "2")),
+            ("No tag", 2, ("x=3",), ()),
+        ],
     ),
     "ChartQA": (
         dict(
