@@ -23,6 +23,7 @@ from support.sandbox import NoPicture
 from support.svg_values import NUMBER, css_transform, font_size, pixels, plain_colour, plain_value
 
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
+MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and all: what is shrunk afterwards
 NAME = re.compile("[a-z][a-z-]*")  # of a property
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG = "{http://www.w3.org/2000/svg}"
@@ -32,8 +33,8 @@ KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle 
 
 
 def draw(source, max_side):
-    """-> (CairoSVG's surface with the picture on it, its width and height in pixels). The size is
-    settled before there is a canvas: width="1e9" is harmless."""
+    """-> PIL RGB; a larger one than max_side shrunk to it, as a browser's screenshot would be. The
+    size is settled before there is a canvas: width="1e9" is harmless."""
     # A str is decoded already: the encoding its XML declaration names no longer holds.
     source = re.sub(r"^<\?xml[^>]*\?>", "", source.lstrip("\ufeff \t\r\n"))
     root = ElementTree.fromstring(source, forbid_external=True)
@@ -44,13 +45,24 @@ def draw(source, max_side):
     paper = plain_colour(root.get("background-color", root.get("background", ""))) or "white"
     root.attrib.update(width=str(width), height=str(height), viewBox=viewbox)
     tree = Tree(bytestring=ElementTree.tostring(root), url_fetcher=fetch)
-    scale = min(1, max_side / max(width, height))
-    size = [max(1, math.ceil(side * scale - 1e-6)) for side in (width, height)]
+    # Letters are whole pixels wide: on a canvas smaller than the SVG, lines of text would be too
+    # long or too short. So it is drawn at its own size, or near it, and then shrunk.
+    longest = max(width, height)
+    scale = min(1, MAX_CANVAS / longest, math.sqrt(MAX_AREA / (width * height)))
+    size, final = (whole(width, height, k) for k in (scale, min(1, max_side / longest)))
     # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
     form = {"output_width": size[0], "output_height": size[1], "background_color": paper}
     canvas = PNGSurface(tree, None, 96, **form).cairo
     canvas.flush()
-    return canvas, size
+    # ARGB32 lies in memory as B, G, R, A; on paper A is always 255, so nothing is premultiplied.
+    rows = canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
+    picture = Image.frombuffer("RGB", size, *rows)
+    return picture if size == final else picture.resize(final, Image.Resampling.LANCZOS)
+
+
+def whole(width, height, scale):
+    """-> the sides in whole pixels."""
+    return tuple(max(1, math.ceil(side * scale - 1e-6)) for side in (width, height))
 
 
 def svg_size(width, height, viewbox):
