@@ -15,16 +15,18 @@ import re
 import cssselect2
 import tinycss2
 from cairosvg.parser import Tree
-from cairosvg.surface import PNGSurface, parse_font
+from cairosvg.surface import PNGSurface
 from defusedxml import ElementTree
 from PIL import Image
 
 from support.sandbox import NoPicture
-from support.svg_values import NUMBER, css_transform, font_size, pixels, plain_colour, plain_value
+from support.svg_values import NUMBER, css_parts, font_size, pixels, plain_colour, plain_value
 
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
-MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and all: what is shrunk afterwards
-NAME = re.compile("[a-z][a-z-]*")  # of a property
+MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and of all, before it is shrunk
+NAME = re.compile(r"[a-z][a-z-]*|--[\w-]+")  # of a property, or of a variable
+# var(--name) or var(--name, fallback)
+VAR = re.compile(r"(?i)var\(\s*(--[\w-]+)\s*(?:,((?:[^()]|\([^()]*\))*))?\)")
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG = "{http://www.w3.org/2000/svg}"
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
@@ -33,8 +35,8 @@ KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle 
 
 
 def draw(source, max_side):
-    """-> PIL RGB; a larger one than max_side shrunk to it, as a browser's screenshot would be. The
-    size is settled before there is a canvas: width="1e9" is harmless."""
+    """-> PIL RGB, of at most max_side pixels each way. The size is settled before there is a
+    canvas: width="1e9" is harmless."""
     # A str is decoded already: the encoding its XML declaration names no longer holds.
     source = re.sub(r"^<\?xml[^>]*\?>", "", source.lstrip("\ufeff \t\r\n"))
     root = ElementTree.fromstring(source, forbid_external=True)
@@ -45,24 +47,21 @@ def draw(source, max_side):
     paper = plain_colour(root.get("background-color", root.get("background", ""))) or "white"
     root.attrib.update(width=str(width), height=str(height), viewBox=viewbox)
     tree = Tree(bytestring=ElementTree.tostring(root), url_fetcher=fetch)
-    # Letters are whole pixels wide: on a canvas smaller than the SVG, lines of text would be too
-    # long or too short. So it is drawn at its own size, or near it, and then shrunk.
-    longest = max(width, height)
-    scale = min(1, MAX_CANVAS / longest, math.sqrt(MAX_AREA / (width * height)))
-    size, final = (whole(width, height, k) for k in (scale, min(1, max_side / longest)))
+    # Letters are whole pixels wide: on a smaller canvas lines of text would get longer or shorter.
+    # So what is too large is drawn at its own size, or near it, and then shrunk.
+    scale = min(1, MAX_CANVAS / max(width, height), math.sqrt(MAX_AREA / (width * height)))
+    size = [max(1, math.ceil(side * scale - 1e-6)) for side in (width, height)]
     # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
     form = {"output_width": size[0], "output_height": size[1], "background_color": paper}
     canvas = PNGSurface(tree, None, 96, **form).cairo
     canvas.flush()
     # ARGB32 lies in memory as B, G, R, A; on paper A is always 255, so nothing is premultiplied.
     rows = canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
-    picture = Image.frombuffer("RGB", size, *rows)
-    return picture if size == final else picture.resize(final, Image.Resampling.LANCZOS)
-
-
-def whole(width, height, scale):
-    """-> the sides in whole pixels."""
-    return tuple(max(1, math.ceil(side * scale - 1e-6)) for side in (width, height))
+    picture, longest = Image.frombuffer("RGB", size, *rows), max(size)
+    if longest > max_side:
+        size = [math.ceil(side * max_side / longest) for side in size]
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return picture
 
 
 def svg_size(width, height, viewbox):
@@ -108,12 +107,12 @@ def normalise(root):
             element.tag = SVG + element.tag
     names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
     rules = style_sheet(root)
-    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, rules, names)
+    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, {}, rules, names)
 
 
-def rewrite(wrapper, font, rules, names):
-    """Rewrite an element and all in it. font: the size of its parent's, in pixels; names: {id: tag}
-    of the whole document."""
+def rewrite(wrapper, font, variables, rules, names):
+    """Rewrite an element and all in it. font: the size of its parent's, in pixels; variables: those
+    of its parent's style, {name: value}; names: {id: tag} of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
     if tag == "tref":
@@ -123,7 +122,7 @@ def rewrite(wrapper, font, rules, names):
         element.clear()
         element.tag, element.tail = SVG + "defs", tail
         return
-    own = properties(wrapper, rules)
+    own, variables = properties(wrapper, rules, variables)
     if "font-size" in own:
         font = font_size(own["font-size"], font)
         own["font-size"] = f"{font:.7g}"
@@ -144,7 +143,7 @@ def rewrite(wrapper, font, rules, names):
         plain["transform-origin"] = "box " + plain.get("transform-origin", "0 0")
     element.attrib = plain
     for child in wrapper.iter_children():
-        rewrite(child, font, rules, names)
+        rewrite(child, font, variables, rules, names)
 
 
 def style_sheet(root):
@@ -174,29 +173,44 @@ def declarations(text):
     """
     ordinary, important = {}, {}
     for declaration in tinycss2.parse_blocks_contents(text):
-        # (Another name than this would make no attribute: variables, names with escapes.)
+        # (Another name than this, with escapes in it, would make no attribute.)
         if declaration.type != "declaration" or not NAME.fullmatch(declaration.lower_name):
             continue
         name, value = declaration.lower_name, tinycss2.serialize(declaration.value).strip()
-        parts = {name: value}
-        if name == "font":
-            parts = parse_font(value)
-        elif name == "transform":
-            parts = {name: css_transform(value)}
-        (important if declaration.important else ordinary).update(parts)
+        if name.startswith("--"):
+            name = declaration.name  # its case counts
+        (important if declaration.important else ordinary).update(css_parts(name, value))
     return ordinary, important
 
 
-def properties(wrapper, rules):
-    """-> {property: value}: attributes, then style sheets, then `style`."""
+def properties(wrapper, rules, variables):
+    """-> ({property: value}: attributes, then style sheets, then `style`; variables)."""
     own = dict(wrapper.etree_element.attrib)
     own.pop("font", None)  # browsers know no such attribute
     found = [match[-1] for match in rules.match(wrapper)]
     found.append(declarations(own.pop("style", "")))
     for block in [ordinary for ordinary, _ in found] + [important for _, important in found]:
         own |= block
+    names = [name for name in own if name.startswith("--")]
+    if names:
+        variables = variables | {name: own.pop(name) for name in names}
+        variables |= {name: fill_in(variables[name], variables) for name in names}
     for name, value in own.items():
-        own[name] = value.strip()
-        if own[name] == "initial":
+        own[name] = fill_in(value.strip(), variables)
+        if own[name].lower() == "initial":
             own[name] = "black" if name == "fill" else "none"
-    return own
+    return own, variables
+
+
+def fill_in(text, variables):
+    """Put the values of variables in the place of their var().
+
+    >>> fill_in("1px var(--ink, red)", {}), fill_in("var(--a)", {"--a": "var(--b)", "--b": "2"})
+    ('1px  red', '2')
+    """
+    rounds = 0
+    # Some refer to each other in a circle, or double with each round.
+    while "--" in text and len(text) < 1000 and rounds < 9:
+        text = VAR.sub(lambda match: variables.get(match[1], match[2] or ""), text)
+        rounds += 1
+    return text

@@ -9,6 +9,7 @@ import math
 import re
 
 import tinycss2.color4
+from cairosvg.surface import parse_font
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 # A number and what may stand behind it; (?>...) never gives a digit back.
@@ -33,9 +34,11 @@ STEPS = {
 STEP = "|".join(rf"(?:{name})\s*\(\s*{numbers}\)[\s,]*" for name, numbers in STEPS.items())
 TRANSFORM = re.compile(rf"\s*(?:{STEP})*")
 UNITS = {"": 1, "px": 1, "pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "rem": 16}
-ANGLES = {"deg": 1, "rad": 180 / math.pi, "turn": 360}
+ANGLES = {"px": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360}
 SIZES = {"xx-small": "9", "x-small": "10", "small": "13", "medium": "16", "large": "18"}
 SIZES |= {"x-large": "24", "xx-large": "32", "larger": "1.2em", "smaller": "0.8333em"}
+# DejaVu has two weights; the nearest counts.
+BOLD = re.compile(r"(?<!\S)(?:bolder|5[5-9]\d|[6-9]\d\d|1000)(?!\S)")
 WORDS = {"sub": "-0.582em", "super": "0.582em", "center": "50%"}
 WORDS |= {"left": "0", "top": "0", "right": "100%", "bottom": "100%"}
 COLOURS = "fill stroke stop-color color".split()
@@ -61,7 +64,7 @@ def plain_value(name, value, font, names):
     if name in SHARES:
         return pixels(value.replace("%", "e-2"), font)
     if name in LENGTHS and value != "none":
-        words = value.replace(",", " ").split()
+        words = value.lower().replace(",", " ").split()
         lengths = [pixels(WORDS.get(word, word), font) for word in words]
         if None in lengths or name in POSITIVE and value.startswith("-"):
             return None
@@ -81,6 +84,11 @@ def plain_value(name, value, font, names):
         return value if TRANSFORM.fullmatch(value) else ""
     if name == "orient" and not value.startswith("auto"):
         return value if NUMBERS.fullmatch(value) else None
+    # What has a hyphen is a property of CSS, whose words may be in capitals.
+    if "-" in name and name != "shape-rendering" or name in ("display", "visibility"):
+        value = value.lower()
+    if name == "font-weight":
+        return BOLD.sub("bold", value)
     # CairoSVG would shift or flood what it cannot blur.
     return None if name == "filter" else value
 
@@ -132,7 +140,7 @@ def pixels(text, font):
     >>> pixels("1.5em", 10), pixels("20%", 10), pixels("wide", 10)
     ('15', '20%', None)
     """
-    match = re.fullmatch(rf"({NUMBER})([a-z]*|%)", text)
+    match = re.fullmatch(rf"({NUMBER})([a-z]*|%)", text.lower())
     if match and match[2] == "%":
         return text
     units = UNITS | {"em": font}
@@ -143,27 +151,33 @@ def pixels(text, font):
 
 def font_size(text, parent):
     """-> pixels. What is no size counts as missing."""
+    text = text.lower()
     length = pixels(SIZES.get(text, text).replace("%", "e-2em"), parent)
     return float(length) if length and length[0] != "-" else parent
 
 
-def css_transform(text):
-    """A transform of a style sheet -> its equal in an attribute, which is an error if it is one.
+def css_parts(name, value):
+    """A declaration of a style sheet -> {attribute: value}.
 
-    >>> css_transform("rotate(.25turn) translateY(2px)"), css_transform("rotate(90)")
-    ('rotate(90) translate(0 2)', 'error()')
+    >>> css_parts("transform", "rotate(.25turn) translateY(2px)")
+    {'transform': 'rotate(90) translate(0 2)'}
+    >>> css_parts("font", "650 12px/1 serif")["font-weight"], css_parts("transform", "rotate(9)")
+    ('bold', {'transform': 'rotate(9?)'})
     """
-    text = text.replace("translateX(", "translate(").replace("translateY(", "translate(0 ")
-    return re.sub(r"(translate|rotate|skew.)\(([^()]*)\)", css_step, text)
+    if name == "font":
+        return {} if "--" in value else parse_font(BOLD.sub("bold", value.lower()))
+    if name == "transform":
+        value = value.lower().replace("skewx", "skewX").replace("skewy", "skewY")
+        value = value.replace("translatex(", "translate(").replace("translatey(", "translate(0 ")
+        value = re.sub(r"(?:translate|rotate|skew.)\([^()]*", css_numbers, value)
+    return {name: value}
 
 
-def css_step(step):
+def css_numbers(step):
     """Take the units from a function of a transform, where each number but 0 must have one."""
-    numbers = []
-    for number in step[2].replace(",", " ").split():
-        match = re.fullmatch(rf"({NUMBER})(px|deg|rad|turn)|0", number)
-        if not match:
-            return "error()"
-        number = float(match[1] or 0) * ANGLES.get(match[2], 1)
-        numbers.append(f"{number:.7g}")
-    return f"{step[1]}({' '.join(numbers)})"
+
+    def plain(number):
+        value, factor = float(number[1]), ANGLES.get(number[2])
+        return f"{value * factor:.7g}" if factor else number[0] if value == 0 else number[0] + "?"
+
+    return re.sub(rf"({NUMBER})([a-z]*)", plain, step[0])
