@@ -25,7 +25,6 @@ from support.svg_values import NUMBER, css_parts, font_size, pixels, plain_colou
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
 MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and of all, before it is shrunk
 NAME = re.compile(r"[a-z][a-z-]*|--[\w-]+")  # of a property, or of a variable
-# var(--name) or var(--name, fallback)
 VAR = re.compile(r"(?i)var\(\s*(--[\w-]+)\s*(?:,((?:[^()]|\([^()]*\))*))?\)")
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG = "{http://www.w3.org/2000/svg}"
@@ -57,10 +56,8 @@ def draw(source, max_side):
     canvas.flush()
     # ARGB32 lies in memory as B, G, R, A; on paper A is always 255, so nothing is premultiplied.
     rows = canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
-    picture, longest = Image.frombuffer("RGB", size, *rows), max(size)
-    if longest > max_side:
-        size = [math.ceil(side * max_side / longest) for side in size]
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture = Image.frombuffer("RGB", size, *rows)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # only if it is larger
     return picture
 
 
@@ -137,6 +134,9 @@ def rewrite(wrapper, font, variables, rules, names):
         # Without a viewBox nothing is scaled. (CairoSVG would fit what is in it.)
         box = f"0 0 {plain.get('markerWidth', 3)} {plain.get('markerHeight', 3)}"
         plain.setdefault("viewBox", box)
+    if "stroke-dasharray" in plain:
+        # Browsers draw no dot where a line ends as one would begin.
+        plain.setdefault("stroke-dashoffset", "-1e-2")
     if "alignment-baseline" in plain:
         plain.setdefault("dominant-baseline", plain["alignment-baseline"])
     if plain.get("transform-box") == "fill-box":
@@ -177,8 +177,6 @@ def declarations(text):
         if declaration.type != "declaration" or not NAME.fullmatch(declaration.lower_name):
             continue
         name, value = declaration.lower_name, tinycss2.serialize(declaration.value).strip()
-        if name.startswith("--"):
-            name = declaration.name  # its case counts
         (important if declaration.important else ordinary).update(css_parts(name, value))
     return ordinary, important
 
@@ -202,15 +200,14 @@ def properties(wrapper, rules, variables):
     return own, variables
 
 
-def fill_in(text, variables):
-    """Put the values of variables in the place of their var().
+def fill_in(text, variables, rounds=9):
+    """Put the values of variables in the place of their var(). Where they refer to each other in a
+    circle, or grow with each round, it gives up.
 
     >>> fill_in("1px var(--ink, red)", {}), fill_in("var(--a)", {"--a": "var(--b)", "--b": "2"})
     ('1px  red', '2')
     """
-    rounds = 0
-    # Some refer to each other in a circle, or double with each round.
-    while "--" in text and len(text) < 1000 and rounds < 9:
-        text = VAR.sub(lambda match: variables.get(match[1], match[2] or ""), text)
-        rounds += 1
-    return text
+    if "--" not in text or len(text) > 1000 or not rounds:
+        return text
+    text = VAR.sub(lambda match: variables.get(match[1].lower(), match[2] or ""), text)
+    return fill_in(text, variables, rounds - 1)

@@ -22,11 +22,11 @@ BASELINES |= {"text-before-edge": 0.928, "text-after-edge": -0.236, "ideographic
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
 FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
+open_font = functools.lru_cache(ImageFont.truetype)
 PLACES = "x", "y", "dx", "dy"
 SPACING = {"letter-spacing", "word-spacing"}
-# Soft hyphens, joiners, marks of direction, and those that choose between forms of an emoji.
+# Soft hyphens, joiners, marks of direction or that an emoji is meant; a letter with its accents.
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
-# A letter with the combining marks that stand on it.
 LETTER = re.compile("(?s).[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]*")
 CASES = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": str.title}
 
@@ -75,9 +75,8 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
     if raised != node.parent.get("baseline-shift"):  # (CairoSVG hands it down, browsers do not)
         shift -= size(canvas, raised, height_of(node))
     numbers = {name: node[name].split() for name in PLACES if name in node}
-    several = any(len(values) > 1 for values in numbers.values())
-    if several or path is not None or not SPACING.isdisjoint(node):
-        single = True
+    single |= path is not None or not SPACING.isdisjoint(node)
+    single |= any(len(values) > 1 for values in numbers.values())
     down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
     font, first, run = font_of(node), len(pieces), ""
     letters = LETTER.findall(visible_text(node, pieces))
@@ -125,7 +124,7 @@ def kerning(font, pair):
     """How much further apart than others these two letters stand, in em. cairo does not look."""
     file = FILES[font[0]] + ("-Bold.ttf" if font[1] else ".ttf")
     path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
-    font = functools.lru_cache(ImageFont.truetype)(path, 1000)
+    font = open_font(path, 1000)
     return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
 
 
