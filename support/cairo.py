@@ -165,8 +165,7 @@ def style_sheet(root):
 
 @functools.lru_cache(1000)
 def declarations(text):
-    """CSS -> {property: value} of the ordinary ones, and of those that are !important; `font` in
-    its parts.
+    """CSS -> {property: value} of the ordinary ones, and of those that are !important.
 
     >>> declarations("fill: Red; font: bold 12px/1 serif !important")[0]
     {'fill': 'Red'}

@@ -28,7 +28,7 @@ TRANSFORM = re.compile(rf"\s*(?:{STEP})*")
 UNITLESS = re.compile(r"(?:translate|rotate|skew)\w*\((?:[^()]*[\s,])?[-+.0]*[1-9][.\d]*[\s,)]")
 UNITS = {"": 1, "px": 1, "pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "rem": 16}
 ANGLES = {"px": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360}
-UNIT = re.compile(rf"({NUMBER})({'|'.join(ANGLES)})")
+UNIT = re.compile(rf"(?<![\d.])((?>{NUMBER}))({'|'.join(ANGLES)})")
 SIZES = {"xx-small": "9", "x-small": "10", "small": "13", "medium": "16", "large": "18"}
 SIZES |= {"x-large": "24", "xx-large": "32", "larger": "1.2em", "smaller": "0.8333em"}
 # DejaVu has two weights; the nearest counts.
