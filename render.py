@@ -193,9 +193,7 @@ def draw_svg(source):
     """-> PIL RGB."""
     from support import cairo  # (not at the top: the trainer does without)
 
-    canvas, size = cairo.draw(source, MAX_SIDE["svg"])
-    # ARGB32 lies in memory as B, G, R, A; on white A is always 255, so nothing is premultiplied.
-    return Image.frombuffer("RGB", size, canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1)
+    return cairo.draw(source, MAX_SIDE["svg"])
 
 
 def draw_python(source):

@@ -15,15 +15,17 @@ import re
 import cssselect2
 import tinycss2
 from cairosvg.parser import Tree
-from cairosvg.surface import PNGSurface, parse_font
+from cairosvg.surface import PNGSurface
 from defusedxml import ElementTree
 from PIL import Image
 
 from support.sandbox import NoPicture
-from support.svg_values import NUMBER, css_transform, font_size, pixels, plain_colour, plain_value
+from support.svg_values import NUMBER, css_parts, font_size, pixels, plain_colour, plain_value
 
 MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
-NAME = re.compile("[a-z][a-z-]*")  # of a property
+MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and of all, before it is shrunk
+NAME = re.compile(r"[a-z][a-z-]*|--[\w-]+")  # of a property, or of a variable
+VAR = re.compile(r"(?i)var\(\s*(--[\w-]+)\s*(?:,((?:[^()]|\([^()]*\))*))?\)")
 DEFAULT_SIDE = 512  # pixels, where there is neither a size nor a viewBox
 SVG = "{http://www.w3.org/2000/svg}"
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
@@ -32,8 +34,8 @@ KNOWN = """svg g defs symbol use switch a image text tspan textPath rect circle 
 
 
 def draw(source, max_side):
-    """-> (CairoSVG's surface with the picture on it, its width and height in pixels). The size is
-    settled before there is a canvas: width="1e9" is harmless."""
+    """-> PIL RGB, of at most max_side pixels each way. The size is settled before there is a
+    canvas: width="1e9" is harmless."""
     # A str is decoded already: the encoding its XML declaration names no longer holds.
     source = re.sub(r"^<\?xml[^>]*\?>", "", source.lstrip("\ufeff \t\r\n"))
     root = ElementTree.fromstring(source, forbid_external=True)
@@ -44,13 +46,19 @@ def draw(source, max_side):
     paper = plain_colour(root.get("background-color", root.get("background", ""))) or "white"
     root.attrib.update(width=str(width), height=str(height), viewBox=viewbox)
     tree = Tree(bytestring=ElementTree.tostring(root), url_fetcher=fetch)
-    scale = min(1, max_side / max(width, height))
+    # Letters are whole pixels wide: on a smaller canvas lines of text would get longer or shorter.
+    # So what is too large is drawn at its own size, or near it, and then shrunk.
+    scale = min(1, MAX_CANVAS / max(width, height), math.sqrt(MAX_AREA / (width * height)))
     size = [max(1, math.ceil(side * scale - 1e-6)) for side in (width, height)]
     # PNGSurface is CairoSVG's raster surface; that we never ask it for the PNG doubles the speed.
     form = {"output_width": size[0], "output_height": size[1], "background_color": paper}
     canvas = PNGSurface(tree, None, 96, **form).cairo
     canvas.flush()
-    return canvas, size
+    # ARGB32 lies in memory as B, G, R, A; on paper A is always 255, so nothing is premultiplied.
+    rows = canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
+    picture = Image.frombuffer("RGB", size, *rows)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # only if it is larger
+    return picture
 
 
 def svg_size(width, height, viewbox):
@@ -96,12 +104,12 @@ def normalise(root):
             element.tag = SVG + element.tag
     names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
     rules = style_sheet(root)
-    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, rules, names)
+    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, {}, rules, names)
 
 
-def rewrite(wrapper, font, rules, names):
-    """Rewrite an element and all in it. font: the size of its parent's, in pixels; names: {id: tag}
-    of the whole document."""
+def rewrite(wrapper, font, variables, rules, names):
+    """Rewrite an element and all in it. font: the size of its parent's, in pixels; variables: those
+    of its parent's style, {name: value}; names: {id: tag} of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
     if tag == "tref":
@@ -111,7 +119,7 @@ def rewrite(wrapper, font, rules, names):
         element.clear()
         element.tag, element.tail = SVG + "defs", tail
         return
-    own = properties(wrapper, rules)
+    own, variables = properties(wrapper, rules, variables)
     if "font-size" in own:
         font = font_size(own["font-size"], font)
         own["font-size"] = f"{font:.7g}"
@@ -126,13 +134,16 @@ def rewrite(wrapper, font, rules, names):
         # Without a viewBox nothing is scaled. (CairoSVG would fit what is in it.)
         box = f"0 0 {plain.get('markerWidth', 3)} {plain.get('markerHeight', 3)}"
         plain.setdefault("viewBox", box)
+    if "stroke-dasharray" in plain:
+        # Browsers draw no dot where a line ends as one would begin.
+        plain.setdefault("stroke-dashoffset", "-1e-2")
     if "alignment-baseline" in plain:
         plain.setdefault("dominant-baseline", plain["alignment-baseline"])
     if plain.get("transform-box") == "fill-box":
         plain["transform-origin"] = "box " + plain.get("transform-origin", "0 0")
     element.attrib = plain
     for child in wrapper.iter_children():
-        rewrite(child, font, rules, names)
+        rewrite(child, font, variables, rules, names)
 
 
 def style_sheet(root):
@@ -154,37 +165,48 @@ def style_sheet(root):
 
 @functools.lru_cache(1000)
 def declarations(text):
-    """CSS -> {property: value} of the ordinary ones, and of those that are !important; `font` in
-    its parts.
+    """CSS -> {property: value} of the ordinary ones, and of those that are !important.
 
     >>> declarations("fill: Red; font: bold 12px/1 serif !important")[0]
     {'fill': 'Red'}
     """
     ordinary, important = {}, {}
     for declaration in tinycss2.parse_blocks_contents(text):
-        # (Another name than this would make no attribute: variables, names with escapes.)
+        # (Another name than this, with escapes in it, would make no attribute.)
         if declaration.type != "declaration" or not NAME.fullmatch(declaration.lower_name):
             continue
         name, value = declaration.lower_name, tinycss2.serialize(declaration.value).strip()
-        parts = {name: value}
-        if name == "font":
-            parts = parse_font(value)
-        elif name == "transform":
-            parts = {name: css_transform(value)}
-        (important if declaration.important else ordinary).update(parts)
+        (important if declaration.important else ordinary).update(css_parts(name, value))
     return ordinary, important
 
 
-def properties(wrapper, rules):
-    """-> {property: value}: attributes, then style sheets, then `style`."""
+def properties(wrapper, rules, variables):
+    """-> ({property: value}: attributes, then style sheets, then `style`; variables)."""
     own = dict(wrapper.etree_element.attrib)
     own.pop("font", None)  # browsers know no such attribute
     found = [match[-1] for match in rules.match(wrapper)]
     found.append(declarations(own.pop("style", "")))
     for block in [ordinary for ordinary, _ in found] + [important for _, important in found]:
         own |= block
+    names = [name for name in own if name.startswith("--")]
+    if names:
+        variables = variables | {name: own.pop(name) for name in names}
+        variables |= {name: fill_in(variables[name], variables) for name in names}
     for name, value in own.items():
-        own[name] = value.strip()
-        if own[name] == "initial":
+        own[name] = fill_in(value.strip(), variables)
+        if own[name].lower() == "initial":
             own[name] = "black" if name == "fill" else "none"
-    return own
+    return own, variables
+
+
+def fill_in(text, variables, rounds=9):
+    """Put the values of variables in the place of their var(). Where they refer to each other in a
+    circle, or grow with each round, it gives up.
+
+    >>> fill_in("1px var(--ink, red)", {}), fill_in("var(--a)", {"--a": "var(--b)", "--b": "2"})
+    ('1px  red', '2')
+    """
+    if "--" not in text or len(text) > 1000 or not rounds:
+        return text
+    text = VAR.sub(lambda match: variables.get(match[1].lower(), match[2] or ""), text)
+    return fill_in(text, variables, rounds - 1)

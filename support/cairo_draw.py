@@ -9,7 +9,7 @@ import math
 from collections import deque
 from types import SimpleNamespace
 
-from cairosvg import defs, helpers, surface
+from cairosvg import css, defs, helpers, surface
 from cairosvg.bounding_box import calculate_bounding_box
 from cairosvg.helpers import point_angle, size, transform
 from cairosvg.surface import cairo
@@ -30,11 +30,12 @@ def mend():
     surface.paint_mask = paint_mask
     defs.draw_pattern = draw_pattern
     surface.Surface.draw = functools.partialmethod(draw_node, surface.Surface.draw)
-    # Speed: what CairoSVG does for each node to the same few words; and it copied, for text, the
-    # cursor that ours does without.
+    # Speed: what CairoSVG does for each node to the same few words. For text, it copied the cursor
+    # that ours does without; and it looked for style sheets, which `normalise` has applied.
     surface.normalize = helpers.normalize = functools.lru_cache(1000)(helpers.normalize)
     surface.parse_url = functools.lru_cache(1000)(surface.parse_url)
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)
+    css.parse_stylesheets = lambda tree, url: [SimpleNamespace(match=lambda element: ())] * 2
 
 
 def draw_node(canvas, draw, node):

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 from cairosvg import surface
@@ -16,19 +17,17 @@ from cairosvg.surface import cairo
 from PIL import ImageFont
 
 # How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
-BASELINES = {
-    "middle": 0.273,
-    "central": 0.346,
-    "mathematical": 0.464,
-    "hanging": 0.742,
-    "text-before-edge": 0.928,
-    "text-after-edge": -0.236,
-    "ideographic": -0.236,
-}
+BASELINES = {"middle": 0.273, "central": 0.346, "mathematical": 0.464, "hanging": 0.742}
+BASELINES |= {"text-before-edge": 0.928, "text-after-edge": -0.236, "ideographic": -0.236}
 LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
+FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
+open_font = functools.lru_cache(ImageFont.truetype)
 PLACES = "x", "y", "dx", "dy"
 SPACING = {"letter-spacing", "word-spacing"}
+# Soft hyphens, joiners, marks of direction or that an emoji is meant; a letter with its accents.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+LETTER = re.compile("(?s).[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]*")
 CASES = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": str.title}
 
 
@@ -52,10 +51,17 @@ def draw_text(canvas, node):
     """Lay out and paint a <text> with all that is in it."""
     pieces = []
     gather(canvas, node, pieces)
-    if pieces:
-        pieces[-1].text = pieces[-1].text.removesuffix(" ")
+    if not pieces:
+        return
+    pieces[-1].text = pieces[-1].text.removesuffix(" ")
     place(canvas, pieces)
+    # The box of the whole <text>: over it runs a gradient.
+    tops = [piece.y + piece.shift - round(0.928 * height_of(piece.node)) for piece in pieces]
+    bottoms = [piece.y + piece.shift + round(0.236 * height_of(piece.node)) for piece in pieces]
+    left, right = min(piece.x for piece in pieces), max(piece.x + piece.width for piece in pieces)
+    box = left, min(tops), right - left, max(bottoms) - min(tops)
     for piece in pieces:
+        piece.node["text_bounding_box"] = box
         paint_piece(canvas, piece)
 
 
@@ -69,17 +75,17 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
     if raised != node.parent.get("baseline-shift"):  # (CairoSVG hands it down, browsers do not)
         shift -= size(canvas, raised, height_of(node))
     numbers = {name: node[name].split() for name in PLACES if name in node}
-    several = any(len(values) > 1 for values in numbers.values())
-    if several or path is not None or not SPACING.isdisjoint(node):
-        single = True
+    single |= path is not None or not SPACING.isdisjoint(node)
+    single |= any(len(values) > 1 for values in numbers.values())
     down = shift + BASELINES.get(node.get("dominant-baseline"), 0.0) * height_of(node)
-    text, first, letters = visible_text(node, pieces), len(pieces), ""
-    for letter, follower in zip(text, [*text[1:], None]):
-        letters += letter
+    font, first, run = font_of(node), len(pieces), ""
+    letters = LETTER.findall(visible_text(node, pieces))
+    for letter, follower in zip(letters, [*letters[1:], None]):
+        run += letter
         # Letters that stand closer or further apart than others do are not painted at once.
-        if single or follower is None or kerning(font_file(node), letter + follower):
-            pieces.append(Piece(letters, node, down, path))
-            letters = ""
+        if single or follower is None or kerning(font, letter[0] + follower[0]):
+            pieces.append(Piece(run, node, down, path))
+            run = ""
     for child in node.children:
         gather(canvas, child, pieces, shift, path, single)
     for name, values in numbers.items():
@@ -93,7 +99,8 @@ def gather(canvas, node, pieces, shift=0.0, path=None, single=False):
 
 def visible_text(node, pieces):
     """-> the text of a node, its white space as browsers have it behind the pieces before."""
-    text = CASES.get(node.get("text-transform"), str)(node.text or "")
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", node.text or ""))
+    text = CASES.get(node.get("text-transform"), str)(text)
     if "pre" not in node.get("white-space", ""):
         text = re.sub(" +", " ", text)
         if not pieces or pieces[-1].text.endswith(" "):
@@ -109,21 +116,15 @@ def height_of(node):
 def font_of(node):
     """-> its family, is it bold?"""
     family = FAMILY.search(node.get("font-family", ""))
-    bold = node.get("font-weight") in ("bold", "bolder", "600", "700", "800", "900")
-    return family[1] if family else "sans-serif", bold
-
-
-def font_file(node):
-    family, bold = font_of(node)
-    name = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono"}.get(family, "DejaVuSans")
-    return f"{name}{'-Bold' if bold else ''}.ttf"
+    return family[1] if family else "sans-serif", node.get("font-weight") == "bold"
 
 
 @functools.lru_cache(4000)
-def kerning(file, pair):
+def kerning(font, pair):
     """How much further apart than others these two letters stand, in em. cairo does not look."""
+    file = FILES[font[0]] + ("-Bold.ttf" if font[1] else ".ttf")
     path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
-    font = functools.lru_cache(ImageFont.truetype)(path, 1000)
+    font = open_font(path, 1000)
     return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
 
 
@@ -131,6 +132,8 @@ def choose_font(canvas, node):
     """Set the font of a node."""
     family, bold = font_of(node)
     slanted = node.get("font-style") in ("italic", "oblique")
+    if node.get("text-rendering") == "geometricprecision":  # widths that are no whole pixels
+        canvas.context.set_font_options(cairo.FontOptions(hint_metrics=cairo.HINT_METRICS_OFF))
     # True is cairo's number for italic, and for bold.
     canvas.context.select_font_face(family, slanted, bold)
     canvas.context.set_font_size(height_of(node))
@@ -146,7 +149,7 @@ def place(canvas, pieces):
             chunks.append([])
         elif chunks[-1][-1].node is piece.node:
             pair = chunks[-1][-1].text[-1:] + piece.text[:1]
-            x += kerning(font_file(piece.node), pair) * height_of(piece.node)
+            x += kerning(font_of(piece.node), pair) * height_of(piece.node)
         chunks[-1].append(piece)
         piece.x = piece.at.get("x", x) + piece.at.get("dx", 0)
         piece.y = y = piece.at.get("y", y) + piece.at.get("dy", 0)
@@ -198,9 +201,6 @@ def paint_piece(canvas, piece):
     if matrix is None or node.get("visibility") == "hidden":
         return
     choose_font(canvas, node)
-    # CairoSVG asks for it when it makes a gradient.
-    height = height_of(node)
-    node["text_bounding_box"] = piece.x, piece.y - height, piece.width, height
     steps = ["fill"] if canvas.stroke_and_fill else ["clip"]
     if canvas.stroke_and_fill and node.get("stroke", "none") != "none":
         first = node.get("paint-order", "").startswith("stroke")
@@ -213,6 +213,7 @@ def paint_piece(canvas, piece):
         context.transform(matrix)
         if step == "fill":
             for line in LINES.keys() & node.get("text-decoration", "").split():
+                height = height_of(node)
                 context.rectangle(0, LINES[line] * height, piece.width, max(height / 18, 1))
                 context.fill()
             context.move_to(0, 0)

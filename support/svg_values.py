@@ -9,33 +9,30 @@ import math
 import re
 
 import tinycss2.color4
+from cairosvg.surface import parse_font
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 # A number and what may stand behind it; (?>...) never gives a digit back.
 N = rf"(?>{NUMBER})[\s,]*"
 NUMBERS = re.compile(rf"[\s,]*(?:{N})*")
-COMMANDS = {
-    "mltMLT": N * 2,
-    "hvHV": N,
-    "cC": N * 6,
-    "sqSQ": N * 4,
-    # The two flags of an arc may stick to what follows.
-    "aA": N * 3 + r"[01][\s,]*" * 2 + N * 2,
-}
+COMMANDS = {"mltMLT": N * 2, "hvHV": N, "cC": N * 6, "sqSQ": N * 4}
+# The two flags of an arc may stick to what follows.
+COMMANDS["aA"] = N * 3 + r"[01][\s,]*" * 2 + N * 2
 COMMAND = "|".join(rf"[{letters}]\s*(?>{numbers})+" for letters, numbers in COMMANDS.items())
 PATH = re.compile(rf"\s*(?=[mM])(?:{COMMAND}|[zZ]\s*)*")
-STEPS = {
-    "translate|scale": f"{N}(?:{N})?",
-    "rotate": f"{N}(?:{N}{N})?",
-    "skewX|skewY": N,
-    "matrix": N * 6,
-}
+STEPS = {"translate|scale": f"{N}(?:{N})?", "rotate": f"{N}(?:{N}{N})?"}
+STEPS |= {"skewX|skewY": N, "matrix": N * 6}
 STEP = "|".join(rf"(?:{name})\s*\(\s*{numbers}\)[\s,]*" for name, numbers in STEPS.items())
 TRANSFORM = re.compile(rf"\s*(?:{STEP})*")
+# In a style sheet each number but 0 needs a unit, those of scale and matrix apart.
+UNITLESS = re.compile(r"(?:translate|rotate|skew)\w*\((?:[^()]*[\s,])?[-+.0]*[1-9][.\d]*[\s,)]")
 UNITS = {"": 1, "px": 1, "pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "rem": 16}
-ANGLES = {"deg": 1, "rad": 180 / math.pi, "turn": 360}
+ANGLES = {"px": 1, "deg": 1, "rad": 180 / math.pi, "turn": 360}
+UNIT = re.compile(rf"(?<![\d.])((?>{NUMBER}))({'|'.join(ANGLES)})")
 SIZES = {"xx-small": "9", "x-small": "10", "small": "13", "medium": "16", "large": "18"}
 SIZES |= {"x-large": "24", "xx-large": "32", "larger": "1.2em", "smaller": "0.8333em"}
+# DejaVu has two weights; the nearest counts.
+BOLD = re.compile(r"(?<!\S)(?:bolder|5[5-9]\d|[6-9]\d\d|1000)(?!\S)")
 WORDS = {"sub": "-0.582em", "super": "0.582em", "center": "50%"}
 WORDS |= {"left": "0", "top": "0", "right": "100%", "bottom": "100%"}
 COLOURS = "fill stroke stop-color color".split()
@@ -44,6 +41,7 @@ LENGTHS = """x y dx dy cx cy r rx ry x1 y1 x2 y2 fx fy width height stroke-width
     stroke-dashoffset letter-spacing word-spacing startOffset baseline-shift markerWidth
     markerHeight refX refY transform-origin""".split()
 POSITIVE = "width", "height", "r", "rx", "ry", "stroke-width"
+GRAMMARS = {"points": NUMBERS, "transform": TRANSFORM}
 # What a property may refer to.
 REFERENCES = dict.fromkeys(["marker", "marker-start", "marker-mid", "marker-end"], "marker")
 REFERENCES |= {"clip-path": "clipPath", "mask": "mask"}
@@ -61,7 +59,7 @@ def plain_value(name, value, font, names):
     if name in SHARES:
         return pixels(value.replace("%", "e-2"), font)
     if name in LENGTHS and value != "none":
-        words = value.replace(",", " ").split()
+        words = value.lower().replace(",", " ").split()
         lengths = [pixels(WORDS.get(word, word), font) for word in words]
         if None in lengths or name in POSITIVE and value.startswith("-"):
             return None
@@ -71,16 +69,19 @@ def plain_value(name, value, font, names):
     if name in REFERENCES:
         target, _ = reference(value)
         return f"url(#{target})" if names.get(target) == REFERENCES[name] else "none"
-    if name == "points":
-        return value if NUMBERS.fullmatch(value) else ""
+    if name in GRAMMARS:
+        return value if GRAMMARS[name].fullmatch(value) else ""
     if name == "d":
-        # Up to the first error, as browsers draw it.
+        # Up to the first error, as browsers draw it; a point that is closed is a dot, too.
         match = PATH.match(value)
-        return match and match[0]
-    if name == "transform":
-        return value if TRANSFORM.fullmatch(value) else ""
+        return match and re.sub(r"([mM][^a-zA-Z]*)(?=[zZ])", r"\1h0", match[0])
     if name == "orient" and not value.startswith("auto"):
         return value if NUMBERS.fullmatch(value) else None
+    # What has a hyphen is a property of CSS, whose words may be in capitals.
+    if "-" in name and name != "shape-rendering" or name in ("display", "visibility"):
+        value = value.lower()
+    if name == "font-weight":
+        return BOLD.sub("bold", value)
     # CairoSVG would shift or flood what it cannot blur.
     return None if name == "filter" else value
 
@@ -100,11 +101,8 @@ def paint(text, names):
     target, rest = reference(text)
     if names.get(target) in ("linearGradient", "radialGradient", "pattern"):
         return f"url(#{target})"
-    if rest.lower() == "currentcolor":
-        return "currentColor"
-    if rest.lower() == "none":
-        return "none"
-    return plain_colour(rest) or ("none" if "url(" in text else None)
+    word = {"currentcolor": "currentColor", "none": "none"}.get(rest.lower())
+    return word or plain_colour(rest) or ("none" if "url(" in text else None)
 
 
 @functools.lru_cache(1000)
@@ -113,8 +111,6 @@ def plain_colour(text):
 
     >>> plain_colour("hsl(120deg 100% 25% / 50%)"), plain_colour("rgb(9 8 7 / .5)")
     ('rgba(0,128,0,0.5)', 'rgba(9,8,7,0.5)')
-    >>> plain_colour("#ff000080"), plain_colour("Red"), plain_colour("reddish")
-    ('rgba(255,0,0,0.502)', 'rgba(255,0,0,1)', None)
     """
     colour = tinycss2.color4.parse_color(text)
     # (The word currentcolor stays one, and the parser cannot convert its other spaces.)
@@ -132,7 +128,7 @@ def pixels(text, font):
     >>> pixels("1.5em", 10), pixels("20%", 10), pixels("wide", 10)
     ('15', '20%', None)
     """
-    match = re.fullmatch(rf"({NUMBER})([a-z]*|%)", text)
+    match = re.fullmatch(rf"({NUMBER})([a-z]*|%)", text.lower())
     if match and match[2] == "%":
         return text
     units = UNITS | {"em": font}
@@ -143,27 +139,24 @@ def pixels(text, font):
 
 def font_size(text, parent):
     """-> pixels. What is no size counts as missing."""
-    length = pixels(SIZES.get(text, text).replace("%", "e-2em"), parent)
+    length = pixels(SIZES.get(text.lower(), text).replace("%", "e-2em"), parent)
     return float(length) if length and length[0] != "-" else parent
 
 
-def css_transform(text):
-    """A transform of a style sheet -> its equal in an attribute, which is an error if it is one.
+def css_parts(name, value):
+    """A declaration of a style sheet -> {attribute: value}.
 
-    >>> css_transform("rotate(.25turn) translateY(2px)"), css_transform("rotate(90)")
-    ('rotate(90) translate(0 2)', 'error()')
+    >>> css_parts("transform", "rotate(.25turn) translateY(2px)")
+    {'transform': 'rotate(90) translate(0 2)'}
+    >>> css_parts("font", "650 12px/1 serif")["font-weight"], css_parts("transform", "rotate(9)")
+    ('bold', {'transform': 'an error'})
     """
-    text = text.replace("translateX(", "translate(").replace("translateY(", "translate(0 ")
-    return re.sub(r"(translate|rotate|skew.)\(([^()]*)\)", css_step, text)
-
-
-def css_step(step):
-    """Take the units from a function of a transform, where each number but 0 must have one."""
-    numbers = []
-    for number in step[2].replace(",", " ").split():
-        match = re.fullmatch(rf"({NUMBER})(px|deg|rad|turn)|0", number)
-        if not match:
-            return "error()"
-        number = float(match[1] or 0) * ANGLES.get(match[2], 1)
-        numbers.append(f"{number:.7g}")
-    return f"{step[1]}({' '.join(numbers)})"
+    if name == "font":
+        return {} if "--" in value else parse_font(BOLD.sub("bold", value.lower()))
+    if name == "transform":
+        value = value.lower().replace("skewx", "skewX").replace("skewy", "skewY")
+        value = value.replace("translatex(", "translate(").replace("translatey(", "translate(0 ")
+        if UNITLESS.search(value):
+            value = "an error"
+        value = UNIT.sub(lambda match: f"{float(match[1]) * ANGLES[match[2]]:.7g}", value)
+    return {name: value}
