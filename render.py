@@ -200,17 +200,23 @@ def draw_svg(source):
 
 def draw_python(source):
     """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
-    saved = programs.set_up()
+    programs.set_up()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
+    line = None
     try:
-        exec(compile(source, "main.py", "exec"), vars(module))
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise NoPicture(f"the program ended itself: sys.exit({end.code!r})") from None
+        try:
+            exec(compile(source, "main.py", "exec"), vars(module))
+        except SystemExit as end:
+            if end.code:
+                raise
+        # An open figure is drawn as if the program ended with plt.show().
+        line = len(source.rstrip().splitlines())
+        return programs.on_white(programs.choose(vars(module)), MAX_SIDE["python"])
+    except NoPicture:
+        raise
     except BaseException as error:  # a program may raise anything
-        raise NoPicture(programs.describe(error)) from None
-    return programs.on_white(programs.choose(saved, vars(module)), MAX_SIDE["python"])
+        raise NoPicture(programs.describe(error, line)) from None
 
 
 # -------------------------------------------------------------------------------- the command line

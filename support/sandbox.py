@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:"
     "glibc.malloc.mmap_threshold=33554432",
 }
+PASSED = "PATH PYTHONPATH LD_LIBRARY_PATH DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH".split()
 
 
 class NoPicture(Exception):
@@ -73,7 +74,7 @@ class Helper:
     """The trainer's end of a helper: `script --worker scratch timeout`, calls `serve`."""
 
     def __init__(self, script, scratch, timeout, environment):
-        passed = {name: os.environ[name] for name in os.environ if name.endswith("PATH")}
+        passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         home = {"HOME": str(scratch), "PYTHONUSERBASE": site.getuserbase()}
         self.process = subprocess.Popen(
             [sys.executable, script, "--worker", scratch, str(timeout)],
