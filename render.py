@@ -20,14 +20,13 @@ from pathlib import Path
 from PIL import Image
 
 from support import programs, sandbox
-from support.sandbox import NoPicture
 
 MAX_SOURCE = 256_000  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; larger pictures are scaled down
 MAX_ASPECT = 100  # the vision towers refuse 200 : 1
-NO_CAIRO = "CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
-NO_CAIRO += "`apt install libcairo2` or `brew install cairo`"
-SAID = set()  # what this process has already told about the kernel
+NO_CAIRO = (
+    "no CairoSVG: `pip install cairosvg`, and `apt install libcairo2` or `brew install cairo`"
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Renderer:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
                         results[item[0]] = rendering_of(*helper.receive())
-                    except EOFError:  # it died, perhaps of the out-of-memory killer
+                    except (EOFError, OSError):  # it died, perhaps of the out-of-memory killer
                         self._drop(helper)
                         if item in died:
                             results[item[0]] = Rendering(None, "its process died twice", 0.0)
@@ -143,14 +142,14 @@ class Renderer:
 
     def _start(self, count):
         """See to it that there are `count` helpers."""
-        script, fresh = os.path.abspath(__file__), []
-        for _ in range(count - len(self.helpers)):
-            fresh.append(sandbox.Helper(script, self.scratch, self.timeout, self.environment))
-        self.helpers += fresh
-        for helper in fresh:
+        script, known = os.path.abspath(__file__), len(self.helpers)
+        for _ in range(known, count):
+            helper = sandbox.Helper(script, self.scratch, self.timeout, self.environment)
+            self.helpers.append(helper)
+        for helper in self.helpers[known:]:
             try:
                 word, danger = helper.receive()[2].decode().split("\n")
-            except EOFError:
+            except (EOFError, OSError):
                 word = "a rendering process did not start (its own message is above)"
             if word != "ready":
                 self.close()
@@ -158,8 +157,7 @@ class Renderer:
             if danger and not self.unsafe_python:
                 self.refusal = f"{danger} on this machine: refused (--unsafe-python runs them)"
             problem = self.refusal or danger
-            if problem and problem not in SAID:
-                SAID.add(problem)
+            if problem and helper is self.helpers[0]:
                 print(f"render.py: {problem}", file=sys.stderr)
 
     def _drop(self, helper):
@@ -180,7 +178,7 @@ def worker(scratch, timeout):
     try:
         from support import cairo_draw
     except (ImportError, OSError):
-        return sandbox.reply(sys.stdout.buffer, 0, 0, f"{NO_CAIRO}\n".encode())
+        return sandbox.Connection(0).send_bytes(sandbox.packed(0, 0, f"{NO_CAIRO}\n".encode()))
     cairo_draw.mend()
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
@@ -203,20 +201,15 @@ def draw_python(source):
     programs.set_up()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
-    line = None
     try:
-        try:
-            exec(compile(source, "main.py", "exec"), vars(module))
-        except SystemExit as end:
-            if end.code:
-                raise
-        # An open figure is drawn as if the program ended with plt.show().
-        line = len(source.rstrip().splitlines())
-        return programs.on_white(programs.choose(vars(module)), MAX_SIDE["python"])
-    except NoPicture:
-        raise
-    except BaseException as error:  # a program may raise anything
-        raise NoPicture(programs.describe(error, line)) from None
+        exec(compile(source, "main.py", "exec"), vars(module))
+    except SystemExit as end:
+        if end.code:
+            raise
+    # An open figure is drawn in the program's last line, so that an error has a line.
+    last = compile("\n" * source.rstrip().count("\n") + "choose(names)", "main.py", "eval")
+    picture = eval(last, {"choose": programs.choose, "names": vars(module)})
+    return programs.on_white(picture, MAX_SIDE["python"])
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -10,14 +10,12 @@ import gc
 import importlib.util
 import io
 import logging
-import math
 import os
 import random
 import re
 import shutil
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 from PIL import Image
@@ -33,11 +31,6 @@ PRELOADED = """numpy.random numpy.linalg PIL.ImageDraw PIL.ImageEnhance PIL.Imag
 # Which DejaVu font comes nearest to one that is not here, by a part of its name; else Sans.
 FAMILIES = {"mono|courier|consol": "SansMono", "sans": "Sans", "times|georgia|serif": "Serif"}
 VECTORS = "pdf eps ps svg svgz pgf".split()  # drawn as pixels: nobody reads these files
-# What the kernel refused, by the modules of the standard library in which the error arose.
-REFUSED = {
-    "no other process may be started": {"subprocess", "multiprocessing"},
-    "the network may not be used": {"socket", "urllib"},
-}
 KEPT = {}  # of a program, in its child: the picture "saved" last, the one "shown" last
 
 
@@ -58,24 +51,16 @@ def pin_fonts(scratch):
         rules += f"<match>{test}{edit}</match>"
     folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
     (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
-    return {
-        "FONTCONFIG_FILE": f"{scratch}/fonts.conf",
-        "XDG_DATA_DIRS": f"{scratch}",
-        "MPLBACKEND": "Agg",
-        "MPLCONFIGDIR": f"{scratch}/mpl",
-    }
+    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}"}
 
 
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
     specs = filter(None, map(importlib.util.find_spec, PACKAGES))
-    paths = [
-        Path(path) for spec in specs for path in spec.submodule_search_locations or [spec.origin]
-    ]
+    paths = [Path(p) for spec in specs for p in spec.submodule_search_locations or [spec.origin]]
     paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
-    for path in Path(os.__file__).parent.iterdir():
-        if path.name not in ("site-packages", "dist-packages"):
-            paths.append(path)
+    library = Path(os.__file__).parent.iterdir()
+    paths += [path for path in library if path.name not in ("site-packages", "dist-packages")]
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
     return [path for path in paths if path.exists()]
@@ -115,19 +100,8 @@ def prepare_matplotlib():
         if "saved" not in KEPT:  # which counts more
             KEPT["shown"] = picture_of(manager.canvas)
 
-    FigureManagerBase.show = show
-    FigureCanvasBase.print_figure = as_pixels(FigureCanvasBase.print_figure)
-
-
-def picture_of(canvas):
-    canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-
-
-def as_pixels(print_figure):
-    """`savefig`, with pixels for PDF and the like. A program that looks into its SVG finds one."""
-
-    def print_pixels(canvas, target, *, format=None, backend=None, **kwargs):
+    def savefig(canvas, target, *, format=None, backend=None, **kwargs):
+        """With pixels for PDF and the like. A program that looks into its SVG finds one."""
         kind = (format or os.path.splitext(str(target))[1][1:]).lower()
         if kind == "svg":
             print_figure(canvas, target, format=kind, **kwargs)
@@ -136,7 +110,13 @@ def as_pixels(print_figure):
             target = io.BytesIO()
         print_figure(canvas, target, format="png" if kind in VECTORS else format, **kwargs)
 
-    return print_pixels
+    print_figure = FigureCanvasBase.print_figure
+    FigureManagerBase.show, FigureCanvasBase.print_figure = show, savefig
+
+
+def picture_of(canvas):
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
 
 
 def set_up():
@@ -259,9 +239,8 @@ def choose(names):
     an array of that name, then the last file that is a picture."""
     import numpy
 
-    for how in ("saved", "shown"):
-        if how in KEPT:
-            return KEPT[how]
+    if KEPT:
+        return KEPT.get("saved") or KEPT["shown"]
     plt = sys.modules.get("matplotlib.pyplot")
     if plt and plt.get_fignums():
         return picture_of(plt.gcf().canvas)
@@ -291,27 +270,6 @@ def on_white(picture, max_side):
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    scale, picture = max_side / max(picture.size), picture.convert("RGB")  # a copy
-    if scale < 1:
-        picture = picture.resize([math.ceil(side * scale) for side in picture.size])
+    picture = picture.convert("RGB")  # a copy
+    picture.thumbnail((max_side, max_side))  # never makes it larger
     return picture
-
-
-def describe(error, line=None):
-    """-> "NameError: name 'x' is not defined (line 3)": the last line of the program in it, else
-    `line`. It says what was refused, and does not say where scratch or packages are."""
-    text, modules = str(error), {type(error).__module__}
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        modules.add(frame.f_globals["__name__"])
-        if frame.f_code.co_filename == "main.py":
-            line = number
-    if isinstance(error, SyntaxError):
-        text, line = error.msg, error.lineno
-    for words, places in REFUSED.items():
-        if isinstance(error, OSError) and places & {name.partition(".")[0] for name in modules}:
-            text = f"{words}: {text}"
-    places = os.getcwd(), os.path.expanduser("~"), *sys.path, os.path.dirname(sys.executable)
-    for folder in filter(None, places):
-        text = text.replace(f"{folder}/", "").replace(folder, ".")
-    text = type(error).__name__ + (f": {text}" if text else "")
-    return f"{text} (line {line})" if line else text

@@ -28,16 +28,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
-LIFE = {"svg": 500, "python": 1}  # items after which, or after an error, a fresh child takes over
-LANGUAGES, NOBODY = list(LIFE), 65534
+LIFE = {"svg": 500}  # items (of others: 1) after which, or after an error, a fresh child takes over
+NOBODY = 65534
 MAX_SIDE = 2048  # pixels: what claims to be larger is not read
 MEMORY, FILE_SIZE, OPEN_FILES = 1 << 30, 16 << 20, 40  # bytes, bytes, count: limits of a child
 SCRATCH, SCRATCH_FILES = 64 << 20, 200  # bytes, count: of the files that a program has written
-ITEM = struct.Struct("<BI")  # to a helper: which of LANGUAGES, bytes of source that follow
-REPLY = struct.Struct("<HHIf")  # back: width, height, bytes of rows or of a reason, seconds
+REPLY = struct.Struct("<HHIf")  # width, height, bytes of rows or of a reason, seconds
 TAMPERED = "the program tampered with its result"
 # A helper's environment: no token in it, no threads (they must not fork), few page faults.
 ENVIRONMENT = {
@@ -45,28 +46,25 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
     "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:"
     "glibc.malloc.mmap_threshold=33554432",
 }
 PASSED = "PATH PYTHONPATH LD_LIBRARY_PATH DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH".split()
+# What the kernel refused, by the modules of the standard library in which the error arose.
+REFUSED = {
+    "no other process may be started": {"subprocess", "multiprocessing"},
+    "the network may not be used": {"socket", "urllib"},
+}
 
 
 class NoPicture(Exception):
     """A reason in our own words why an item has no picture."""
 
 
-def receive(file, size):
-    """Exactly `size` bytes. EOFError: they end before."""
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def reply(file, width, height, body, seconds=0.0):
-    file.write(REPLY.pack(width, height, len(body), seconds) + body)
-    file.flush()
+def packed(width, height, body, seconds=0.0):
+    return REPLY.pack(width, height, len(body), seconds) + body
 
 
 # -------------------------------------------------------------------------------- in the trainer
@@ -76,37 +74,37 @@ class Helper:
     def __init__(self, script, scratch, timeout, environment):
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         home = {"HOME": str(scratch), "PYTHONUSERBASE": site.getuserbase()}
+        self.pipe, theirs = Pipe()
         self.process = subprocess.Popen(
             [sys.executable, script, "--worker", scratch, str(timeout)],
             env=ENVIRONMENT | passed | home | environment,
             start_new_session=True,  # Ctrl-C in the terminal reaches the trainer alone
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
         )
+        theirs.close()
 
     def fileno(self):  # for `multiprocessing.connection.wait`
-        return self.process.stdout.fileno()
+        return self.pipe.fileno()
 
     def send(self, language, source):
         """Send the next item only after the answer to this one: so no pipe fills up."""
-        with contextlib.suppress(BrokenPipeError):  # it is dead, as `receive` will find
-            self.process.stdin.write(ITEM.pack(LANGUAGES.index(language), len(source)) + source)
-            self.process.stdin.flush()
+        with contextlib.suppress(ConnectionError):  # it is dead, as `receive` will find
+            self.pipe.send((language, source))
 
     def receive(self):
-        """-> (width, height, RGB rows, seconds) or (0, 0, reason, seconds). EOFError: it died."""
-        head = receive(self.process.stdout, REPLY.size)
-        width, height, length, seconds = REPLY.unpack(head)
-        return width, height, receive(self.process.stdout, length), seconds
+        """-> (width, height, RGB rows, seconds), or (0, 0, reason, seconds).
+        EOFError, OSError: it died."""
+        data = self.pipe.recv_bytes()
+        width, height, _, seconds = REPLY.unpack_from(data)
+        return width, height, data[REPLY.size :], seconds
 
     def stop(self):
-        with contextlib.suppress(BrokenPipeError):  # what was not sent to a dead one
-            self.process.stdin.close()  # tells it to leave
+        self.pipe.close()  # tells it to leave
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.process.kill()  # nothing, if it has left
         self.process.wait()
-        self.process.stdout.close()
 
 
 # -------------------------------------------------------------------------------- in a helper
@@ -127,9 +125,8 @@ def serve(scratch, timeout, drawers, prepare, readable):
     os.chown(folder, uid, -1)
     if LINUX:  # if memory runs out, the kernel takes us and our children first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    drawers = drawers | {"self-test": self_test}
     locks = uid, ruleset, seccomp(ruleset)
-    children = {}  # by language
+    drawers, children = drawers | {"self-test": self_test}, {}  # both by language
 
     def draw(language, source):
         if language not in children:
@@ -141,17 +138,17 @@ def serve(scratch, timeout, drawers, prepare, readable):
             empty(folder)
         return answer
 
-    commands, answers = sys.stdin.buffer, sys.stdout.buffer
+    pipe = Connection(0)
     try:
-        danger = draw("self-test", str(probe).encode())[2].decode()
-        reply(answers, 0, 0, f"ready\n{danger}".encode())
+        danger = draw("self-test", str(probe).encode())[2]
+        pipe.send_bytes(packed(0, 0, b"ready\n" + danger))
         while True:
-            index, length = ITEM.unpack(receive(commands, ITEM.size))
-            language, source = LANGUAGES[index], receive(commands, length)
+            language, source = pipe.recv()
             prepare(language, source)
             started = time.monotonic()
-            reply(answers, *draw(language, source), time.monotonic() - started)
-    except (EOFError, BrokenPipeError, SystemExit):  # the trainer is done with us, or gone
+            answer = draw(language, source)
+            pipe.send_bytes(packed(*answer, time.monotonic() - started))
+    except (EOFError, ConnectionError, SystemExit):  # the trainer is done with us, or gone
         for child in children.values():
             child.kill()
         empty(folder)
@@ -190,8 +187,8 @@ class Child:
 
     def __init__(self, drawer, life, folder, timeout, locks):
         self.life, self.folder, self.timeout, self.status = life, folder, timeout, None
-        theirs, self.sources = os.pipe()
-        self.results, their_results = os.pipe()
+        theirs, self.sources = Pipe(duplex=False)
+        self.results, their_results = Pipe(duplex=False)
         helper = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -200,14 +197,14 @@ class Child:
                 child_main(drawer, theirs, their_results)
             finally:
                 os._exit(1)  # never back into the helper's code, and no traceback
-        os.close(theirs), os.close(their_results)
+        theirs.close(), their_results.close()
 
     def draw(self, source):
         """-> (width, height, RGB rows) or (0, 0, reason). What the child sends is not believed."""
         deadline = time.monotonic() + self.timeout
         self.life -= 1
         try:
-            os.write(self.sources, struct.pack("<I", len(source)) + source)
+            self.sources.send_bytes(source)
             width, height, length, _ = REPLY.unpack(self.read(REPLY.size, deadline))
             size = 3 * width * height
             as_agreed = length == size if size else length <= 4096
@@ -234,22 +231,19 @@ class Child:
             ready = select.select([self.results, 0], [], [], 0.02)[0]
             if 0 in ready:  # while a child draws, stdin has nothing but its end: no trainer
                 raise SystemExit
-            self.check(deadline)
+            if time.monotonic() > deadline:
+                raise NoPicture(f"took longer than {self.timeout:g} s")
+            with contextlib.suppress(FileNotFoundError):  # deleted just now
+                entries = [entry.stat(follow_symlinks=False) for entry in os.scandir(self.folder)]
+                used = sum(entry.st_blocks * 512 for entry in entries)
+                if len(entries) > SCRATCH_FILES or used > SCRATCH:
+                    raise NoPicture(f"wrote more than {SCRATCH >> 20} MB or {SCRATCH_FILES} files")
             if ready:
-                part = os.read(self.results, size - len(data))
+                part = os.read(self.results.fileno(), size - len(data))
                 if not part:
                     raise EOFError
                 data += part
         return bytes(data)
-
-    def check(self, deadline):
-        if time.monotonic() > deadline:
-            raise NoPicture(f"took longer than {self.timeout:g} s")
-        with contextlib.suppress(FileNotFoundError):  # deleted just now
-            entries = [entry.stat(follow_symlinks=False) for entry in os.scandir(self.folder)]
-            used = sum(entry.st_blocks * 512 for entry in entries)
-            if len(entries) > SCRATCH_FILES or used > SCRATCH:
-                raise NoPicture(f"wrote more than {SCRATCH >> 20} MB or {SCRATCH_FILES} files")
 
     def kill(self):
         """End the child and its session -> its status, its own if it had ended before."""
@@ -258,7 +252,7 @@ class Child:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     end(self.pid, signal.SIGKILL)
             self.status = os.waitpid(self.pid, 0)[1]
-            os.close(self.sources), os.close(self.results)
+            self.sources.close(), self.results.close()
         return self.status
 
 
@@ -352,10 +346,10 @@ def self_test(probe):
     for name, attempt in attempts.items():
         try:
             attempt()
-            broken.append(name)
         except OSError as error:
-            if error.errno == errno.ENOEXEC:  # so far that the kernel looked into the empty program
-                broken.append(name)
+            if error.errno != errno.ENOEXEC:  # the kernel looked into the program, which is empty
+                continue
+        broken.append(name)
     raise NoPicture(f"Python programs could {', '.join(broken)}" if broken else "")
 
 
@@ -389,7 +383,7 @@ def confine(folder, seconds, helper, locks, *kept):
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # 0 and 1 lead to the trainer
         os.dup2(null, descriptor)
-    borders = [2, *sorted(kept), 65536]
+    borders = [2, *sorted(pipe.fileno() for pipe in kept), 65536]
     for low, high in zip(borders, borders[1:]):
         os.closerange(low + 1, high)
     if program is not None:
@@ -401,15 +395,35 @@ def confine(folder, seconds, helper, locks, *kept):
 
 
 def child_main(drawer, sources, results):
-    sources, results = open(sources, "rb"), open(results, "wb")
+    results = open(results.fileno(), "wb")
     while True:
-        (length,) = struct.unpack("<I", receive(sources, 4))
-        source = receive(sources, length).decode()
+        source = sources.recv_bytes().decode()
         try:
             picture = drawer(source)
             answer = *picture.size, picture.tobytes()
         except BaseException as error:  # a program may raise anything: SystemExit, GeneratorExit
-            name = "" if isinstance(error, NoPicture) else type(error).__name__
-            text = ": ".join(filter(None, (name, str(error))))
-            answer = 0, 0, text.encode("utf-8", "replace")[:4096]
-        reply(results, *answer)
+            answer = 0, 0, describe(error).encode("utf-8", "replace")[:4096]
+        results.write(packed(*answer))
+        results.flush()
+
+
+def describe(error):
+    """-> "NameError: name 'x' is not defined (line 3)": the last line of the program in it. It
+    says what was refused, but not where scratch and packages are."""
+    if isinstance(error, NoPicture):
+        return str(error)
+    text, line, modules = str(error), None, {type(error).__module__}
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        modules.add(frame.f_globals.get("__name__", ""))
+        if frame.f_code.co_filename == "main.py":
+            line = number
+    if isinstance(error, SyntaxError):
+        text, line = error.msg, error.lineno
+    for words, places in REFUSED.items():
+        if isinstance(error, OSError) and places & {name.partition(".")[0] for name in modules}:
+            text = f"{words}: {text}"
+    places = os.getcwd(), os.path.expanduser("~"), *sys.path, os.path.dirname(sys.executable)
+    for folder in filter(None, places):
+        text = text.replace(f"{folder}/", "").replace(folder, ".")
+    text = type(error).__name__ + (f": {text}" if text else "")
+    return f"{text} (line {line})" if line else text

@@ -386,7 +386,6 @@ def test_what_a_program_leaves_is_deleted(tmp_path):
 def test_without_landlock_python_is_refused_and_svg_finds_its_fonts(
     monkeypatch, tmp_path, capsys, renderer, world
 ):
-    monkeypatch.setattr("render.SAID", set())
     weaken(monkeypatch, tmp_path, NO_LANDLOCK)
     with Renderer(workers=1, timeout=20) as blind:
         assert "Python programs could read files on this machine: refused" in refuse(blind, "img")
@@ -408,7 +407,6 @@ def test_without_landlock_python_is_refused_and_svg_finds_its_fonts(
 def test_with_too_little_left_python_is_refused_and_svg_is_not(
     monkeypatch, tmp_path, capsys, patch, could
 ):
-    monkeypatch.setattr("render.SAID", set())
     weaken(monkeypatch, tmp_path, patch)
     with Renderer(workers=1) as refusing:
         reason = refuse(refusing, pillow((1, 2, 3)))
