@@ -7,6 +7,7 @@ SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike o
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import shutil
@@ -54,7 +55,7 @@ def rendering_of(width, height, body, seconds):
 
 
 # -------------------------------------------------------------------------------- in the trainer
-class Renderer:
+class Renderer(contextlib.AbstractContextManager):
     """A pool of helpers; a context manager, or call `close()`. Not for two threads at once.
 
     workers: how many draw in parallel (default: one per core; started when there is work for them).
@@ -71,11 +72,8 @@ class Renderer:
         self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-drawings-"))
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch)
-        self.environment = programs.pin_fonts(self.scratch)
+        programs.pin_fonts(self.scratch)
         self._start(1)  # one now, so that a missing library is noticed here
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
@@ -118,11 +116,11 @@ class Renderer:
                     if queue and helper not in owed:
                         owed[helper] = queue.popleft()
                         helper.send(*owed[helper][1:])
-                ready = connection.wait(list(owed), self.timeout + 60)
+                ready = connection.wait([helper.pipe for helper in owed], self.timeout + 60)
                 if not ready:  # they keep the clock themselves: they must be broken
                     for helper in owed:
                         helper.process.kill()
-                for helper in ready:
+                for helper in [helper for helper in owed if helper.pipe in ready]:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
                         results[item[0]] = rendering_of(*helper.receive())
@@ -144,8 +142,7 @@ class Renderer:
         """See to it that there are `count` helpers."""
         script, known = os.path.abspath(__file__), len(self.helpers)
         for _ in range(known, count):
-            helper = sandbox.Helper(script, self.scratch, self.timeout, self.environment)
-            self.helpers.append(helper)
+            self.helpers.append(sandbox.Helper(script, self.scratch, self.timeout))
         for helper in self.helpers[known:]:
             try:
                 word, danger = helper.receive()[2].decode().split("\n")

@@ -35,12 +35,11 @@ KEPT = {}  # of a program, in its child: the picture "saved" last, the one "show
 
 
 def pin_fonts(scratch):
-    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
+    """Make matplotlib's DejaVu fonts the only ones, for those who look for some in `scratch`."""
     spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
     if spec is None:
         raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
     folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
-    # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
     (scratch / "fonts").mkdir()
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
@@ -51,7 +50,6 @@ def pin_fonts(scratch):
         rules += f"<match>{test}{edit}</match>"
     folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
     (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
-    return {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": f"{scratch}"}
 
 
 def readable(scratch):
@@ -87,8 +85,7 @@ def prepare_matplotlib():
 
     # Other fonts of this machine would draw another text elsewhere.
     home = os.path.dirname(fonts.__file__)
-    ours = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
-    fonts.fontManager.ttflist = ours
+    fonts.fontManager.ttflist = [f for f in fonts.fontManager.ttflist if f.fname.startswith(home)]
     plt.plot([1], label="$a^2$")
     plt.legend()
     plt.savefig(io.BytesIO())  # loads the writer
@@ -258,9 +255,7 @@ def choose(names):
             picture = Image.open(entry.path)
             picture.load()
             return picture
-    raise NoPicture(
-        "no picture: nothing was saved or shown, no open figure, no variable img or image"
-    )
+    raise NoPicture("no picture: nothing saved or shown, no open figure, no variable img or image")
 
 
 def on_white(picture, max_side):

@@ -26,14 +26,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
-LIFE = {"svg": 500}  # items (of others: 1) after which, or after an error, a fresh child takes over
+LIFE = {"svg": 500, "python": 1}  # items after which, or after an error, a fresh child takes over
 NOBODY = 65534
 MAX_SIDE = 2048  # pixels: what claims to be larger is not read
 MEMORY, FILE_SIZE, OPEN_FILES = 1 << 30, 16 << 20, 40  # bytes, bytes, count: limits of a child
@@ -42,7 +41,6 @@ REPLY = struct.Struct("<HHIf")  # width, height, bytes of rows or of a reason, s
 TAMPERED = "the program tampered with its result"
 # A helper's environment: no token in it, no threads (they must not fork), few page faults.
 ENVIRONMENT = {
-    "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -71,21 +69,20 @@ def packed(width, height, body, seconds=0.0):
 class Helper:
     """The trainer's end of a helper: `script --worker scratch timeout`, calls `serve`."""
 
-    def __init__(self, script, scratch, timeout, environment):
+    def __init__(self, script, scratch, timeout):
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         home = {"HOME": str(scratch), "PYTHONUSERBASE": site.getuserbase()}
+        # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
+        fonts = {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": str(scratch)}
         self.pipe, theirs = Pipe()
         self.process = subprocess.Popen(
             [sys.executable, script, "--worker", scratch, str(timeout)],
-            env=ENVIRONMENT | passed | home | environment,
+            env=ENVIRONMENT | passed | home | fonts,
             start_new_session=True,  # Ctrl-C in the terminal reaches the trainer alone
             stdin=theirs,
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
-
-    def fileno(self):  # for `multiprocessing.connection.wait`
-        return self.pipe.fileno()
 
     def send(self, language, source):
         """Send the next item only after the answer to this one: so no pipe fills up."""
@@ -93,8 +90,7 @@ class Helper:
             self.pipe.send((language, source))
 
     def receive(self):
-        """-> (width, height, RGB rows, seconds), or (0, 0, reason, seconds).
-        EOFError, OSError: it died."""
+        """-> width, height, RGB rows (if 0 x 0: a reason), seconds. EOFError, OSError: it died."""
         data = self.pipe.recv_bytes()
         width, height, _, seconds = REPLY.unpack_from(data)
         return width, height, data[REPLY.size :], seconds
@@ -126,27 +122,23 @@ def serve(scratch, timeout, drawers, prepare, readable):
     if LINUX:  # if memory runs out, the kernel takes us and our children first
         Path("/proc/self/oom_score_adj").write_text("1000")
     locks = uid, ruleset, seccomp(ruleset)
-    drawers, children = drawers | {"self-test": self_test}, {}  # both by language
-
-    def draw(language, source):
-        if language not in children:
-            life = LIFE.get(language, 1)
-            children[language] = Child(drawers[language], life, folder, timeout, locks)
-        answer = children[language].draw(source)
-        if not children[language].life:
-            children.pop(language).kill()
-            empty(folder)
-        return answer
-
-    pipe = Connection(0)
+    pipe, children = Connection(0), {}  # by language
     try:
-        danger = draw("self-test", str(probe).encode())[2]
+        test = Child(self_test, 1, folder, timeout, locks)
+        danger = test.draw(str(probe).encode())[2]
+        test.kill()
         pipe.send_bytes(packed(0, 0, b"ready\n" + danger))
         while True:
             language, source = pipe.recv()
             prepare(language, source)
             started = time.monotonic()
-            answer = draw(language, source)
+            if language not in children:
+                life = LIFE[language]
+                children[language] = Child(drawers[language], life, folder, timeout, locks)
+            answer = children[language].draw(source)
+            if not children[language].life:
+                children.pop(language).kill()
+                empty(folder)
             pipe.send_bytes(packed(*answer, time.monotonic() - started))
     except (EOFError, ConnectionError, SystemExit):  # the trainer is done with us, or gone
         for child in children.values():
@@ -283,11 +275,11 @@ READ_ONLY = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (os.O_RDONLY,)
 # Not O_RDONLY | O_TRUNC: it empties files that Landlock before version 3 (Linux 6.2) lets us read.
 READ_WRITE = os.O_ACCMODE | os.O_TRUNC, (0, 1, 2, 1 | os.O_TRUNC, 2 | os.O_TRUNC)
 # Constants of libseccomp; REFUSE: with errno 1, EPERM.
-ALLOW, REFUSE, MASKED_EQUAL, OF_OTHER_MACHINES = 0x7FFF0000, 0x00050001, 7, 2
+ALLOW, REFUSE, MASKED_EQUAL, OF_OTHER_MACHINES, PLAIN_ERRORS = 0x7FFF0000, 0x00050001, 7, 2, 9
 
 
 def seccomp(ruleset):
-    """-> a filter, as a program of the kernel's BPF machine; None: libseccomp is not here."""
+    """-> a function that locks the process that calls it, and returns 0; None: no libseccomp."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -299,33 +291,30 @@ def seccomp(ruleset):
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(REFUSE))
     library.seccomp_attr_set(rules, OF_OTHER_MACHINES, REFUSE)
+    library.seccomp_attr_set(rules, PLAIN_ERRORS, 1)
     for name in SYSCALLS + OPENS + (CHANGES if ruleset else []):
         number = library.seccomp_syscall_resolve_name(name.encode())
         argument, mask, values = forms.get(name, (0, 0, (0,)))
         for value in values if number >= 0 else ():
             form = struct.pack("IIQQ", argument, MASKED_EQUAL, mask, value)
             library.seccomp_rule_add_array(rules, ALLOW, number, name in forms, form)
-    with tempfile.TemporaryFile() as file:
-        if library.seccomp_export_bpf(rules, file.fileno()):
-            raise OSError("libseccomp could not write its filter")
-        return os.pread(file.fileno(), 1 << 20, 0)
+    return lambda: library.seccomp_load(rules)
 
 
 def landlock(readable, writable):
     """-> descriptor of a set of rules, closed to every other file and folder; None: none here."""
-    create, add = 444, 445
-    version = libc.syscall(create, None, 0, 1) if LINUX else -1
+    version = libc.syscall(444, None, 0, 1) if LINUX else -1  # landlock_create_ruleset
     if version < 1:
         return None
     handled = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF}.get(version, 0xFFFF)  # all it knows
-    ruleset = libc.syscall(create, struct.pack("Q", handled), 8, 0)
+    ruleset = libc.syscall(444, struct.pack("Q", handled), 8, 0)
     read, read_folder, write = 1 << 2, 1 << 3, 1 << 1 | 1 << 14 & handled  # write: and truncate
     rules = [(path, read | read_folder * os.path.isdir(path)) for path in readable]
     rules.append((os.devnull, read | write))
     rules.append((writable, read | read_folder | write | 1 << 5 | 1 << 8))  # and remove, make
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH)
-        if libc.syscall(add, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0):
+        if libc.syscall(445, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0):
             raise OSError(ctypes.get_errno(), "landlock_add_rule", str(path))
         os.close(descriptor)
     return ruleset
@@ -356,7 +345,7 @@ def self_test(probe):
 # -------------------------------------------------------------------------------- in a child
 def confine(folder, seconds, helper, locks, *kept):
     """Before untrusted code: give up what drawing does not need. kept: what stays open."""
-    uid, ruleset, program = locks
+    uid, ruleset, load_filter = locks
     os.setsid()
     limits = {"CORE": 0, "FSIZE": FILE_SIZE, "NOFILE": OPEN_FILES, "CPU": int(seconds) + 1}
     if LINUX:  # NPROC 0: no process, no thread (root is exempt)
@@ -386,12 +375,9 @@ def confine(folder, seconds, helper, locks, *kept):
     borders = [2, *sorted(pipe.fileno() for pipe in kept), 65536]
     for low, high in zip(borders, borders[1:]):
         os.closerange(low + 1, high)
-    if program is not None:
-        program = ctypes.create_string_buffer(program, len(program))
-        rules = struct.pack("HP", len(program) // 8, ctypes.addressof(program))
-        # PR_SET_SECCOMP. (EINVAL: this kernel has none, as `self_test` found out.)
-        if libc.prctl(22, 2, rules) and ctypes.get_errno() != errno.EINVAL:
-            os._exit(1)
+    # (EINVAL: this kernel has no seccomp, as `self_test` found out.)
+    if load_filter is not None and load_filter() not in (0, -errno.EINVAL):
+        os._exit(1)
 
 
 def child_main(drawer, sources, results):

@@ -350,13 +350,10 @@ def test_a_program_finds_no_rows_of_another():
 def test_a_child_that_cannot_be_locked_in_does_not_run(monkeypatch, tmp_path):
     """The self-test ran long before: when a lock fails later (no memory), the child must end."""
     patch = (
-        "prctl = sandbox.libc.prctl\n"
-        "def failing(number, *rest):\n  import ctypes\n  ctypes.set_errno(12)\n"
-        "  fails = number == 22 and os.path.exists(sys.argv[2] + '/fail')\n"
-        "  return -1 if fails else prctl(number, *rest)\n"
-        "class Libc:\n  prctl = staticmethod(failing)\n"
-        "  syscall, capset = sandbox.libc.syscall, sandbox.libc.capset\n"
-        "sandbox.libc = Libc()"
+        "seccomp = sandbox.seccomp\n"
+        "def failing(ruleset):\n  load = seccomp(ruleset)\n"
+        "  return lambda: -12 if os.path.exists(sys.argv[2] + '/fail') else load()\n"
+        "sandbox.seccomp = failing"
     )
     weaken(monkeypatch, tmp_path, patch)
     with Renderer(workers=1) as renderer:
