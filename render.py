@@ -7,6 +7,7 @@ SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike o
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import shutil
@@ -20,14 +21,13 @@ from pathlib import Path
 from PIL import Image
 
 from support import programs, sandbox
-from support.sandbox import NoPicture
 
 MAX_SOURCE = 256_000  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; larger pictures are scaled down
 MAX_ASPECT = 100  # the vision towers refuse 200 : 1
-NO_CAIRO = "CairoSVG does not load; it takes `pip install cairosvg` and the cairo library: "
-NO_CAIRO += "`apt install libcairo2` or `brew install cairo`"
-SAID = set()  # what this process has already told about the kernel
+NO_CAIRO = (
+    "no CairoSVG: `pip install cairosvg`, and `apt install libcairo2` or `brew install cairo`"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def rendering_of(width, height, body, seconds):
 
 
 # -------------------------------------------------------------------------------- in the trainer
-class Renderer:
+class Renderer(contextlib.AbstractContextManager):
     """A pool of helpers; a context manager, or call `close()`. Not for two threads at once.
 
     workers: how many draw in parallel (default: one per core; started when there is work for them).
@@ -72,11 +72,8 @@ class Renderer:
         self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-drawings-"))
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.
         self.close = weakref.finalize(self, _close, self.helpers, self.scratch)
-        self.environment = programs.pin_fonts(self.scratch)
+        programs.pin_fonts(self.scratch)
         self._start(1)  # one now, so that a missing library is noticed here
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
@@ -119,15 +116,15 @@ class Renderer:
                     if queue and helper not in owed:
                         owed[helper] = queue.popleft()
                         helper.send(*owed[helper][1:])
-                ready = connection.wait(list(owed), self.timeout + 60)
+                ready = connection.wait([helper.pipe for helper in owed], self.timeout + 60)
                 if not ready:  # they keep the clock themselves: they must be broken
                     for helper in owed:
                         helper.process.kill()
-                for helper in ready:
+                for helper in [helper for helper in owed if helper.pipe in ready]:
                     item = owed[helper]  # owed until the answer is read: see `finally`
                     try:
                         results[item[0]] = rendering_of(*helper.receive())
-                    except EOFError:  # it died, perhaps of the out-of-memory killer
+                    except (EOFError, OSError):  # it died, perhaps of the out-of-memory killer
                         self._drop(helper)
                         if item in died:
                             results[item[0]] = Rendering(None, "its process died twice", 0.0)
@@ -143,14 +140,13 @@ class Renderer:
 
     def _start(self, count):
         """See to it that there are `count` helpers."""
-        script, fresh = os.path.abspath(__file__), []
-        for _ in range(count - len(self.helpers)):
-            fresh.append(sandbox.Helper(script, self.scratch, self.timeout, self.environment))
-        self.helpers += fresh
-        for helper in fresh:
+        script, known = os.path.abspath(__file__), len(self.helpers)
+        for _ in range(known, count):
+            self.helpers.append(sandbox.Helper(script, self.scratch, self.timeout))
+        for helper in self.helpers[known:]:
             try:
                 word, danger = helper.receive()[2].decode().split("\n")
-            except EOFError:
+            except (EOFError, OSError):
                 word = "a rendering process did not start (its own message is above)"
             if word != "ready":
                 self.close()
@@ -158,8 +154,7 @@ class Renderer:
             if danger and not self.unsafe_python:
                 self.refusal = f"{danger} on this machine: refused (--unsafe-python runs them)"
             problem = self.refusal or danger
-            if problem and problem not in SAID:
-                SAID.add(problem)
+            if problem and helper is self.helpers[0]:
                 print(f"render.py: {problem}", file=sys.stderr)
 
     def _drop(self, helper):
@@ -180,7 +175,7 @@ def worker(scratch, timeout):
     try:
         from support import cairo_draw
     except (ImportError, OSError):
-        return sandbox.reply(sys.stdout.buffer, 0, 0, f"{NO_CAIRO}\n".encode())
+        return sandbox.Connection(0).send_bytes(sandbox.packed(0, 0, f"{NO_CAIRO}\n".encode()))
     cairo_draw.mend()
     draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
@@ -198,17 +193,18 @@ def draw_svg(source):
 
 def draw_python(source):
     """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
-    saved = programs.set_up()
+    programs.set_up()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
     try:
         exec(compile(source, "main.py", "exec"), vars(module))
     except SystemExit as end:
-        if end.code not in (None, 0):
-            raise NoPicture(f"the program ended itself: sys.exit({end.code!r})") from None
-    except BaseException as error:  # a program may raise anything
-        raise NoPicture(programs.describe(error)) from None
-    return programs.on_white(programs.choose(saved, vars(module)), MAX_SIDE["python"])
+        if end.code:
+            raise
+    # An open figure is drawn in the program's last line, so that an error has a line.
+    last = compile("\n" * source.rstrip().count("\n") + "choose(names)", "main.py", "eval")
+    picture = eval(last, {"choose": programs.choose, "names": vars(module)})
+    return programs.on_white(picture, MAX_SIDE["python"])
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -10,12 +10,12 @@ import gc
 import importlib.util
 import io
 import logging
-import math
 import os
 import random
 import re
+import shutil
 import sys
-import traceback
+import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -31,16 +31,15 @@ PRELOADED = """numpy.random numpy.linalg PIL.ImageDraw PIL.ImageEnhance PIL.Imag
 # Which DejaVu font comes nearest to one that is not here, by a part of its name; else Sans.
 FAMILIES = {"mono|courier|consol": "SansMono", "sans": "Sans", "times|georgia|serif": "Serif"}
 VECTORS = "pdf eps ps svg svgz pgf".split()  # drawn as pixels: nobody reads these files
-ELSEWHERE = {"mnt", "content", "output", "outputs"}  # places of other sandboxes, as /mnt/data
+KEPT = {}  # of a program, in its child: the picture "saved" last, the one "shown" last
 
 
 def pin_fonts(scratch):
-    """Make matplotlib's DejaVu fonts the only ones -> the environment in which they are found."""
+    """Make matplotlib's DejaVu fonts the only ones, for those who look for some in `scratch`."""
     spec = importlib.util.find_spec("matplotlib")  # finds the folder, does not import the package
     if spec is None:
         raise RuntimeError("matplotlib is missing (its fonts draw SVG): pip install matplotlib")
     folder = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
-    # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
     (scratch / "fonts").mkdir()
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
@@ -51,24 +50,15 @@ def pin_fonts(scratch):
         rules += f"<match>{test}{edit}</match>"
     folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
     (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
-    return {
-        "FONTCONFIG_FILE": f"{scratch}/fonts.conf",
-        "XDG_DATA_DIRS": f"{scratch}",
-        "MPLBACKEND": "Agg",
-        "MPLCONFIGDIR": f"{scratch}/mpl",
-    }
 
 
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
     specs = filter(None, map(importlib.util.find_spec, PACKAGES))
-    paths = [
-        Path(path) for spec in specs for path in spec.submodule_search_locations or [spec.origin]
-    ]
+    paths = [Path(p) for spec in specs for p in spec.submodule_search_locations or [spec.origin]]
     paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
-    for path in Path(os.__file__).parent.iterdir():
-        if path.name not in ("site-packages", "dist-packages"):
-            paths.append(path)
+    library = Path(os.__file__).parent.iterdir()
+    paths += [path for path in library if path.name not in ("site-packages", "dist-packages")]
     paths += [Path(scratch, name) for name in ("fonts", "fonts.conf", "fontconfig")]
     paths += map(Path, ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"))
     return [path for path in paths if path.exists()]
@@ -91,24 +81,43 @@ def prepare_matplotlib():
     import matplotlib
     import matplotlib.font_manager as fonts
     import matplotlib.pyplot as plt
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backend_bases import FigureCanvasBase, FigureManagerBase
 
     # Other fonts of this machine would draw another text elsewhere.
     home = os.path.dirname(fonts.__file__)
-    ours = [font for font in fonts.fontManager.ttflist if font.fname.startswith(home)]
-    fonts.fontManager.ttflist = ours
+    fonts.fontManager.ttflist = [f for f in fonts.fontManager.ttflist if f.fname.startswith(home)]
     plt.plot([1], label="$a^2$")
     plt.legend()
     plt.savefig(io.BytesIO())  # loads the writer
     plt.close()
     # There is no screen: programs that ask for a window get the same pictures.
     matplotlib.use = plt.switch_backend = lambda *args, **kwargs: None
-    for kind in VECTORS:
-        setattr(FigureCanvasAgg, f"print_{kind}", FigureCanvasAgg.print_png)
+
+    def show(manager):
+        if "saved" not in KEPT:  # which counts more
+            KEPT["shown"] = picture_of(manager.canvas)
+
+    def savefig(canvas, target, *, format=None, backend=None, **kwargs):
+        """With pixels for PDF and the like. A program that looks into its SVG finds one."""
+        kind = (format or os.path.splitext(str(target))[1][1:]).lower()
+        if kind == "svg":
+            print_figure(canvas, target, format=kind, **kwargs)
+        # SVG is written; who names a backend is PdfPages, which is no file.
+        if kind == "svg" or backend:
+            target = io.BytesIO()
+        print_figure(canvas, target, format="png" if kind in VECTORS else format, **kwargs)
+
+    print_figure = FigureCanvasBase.print_figure
+    FigureManagerBase.show, FigureCanvasBase.print_figure = show, savefig
+
+
+def picture_of(canvas):
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
 
 
 def set_up():
-    """In the child, ahead of a program -> a list that will hold the last picture it saved."""
+    """In the child, ahead of a program."""
     import numpy
 
     random.seed(0)
@@ -116,7 +125,7 @@ def set_up():
     sys.meta_path.insert(0, OnlyKnown)
     keep_one_folder()
     replace_fonts()
-    return watch_saves()
+    watch_pictures()
 
 
 class OnlyKnown:
@@ -124,40 +133,63 @@ class OnlyKnown:
 
     def find_spec(name, path=None, target=None):
         top = name.partition(".")[0]
+        if top in ("tkinter", "_tkinter", "turtle"):
+            raise ModuleNotFoundError(f"{top} opens a window, and there is no screen", name=name)
         known = top in sys.stdlib_module_names or top in PACKAGES or top.startswith("_")
         if known or os.path.exists(f"{top}.py"):
             return None
         raise ModuleNotFoundError(f"No module named {top!r}", name=name)
 
 
-def inside(path):
-    """Is this the name of a file in the program's own folder?"""
-    return isinstance(path, (str, os.PathLike)) and os.path.relpath(path)[:2] != ".."
-
-
 def keep_one_folder():
-    """A program has one folder, and none in it: "out/a.csv" is "a.csv", and "out" is the folder."""
-    made, mkdir = {"."}, os.mkdir
+    """A program has one folder, and none in it: "out/a.csv" is "a.csv", and "out" is the folder.
+
+    So is a folder elsewhere ("/mnt/data") that it makes after it looked whether it is there, or
+    with `exist_ok`: it wants some place to write. Any other that it makes elsewhere is refused.
+    """
+    here, mkdir, replace = os.getcwd(), os.mkdir, os.replace
+    made, asked = {Path(here)}, set()
+    fonts = {font.name: font.readlink() for font in Path.home().joinpath("fonts").iterdir()}
 
     def local(path):
-        if not inside(path):
+        if not isinstance(path, (str, os.PathLike)):
             return path
-        return "." if os.path.relpath(path) in made else os.path.basename(path)
+        full = Path(os.path.abspath(path))
+        asked.add(full)
+        if full in made:
+            return here
+        if made.isdisjoint(full.parents):
+            return fonts.get(full.name, path)
+        return os.path.join(here, full.name)
 
     def make_folder(path, *args, **kwargs):
-        if inside(path):
-            folder = Path(os.path.relpath(path))
-            made.update(map(str, (folder, *folder.parents)))
-        elif os.path.abspath(path).split("/")[1] not in ELSEWHERE:
-            mkdir(path, *args, **kwargs)
+        folder = Path(os.path.abspath(path))
+        granted = folder in asked or not made.isdisjoint(folder.parents)
+        made.add(folder)
+        made.update(parent for parent in folder.parents if not parent.exists())
+        if not granted:
+            mkdir(path, *args, **kwargs)  # refused; then `exist_ok` looks whether it is there
+
+    def rename(source, target):
+        if local(target) != here:  # all files are in this folder, and stay when one is deleted
+            replace(local(source), local(target))
 
     def at_home(function):
         return lambda *args, **kwargs: function(*map(local, args[:1]), *args[1:], **kwargs)
 
-    os.mkdir = make_folder
-    for name in ("stat", "listdir", "scandir", "chdir", "remove", "unlink"):
+    def unless_made(function):
+        return lambda path, *args, **kwargs: local(path) == here or function(path, *args, **kwargs)
+
+    os.mkdir, os.rename, os.replace, shutil.move = make_folder, rename, rename, rename
+    os.makedirs = lambda path, mode=0o777, exist_ok=False: Path(path).mkdir(mode, True, exist_ok)
+    os.rmdir, shutil.rmtree = unless_made(os.rmdir), unless_made(shutil.rmtree)
+    for name in "open stat lstat access listdir scandir chdir remove unlink".split():
         setattr(os, name, at_home(getattr(os, name)))
     builtins.open, io.open = at_home(builtins.open), at_home(io.open)
+    # A file may be copied onto itself. Its rights and times can't be changed.
+    shutil.copyfile = lambda a, b, **_: Path(b).write_bytes(Path(a).read_bytes())
+    shutil.copymode = shutil.copystat = lambda *args, **kwargs: None
+    tempfile.tempdir = here  # (the helper's own is elsewhere)
 
 
 def replace_fonts():
@@ -181,41 +213,38 @@ def replace_fonts():
     ImageFont.truetype = nearest
 
 
-def watch_saves():
-    """-> a list that holds the last picture that was saved."""
-    saved, save = [], Image.Image.save
+def watch_pictures():
+    """Keep what a program saves or shows."""
+    save = Image.Image.save
 
-    def save_and_keep(self, target, *args, **kwargs):
-        if isinstance(target, (str, os.PathLike)):
-            target = os.path.basename(target)  # whatever folder it names
-            if target.lower().endswith(tuple(VECTORS)):
+    def save_and_keep(self, fp, *args, **kwargs):
+        if isinstance(fp, (str, os.PathLike)):
+            fp = os.path.basename(fp)  # whatever folder it names
+            if fp.lower().endswith(tuple(VECTORS)):
                 args, kwargs = ("PNG",), {}
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
-        save(self, target, *args, **kwargs)
-        saved[:] = [self.copy()]  # the program may go on changing it
+        save(self, fp, *args, **kwargs)
+        KEPT["saved"] = self.copy()  # the program may go on changing it
 
     Image.Image.save = save_and_keep
-    Image.Image.show = lambda self, *args, **kwargs: None
-    return saved
+    Image.Image.show = lambda self, *args, **kwargs: KEPT.update(shown=self.copy())
 
 
-def choose(saved, names):
+def choose(names):
     """Which picture of a program counts: the last `Image.save` (matplotlib's `savefig` ends there
-    too), else a variable img or image, else the open matplotlib figure; then an array of that name,
-    then the last file that is a picture."""
+    too), else the last shown, else the open matplotlib figure, else a variable img or image, then
+    an array of that name, then the last file that is a picture."""
     import numpy
 
-    if saved:
-        return saved[0]
+    if KEPT:
+        return KEPT.get("saved") or KEPT["shown"]
+    plt = sys.modules.get("matplotlib.pyplot")
+    if plt and plt.get_fignums():
+        return picture_of(plt.gcf().canvas)
     variables = [names.get("img"), names.get("image")]
     for value in variables:
         if isinstance(value, Image.Image):
             return value
-    plt = sys.modules.get("matplotlib.pyplot")
-    if plt and plt.get_fignums():
-        canvas = plt.gcf().canvas
-        canvas.draw()
-        return Image.fromarray(numpy.asarray(canvas.buffer_rgba()))
     for value in variables:
         if isinstance(value, numpy.ndarray):
             if value.dtype.kind in "fb":  # shares of white
@@ -226,7 +255,7 @@ def choose(saved, names):
             picture = Image.open(entry.path)
             picture.load()
             return picture
-    raise NoPicture("no picture: nothing was saved, no variable img or image, no open figure")
+    raise NoPicture("no picture: nothing saved or shown, no open figure, no variable img or image")
 
 
 def on_white(picture, max_side):
@@ -236,19 +265,6 @@ def on_white(picture, max_side):
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    scale, picture = max_side / max(picture.size), picture.convert("RGB")  # a copy
-    if scale < 1:
-        picture = picture.resize([math.ceil(side * scale) for side in picture.size])
+    picture = picture.convert("RGB")  # a copy
+    picture.thumbnail((max_side, max_side))  # never makes it larger
     return picture
-
-
-def describe(error):
-    """-> "NameError: name 'x' is not defined (line 3)": the last line of the program in it."""
-    text, line = str(error), None
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == "main.py":
-            line = number
-    if isinstance(error, SyntaxError):
-        text, line = error.msg, error.lineno
-    text = type(error).__name__ + (f": {text}" if text else "")
-    return f"{text} (line {line})" if line else text

@@ -26,28 +26,34 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
+import traceback
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
 LIFE = {"svg": 500, "python": 1}  # items after which, or after an error, a fresh child takes over
-LANGUAGES, NOBODY = list(LIFE), 65534
+NOBODY = 65534
 MAX_SIDE = 2048  # pixels: what claims to be larger is not read
 MEMORY, FILE_SIZE, OPEN_FILES = 1 << 30, 16 << 20, 40  # bytes, bytes, count: limits of a child
 SCRATCH, SCRATCH_FILES = 64 << 20, 200  # bytes, count: of the files that a program has written
-ITEM = struct.Struct("<BI")  # to a helper: which of LANGUAGES, bytes of source that follow
-REPLY = struct.Struct("<HHIf")  # back: width, height, bytes of rows or of a reason, seconds
+REPLY = struct.Struct("<HHIf")  # width, height, bytes of rows or of a reason, seconds
 TAMPERED = "the program tampered with its result"
 # A helper's environment: no token in it, no threads (they must not fork), few page faults.
 ENVIRONMENT = {
-    "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
     "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=16777216:"
     "glibc.malloc.mmap_threshold=33554432",
+}
+PASSED = "PATH PYTHONPATH LD_LIBRARY_PATH DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH".split()
+# What the kernel refused, by the modules of the standard library in which the error arose.
+REFUSED = {
+    "no other process may be started": {"subprocess", "multiprocessing"},
+    "the network may not be used": {"socket", "urllib"},
 }
 
 
@@ -55,57 +61,46 @@ class NoPicture(Exception):
     """A reason in our own words why an item has no picture."""
 
 
-def receive(file, size):
-    """Exactly `size` bytes. EOFError: they end before."""
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def reply(file, width, height, body, seconds=0.0):
-    file.write(REPLY.pack(width, height, len(body), seconds) + body)
-    file.flush()
+def packed(width, height, body, seconds=0.0):
+    return REPLY.pack(width, height, len(body), seconds) + body
 
 
 # -------------------------------------------------------------------------------- in the trainer
 class Helper:
     """The trainer's end of a helper: `script --worker scratch timeout`, calls `serve`."""
 
-    def __init__(self, script, scratch, timeout, environment):
-        passed = {name: os.environ[name] for name in os.environ if name.endswith("PATH")}
+    def __init__(self, script, scratch, timeout):
+        passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         home = {"HOME": str(scratch), "PYTHONUSERBASE": site.getuserbase()}
+        # $XDG_DATA_DIRS/fonts is where Pillow's truetype("DejaVuSans.ttf") looks.
+        fonts = {"FONTCONFIG_FILE": f"{scratch}/fonts.conf", "XDG_DATA_DIRS": str(scratch)}
+        self.pipe, theirs = Pipe()
         self.process = subprocess.Popen(
             [sys.executable, script, "--worker", scratch, str(timeout)],
-            env=ENVIRONMENT | passed | home | environment,
+            env=ENVIRONMENT | passed | home | fonts,
             start_new_session=True,  # Ctrl-C in the terminal reaches the trainer alone
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
         )
-
-    def fileno(self):  # for `multiprocessing.connection.wait`
-        return self.process.stdout.fileno()
+        theirs.close()
 
     def send(self, language, source):
         """Send the next item only after the answer to this one: so no pipe fills up."""
-        with contextlib.suppress(BrokenPipeError):  # it is dead, as `receive` will find
-            self.process.stdin.write(ITEM.pack(LANGUAGES.index(language), len(source)) + source)
-            self.process.stdin.flush()
+        with contextlib.suppress(ConnectionError):  # it is dead, as `receive` will find
+            self.pipe.send((language, source))
 
     def receive(self):
-        """-> (width, height, RGB rows, seconds) or (0, 0, reason, seconds). EOFError: it died."""
-        head = receive(self.process.stdout, REPLY.size)
-        width, height, length, seconds = REPLY.unpack(head)
-        return width, height, receive(self.process.stdout, length), seconds
+        """-> width, height, RGB rows (if 0 x 0: a reason), seconds. EOFError, OSError: it died."""
+        data = self.pipe.recv_bytes()
+        width, height, _, seconds = REPLY.unpack_from(data)
+        return width, height, data[REPLY.size :], seconds
 
     def stop(self):
-        with contextlib.suppress(BrokenPipeError):  # what was not sent to a dead one
-            self.process.stdin.close()  # tells it to leave
+        self.pipe.close()  # tells it to leave
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.process.kill()  # nothing, if it has left
         self.process.wait()
-        self.process.stdout.close()
 
 
 # -------------------------------------------------------------------------------- in a helper
@@ -126,31 +121,26 @@ def serve(scratch, timeout, drawers, prepare, readable):
     os.chown(folder, uid, -1)
     if LINUX:  # if memory runs out, the kernel takes us and our children first
         Path("/proc/self/oom_score_adj").write_text("1000")
-    drawers = drawers | {"self-test": self_test}
     locks = uid, ruleset, seccomp(ruleset)
-    children = {}  # by language
-
-    def draw(language, source):
-        if language not in children:
-            life = LIFE.get(language, 1)
-            children[language] = Child(drawers[language], life, folder, timeout, locks)
-        answer = children[language].draw(source)
-        if not children[language].life:
-            children.pop(language).kill()
-            empty(folder)
-        return answer
-
-    commands, answers = sys.stdin.buffer, sys.stdout.buffer
+    pipe, children = Connection(0), {}  # by language
     try:
-        danger = draw("self-test", str(probe).encode())[2].decode()
-        reply(answers, 0, 0, f"ready\n{danger}".encode())
+        test = Child(self_test, 1, folder, timeout, locks)
+        danger = test.draw(str(probe).encode())[2]
+        test.kill()
+        pipe.send_bytes(packed(0, 0, b"ready\n" + danger))
         while True:
-            index, length = ITEM.unpack(receive(commands, ITEM.size))
-            language, source = LANGUAGES[index], receive(commands, length)
+            language, source = pipe.recv()
             prepare(language, source)
             started = time.monotonic()
-            reply(answers, *draw(language, source), time.monotonic() - started)
-    except (EOFError, BrokenPipeError, SystemExit):  # the trainer is done with us, or gone
+            if language not in children:
+                life = LIFE[language]
+                children[language] = Child(drawers[language], life, folder, timeout, locks)
+            answer = children[language].draw(source)
+            if not children[language].life:
+                children.pop(language).kill()
+                empty(folder)
+            pipe.send_bytes(packed(*answer, time.monotonic() - started))
+    except (EOFError, ConnectionError, SystemExit):  # the trainer is done with us, or gone
         for child in children.values():
             child.kill()
         empty(folder)
@@ -189,8 +179,8 @@ class Child:
 
     def __init__(self, drawer, life, folder, timeout, locks):
         self.life, self.folder, self.timeout, self.status = life, folder, timeout, None
-        theirs, self.sources = os.pipe()
-        self.results, their_results = os.pipe()
+        theirs, self.sources = Pipe(duplex=False)
+        self.results, their_results = Pipe(duplex=False)
         helper = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -199,14 +189,14 @@ class Child:
                 child_main(drawer, theirs, their_results)
             finally:
                 os._exit(1)  # never back into the helper's code, and no traceback
-        os.close(theirs), os.close(their_results)
+        theirs.close(), their_results.close()
 
     def draw(self, source):
         """-> (width, height, RGB rows) or (0, 0, reason). What the child sends is not believed."""
         deadline = time.monotonic() + self.timeout
         self.life -= 1
         try:
-            os.write(self.sources, struct.pack("<I", len(source)) + source)
+            self.sources.send_bytes(source)
             width, height, length, _ = REPLY.unpack(self.read(REPLY.size, deadline))
             size = 3 * width * height
             as_agreed = length == size if size else length <= 4096
@@ -233,22 +223,19 @@ class Child:
             ready = select.select([self.results, 0], [], [], 0.02)[0]
             if 0 in ready:  # while a child draws, stdin has nothing but its end: no trainer
                 raise SystemExit
-            self.check(deadline)
+            if time.monotonic() > deadline:
+                raise NoPicture(f"took longer than {self.timeout:g} s")
+            with contextlib.suppress(FileNotFoundError):  # deleted just now
+                entries = [entry.stat(follow_symlinks=False) for entry in os.scandir(self.folder)]
+                used = sum(entry.st_blocks * 512 for entry in entries)
+                if len(entries) > SCRATCH_FILES or used > SCRATCH:
+                    raise NoPicture(f"wrote more than {SCRATCH >> 20} MB or {SCRATCH_FILES} files")
             if ready:
-                part = os.read(self.results, size - len(data))
+                part = os.read(self.results.fileno(), size - len(data))
                 if not part:
                     raise EOFError
                 data += part
         return bytes(data)
-
-    def check(self, deadline):
-        if time.monotonic() > deadline:
-            raise NoPicture(f"took longer than {self.timeout:g} s")
-        with contextlib.suppress(FileNotFoundError):  # deleted just now
-            entries = [entry.stat(follow_symlinks=False) for entry in os.scandir(self.folder)]
-            used = sum(entry.st_blocks * 512 for entry in entries)
-            if len(entries) > SCRATCH_FILES or used > SCRATCH:
-                raise NoPicture(f"wrote more than {SCRATCH >> 20} MB or {SCRATCH_FILES} files")
 
     def kill(self):
         """End the child and its session -> its status, its own if it had ended before."""
@@ -257,7 +244,7 @@ class Child:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     end(self.pid, signal.SIGKILL)
             self.status = os.waitpid(self.pid, 0)[1]
-            os.close(self.sources), os.close(self.results)
+            self.sources.close(), self.results.close()
         return self.status
 
 
@@ -288,11 +275,11 @@ READ_ONLY = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC, (os.O_RDONLY,)
 # Not O_RDONLY | O_TRUNC: it empties files that Landlock before version 3 (Linux 6.2) lets us read.
 READ_WRITE = os.O_ACCMODE | os.O_TRUNC, (0, 1, 2, 1 | os.O_TRUNC, 2 | os.O_TRUNC)
 # Constants of libseccomp; REFUSE: with errno 1, EPERM.
-ALLOW, REFUSE, MASKED_EQUAL, OF_OTHER_MACHINES = 0x7FFF0000, 0x00050001, 7, 2
+ALLOW, REFUSE, MASKED_EQUAL, OF_OTHER_MACHINES, PLAIN_ERRORS = 0x7FFF0000, 0x00050001, 7, 2, 9
 
 
 def seccomp(ruleset):
-    """-> a filter, as a program of the kernel's BPF machine; None: libseccomp is not here."""
+    """-> a function that locks the process that calls it, and returns 0; None: no libseccomp."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -304,33 +291,30 @@ def seccomp(ruleset):
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(REFUSE))
     library.seccomp_attr_set(rules, OF_OTHER_MACHINES, REFUSE)
+    library.seccomp_attr_set(rules, PLAIN_ERRORS, 1)
     for name in SYSCALLS + OPENS + (CHANGES if ruleset else []):
         number = library.seccomp_syscall_resolve_name(name.encode())
         argument, mask, values = forms.get(name, (0, 0, (0,)))
         for value in values if number >= 0 else ():
             form = struct.pack("IIQQ", argument, MASKED_EQUAL, mask, value)
             library.seccomp_rule_add_array(rules, ALLOW, number, name in forms, form)
-    with tempfile.TemporaryFile() as file:
-        if library.seccomp_export_bpf(rules, file.fileno()):
-            raise OSError("libseccomp could not write its filter")
-        return os.pread(file.fileno(), 1 << 20, 0)
+    return lambda: library.seccomp_load(rules)
 
 
 def landlock(readable, writable):
     """-> descriptor of a set of rules, closed to every other file and folder; None: none here."""
-    create, add = 444, 445
-    version = libc.syscall(create, None, 0, 1) if LINUX else -1
+    version = libc.syscall(444, None, 0, 1) if LINUX else -1  # landlock_create_ruleset
     if version < 1:
         return None
     handled = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF}.get(version, 0xFFFF)  # all it knows
-    ruleset = libc.syscall(create, struct.pack("Q", handled), 8, 0)
+    ruleset = libc.syscall(444, struct.pack("Q", handled), 8, 0)
     read, read_folder, write = 1 << 2, 1 << 3, 1 << 1 | 1 << 14 & handled  # write: and truncate
     rules = [(path, read | read_folder * os.path.isdir(path)) for path in readable]
     rules.append((os.devnull, read | write))
     rules.append((writable, read | read_folder | write | 1 << 5 | 1 << 8))  # and remove, make
     for path, rights in rules:
         descriptor = os.open(path, os.O_PATH)
-        if libc.syscall(add, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0):
+        if libc.syscall(445, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0):
             raise OSError(ctypes.get_errno(), "landlock_add_rule", str(path))
         os.close(descriptor)
     return ruleset
@@ -351,17 +335,17 @@ def self_test(probe):
     for name, attempt in attempts.items():
         try:
             attempt()
-            broken.append(name)
         except OSError as error:
-            if error.errno == errno.ENOEXEC:  # so far that the kernel looked into the empty program
-                broken.append(name)
+            if error.errno != errno.ENOEXEC:  # the kernel looked into the program, which is empty
+                continue
+        broken.append(name)
     raise NoPicture(f"Python programs could {', '.join(broken)}" if broken else "")
 
 
 # -------------------------------------------------------------------------------- in a child
 def confine(folder, seconds, helper, locks, *kept):
     """Before untrusted code: give up what drawing does not need. kept: what stays open."""
-    uid, ruleset, program = locks
+    uid, ruleset, load_filter = locks
     os.setsid()
     limits = {"CORE": 0, "FSIZE": FILE_SIZE, "NOFILE": OPEN_FILES, "CPU": int(seconds) + 1}
     if LINUX:  # NPROC 0: no process, no thread (root is exempt)
@@ -388,27 +372,44 @@ def confine(folder, seconds, helper, locks, *kept):
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # 0 and 1 lead to the trainer
         os.dup2(null, descriptor)
-    borders = [2, *sorted(kept), 65536]
+    borders = [2, *sorted(pipe.fileno() for pipe in kept), 65536]
     for low, high in zip(borders, borders[1:]):
         os.closerange(low + 1, high)
-    if program is not None:
-        program = ctypes.create_string_buffer(program, len(program))
-        rules = struct.pack("HP", len(program) // 8, ctypes.addressof(program))
-        # PR_SET_SECCOMP. (EINVAL: this kernel has none, as `self_test` found out.)
-        if libc.prctl(22, 2, rules) and ctypes.get_errno() != errno.EINVAL:
-            os._exit(1)
+    # (EINVAL: this kernel has no seccomp, as `self_test` found out.)
+    if load_filter is not None and load_filter() not in (0, -errno.EINVAL):
+        os._exit(1)
 
 
 def child_main(drawer, sources, results):
-    sources, results = open(sources, "rb"), open(results, "wb")
+    results = open(results.fileno(), "wb")
     while True:
-        (length,) = struct.unpack("<I", receive(sources, 4))
-        source = receive(sources, length).decode()
+        source = sources.recv_bytes().decode()
         try:
             picture = drawer(source)
             answer = *picture.size, picture.tobytes()
         except BaseException as error:  # a program may raise anything: SystemExit, GeneratorExit
-            name = "" if isinstance(error, NoPicture) else type(error).__name__
-            text = ": ".join(filter(None, (name, str(error))))
-            answer = 0, 0, text.encode("utf-8", "replace")[:4096]
-        reply(results, *answer)
+            answer = 0, 0, describe(error).encode("utf-8", "replace")[:4096]
+        results.write(packed(*answer))
+        results.flush()
+
+
+def describe(error):
+    """-> "NameError: name 'x' is not defined (line 3)": the last line of the program in it. It
+    says what was refused, but not where scratch and packages are."""
+    if isinstance(error, NoPicture):
+        return str(error)
+    text, line, modules = str(error), None, {type(error).__module__}
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        modules.add(frame.f_globals.get("__name__", ""))
+        if frame.f_code.co_filename == "main.py":
+            line = number
+    if isinstance(error, SyntaxError):
+        text, line = error.msg, error.lineno
+    for words, places in REFUSED.items():
+        if isinstance(error, OSError) and places & {name.partition(".")[0] for name in modules}:
+            text = f"{words}: {text}"
+    places = os.getcwd(), os.path.expanduser("~"), *sys.path, os.path.dirname(sys.executable)
+    for folder in filter(None, places):
+        text = text.replace(f"{folder}/", "").replace(folder, ".")
+    text = type(error).__name__ + (f": {text}" if text else "")
+    return f"{text} (line {line})" if line else text

@@ -43,9 +43,13 @@ def test_which_picture_counts(renderer):
     variables = "image = new('blue')\nimg = new('aqua')\n"
     cases = [
         (new + plot + variables + save, (0, 255, 0)),
-        (new + plot + variables, (0, 255, 255)),
-        (new + plot + "image = new('blue')", (0, 0, 255)),
-        (new + plot + "img = 7", (255, 255, 0)),
+        (new + plot + variables, (255, 255, 0)),
+        (new + variables, (0, 255, 255)),
+        (new + "image = new('blue'); img = 7", (0, 0, 255)),
+        (new + variables + "new('red').show()", (255, 0, 0)),
+        (new + plot + variables + "new('red').show()", (255, 0, 0)),
+        (plot + "plt.show()\nplt.clf()", (255, 255, 0)),
+        (new + plot + save + "plt.show()", (0, 255, 0)),
         (plot + "plt.savefig('c.png')\nplt.close()", (255, 255, 0)),
         (new + "i = new('red'); i.save('a.png'); i.paste('blue', (0, 0, 3, 3))", (255, 0, 0)),
     ]
@@ -149,7 +153,7 @@ def test_errors_name_the_line_and_stay_one_printable_line(renderer):
     assert error("x = (\n") == "SyntaxError: '(' was never closed (line 1)"
     long = error("raise ValueError('a\\n\\x1b[1mb' + 999 * 'c')")
     assert long.startswith("ValueError: a [1mb")
-    assert error("import sys; sys.exit('bye')") == "the program ended itself: sys.exit('bye')"
+    assert error("import sys; sys.exit('bye')") == "SystemExit: bye (line 1)"
     assert "signal 11, Segmentation fault" in error("import ctypes; ctypes.string_at(0)")
     assert "before its picture" in error("import os; os._exit(0)")
 
