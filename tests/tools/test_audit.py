@@ -1,4 +1,4 @@
-"""The label audit (tools/audit.py) and the truth about tiny scenes (tiny/truth.py)."""
+"""The label audit (tools/audit.py)."""
 
 import json
 import math
@@ -11,73 +11,7 @@ from helpers_eval import Echo
 from helpers_judge import make_judge
 
 import eval as evaluation
-from tiny import world
-from tiny.truth import read, truth
 from tools import audit
-
-
-@pytest.mark.parametrize("kind", world.KINDS)
-def test_truth_agrees_with_the_world_that_made_the_question(kind):
-    """Every question of many scenes, easy and hard, held out or not, has the world's answer."""
-    rng = random.Random(kind)
-    asked = set()
-    for i in range(400):
-        scene = world.random_scene(rng, kind, of=("train", "test")[i % 2])
-        for question in scene.easy + scene.hard:
-            case = scene.caption, question.text
-            assert truth(*case) == question.answer, case
-            asked.add(question.text.split()[1])
-    assert len(asked) > 1
-
-
-@pytest.mark.parametrize(
-    "caption, question",
-    [
-        ("bars: red 4, blue 7, green 2", "How tall is black?"),  # not there
-        ("bars: red 4, blue 7, red 2", "What do red and blue add up to?"),  # there twice
-        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # never asked
-        ("bars: red 7, blue 7, green 2", "Which of the bars is tallest?"),  # two of them
-        ("bars: red 7, blue 7, green 2", "Which of the bars is blue?"),
-        ("bars: red 4, blue 7", "How tall is red?"),  # too few bars
-        ("bars: red 40, blue 7, green 2", "How tall is blue?"),  # too tall
-        ("bars: red 4, blue 7, pink 2", "How tall is blue?"),
-        ("plan: red 5-3, blue 1-2, green 4-6", "How long is blue?"),  # ends before it begins
-        ("chain: red > blue > green", "What is two steps after blue?"),  # past the end
-        ("chain: red > blue > red", "What follows red?"),
-        ("Sales of 2019 as bars", "How tall is red?"),
-        ("", ""),
-        ("bars: ", "?"),
-        ("map: red 1,2, blue 3,4, red 5,6", "How far east is red?"),
-    ],
-)
-def test_what_the_caption_does_not_settle_has_no_truth(caption, question):
-    assert truth(caption, question) is None
-
-
-@pytest.mark.parametrize(
-    "caption, question, answer",
-    [
-        ("bars: red 4, blue 7, red 2", "How tall is blue?", "7"),
-        ("bars: red 4, blue 7, red 2", "How many bars are above 3?", "2"),
-        ("bars: red 7, blue 1, red 7", "Which of the bars is tallest?", "red"),  # both of them red
-        ("map: red 3,5, orange 6,7, blue 9,7", "Is red further north or further east?", "north"),
-        ("table: red red / red blue", "Has column 1 one colour or two?", "one"),
-        ("table: red red / red blue", "What is in row 2, column 2?", "blue"),
-        ("chain: red > blue > red > green", "What follows blue?", "red"),
-    ],
-)
-def test_truths_worked_out_by_hand(caption, question, answer):
-    assert truth(caption, question) == answer
-
-
-def test_read_gives_numbers():
-    assert read("plan: red 0-3, blue 1-2, green 4-9") == (
-        "plan",
-        [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)],
-    )
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 def row(caption, question, hard_answer, label, answers, code="<svg></svg>", language="svg"):
