@@ -29,11 +29,11 @@ from PIL import Image
 # Run as a program, it finds the modules above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import markdown, wilson
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
 from support.checkpoint import check_family, find_checkpoint
+from support.figures import markdown, wilson
 from support.parallel import gather, rank_slice
 from support.run_folder import read_jsonl
 from tiny.truth import truth

@@ -27,8 +27,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from eval import cells
 from support.answers import answers_match, tally
+from support.figures import cells
 from support.run_folder import read_jsonl
 
 ROLES = {"proposer": "c0", "coder": "c1", "solver": "c2"}  # and their colours

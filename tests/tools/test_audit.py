@@ -11,6 +11,7 @@ from helpers_eval import Echo
 from helpers_judge import make_judge
 
 import eval as evaluation
+from support import figures
 from tools import audit
 
 
@@ -146,7 +147,7 @@ def test_the_known_truth_takes_the_judges_place(tmp_path, capsys):
     audit.main([str(tmp_path)])
     out = capsys.readouterr().out
     assert agreement(out) == {1: (2, 100.0, 2), 2: (4, 50.0, 0)}
-    low, high = evaluation.wilson([1, 1, 0, 0])
+    low, high = figures.wilson([1, 1, 0, 0])
     assert f"50.0 ({100 * low:.1f}–{100 * high:.1f})" in out
     page = (tmp_path / "audit.html").read_text()
     assert page.count("<article>") == page.count("<img") == 2

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-import eval as evaluation
+from support import figures
 from tools import report as reporting
 
 # --------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_table_fits_100_columns_and_shows_every_figure():
         key: 1.0
         for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")
     }
-    lines = evaluation.table(rows).splitlines()
+    lines = figures.table(rows).splitlines()
     assert len(lines) == 6 and len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
         "base",
@@ -74,9 +74,9 @@ def test_table_fits_100_columns_and_shows_every_figure():
 
 
 def test_table_of_a_run_in_progress():
-    text = evaluation.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
+    text = figures.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
     assert re.search(r"\| base \| +50.0 \(–––\) \| +– \|", text)
-    assert len(evaluation.table([]).splitlines()) == 2
+    assert len(figures.table([]).splitlines()) == 2
 
 
 # --------------------------------------------------------------------------------------------------
