@@ -57,8 +57,10 @@ def section(page, letter):
 
 
 def chips(html):
-    found = re.findall(r"<span class=\"(?:yes)?\">(.*?)</span>", html)
-    return [None if text == "nothing read" else unescape(text) for text in found]
+    """[(answer, colour of its camp)]; ✓ is no part of an answer."""
+    found = re.findall(r'<span class="(c\d|grey)">(.*?)</span>', html)
+    texts = [unescape(text).removesuffix(" ✓") for _, text in found]
+    return [(None if t == "nothing read" else t, colour) for t, (colour, _) in zip(texts, found)]
 
 
 def tagged(html, name):
@@ -74,8 +76,9 @@ def test_the_proposers_reward_from_the_answers_on_the_page(page):
             continue
         easy, hard = map(chips, re.findall(r'(?s)<p class="answers">(.*?)</p>', card))
         right = unescape(re.search(r'<span class="a">(.*?)</span>', card)[1])
-        s = sum(answer == right for answer in easy) / len(easy)
-        votes = Counter(answer for answer in hard if answer is not None)
+        s = sum(answer == right for answer, _ in easy) / len(easy)
+        assert [colour == "c2" for _, colour in easy] == [answer == right for answer, _ in easy]
+        votes = Counter(answer for answer, _ in hard if answer is not None)
         c = max(votes.values(), default=0) / len(hard)
         gains.append(min(s, 0.5) + min(c, 1 - c))
         assert number(re.search(r'class="earned">(.*?)<', card)[1]) == pytest.approx(gains[-1])
@@ -119,7 +122,7 @@ def test_ratio_clip_and_kl_of_tokens_from_their_log_probs(page, letter):
 
 def test_the_label_from_ten_answers(page):
     html = section(page, "S")
-    votes = chips(re.search(r'(?s)id="votes">(.*?)</p>', html)[1])
+    votes = [answer for answer, _ in chips(re.search(r'(?s)id="votes">(.*?)</div>', html)[1])]
     label, count = Counter(v for v in votes if v is not None).most_common(1)[0]
     assert len(votes) == 10
     assert unescape(re.search(r'id="label">(.*?)<', html)[1]) == label
