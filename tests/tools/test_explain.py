@@ -87,6 +87,57 @@ def test_the_proposers_reward_from_the_answers_on_the_page(page):
     assert tagged(html, "R") == pytest.approx(sum(gains) / 4 - taken, abs=2e-4)
 
 
+def test_the_penalties_of_every_proposal_from_the_batch_on_the_page(page):
+    html = section(page, "P")
+    (rows,) = cells(html, "batch")
+    types = Counter(row[6] for row in rows)
+    for caption, n_caption, easy, n_easy, hard, n_hard, kind, T, V, _ in rows:
+        assert number(T) == pytest.approx(
+            0.15 * max(0, types[kind] / len(rows) - 0.5) / 0.5, abs=6e-4
+        )
+        alike = 0.45 * (int(n_caption) - 1) + 0.2 * (int(n_easy) - 1) + 0.35 * (int(n_hard) - 1)
+        assert number(V) == pytest.approx(min(0.5 * alike, 0.5), abs=6e-4)
+        # The texts that are counted stand beside their number: equal ones share a cluster.
+        for place, text in ((0, caption), (2, easy), (4, hard)):
+            assert text and int(rows[0][place + 1]) >= 1
+            same = [row[place + 1] for row in rows if row[place] == text and len(text.split()) > 3]
+            assert len(set(same)) <= 1 and (not same or int(same[0]) >= len(same))
+    for formula in (
+        "0.15 max(0, f − 0.5) / 0.5",
+        "0.5 Σ w<sub>k</sub> (n<sub>k</sub> − 1)",
+        "−1 for",
+    ):
+        assert formula in html
+
+
+def test_what_a_code_earns_the_coder(page):
+    html = section(page, "C")
+    (rows,) = cells(html, "group")
+    earned = [number(text) for text in re.findall(r'class="earned">(.*?)<', html)]
+    assert earned == [pytest.approx(number(row[-2]), abs=6e-3) for row in rows]
+    assert "earns <b" in html and -0.1 in earned and "R = −0.1" in html  # one drew nothing
+
+
+def test_answers_of_one_camp_have_one_colour_and_the_majority_the_first():
+    shown = explain.camps(["7", "5 cm", None, "7.0", "5", "9"])
+    assert [colour for _, colour in shown] == ["c2", "c0", "grey", "c2", "c0", "c3"]
+    many = explain.camps([str(i) for i in range(9)])
+    assert [colour for _, colour in many[7:]] == ["c2", "c0"]  # colours come again
+    assert explain.camps([]) == []
+
+
+def test_the_proposal_reads_as_it_was_written(page):
+    """No log-prob stands in the text, which has no gaps; the least likely tokens stand below it."""
+    html = section(page, "P")
+    text = unescape(re.sub("<[^>]+>", "", re.search(r'(?s)<div class="said">(.*?)</div>', html)[1]))
+    assert text.startswith("<content_type>") and "−" not in text
+    easy = unescape(re.search(r"<dt>easy question</dt><dd>(.*?)</dd>", html)[1])
+    assert f"<easy_question>{easy}</easy_question>" in text
+    below = re.search(r'(?s)<div class="unlikely">(.*?)</div>', html)[1]
+    tokens = re.findall(r"<span><code>(.*?)</code> (−[\d.]+)</span>", below)
+    assert 0 < len(tokens) <= explain.UNLIKELY and all(number(logp) < 0 for _, logp in tokens)
+
+
 @pytest.mark.parametrize("letter, size", [("P", 4), ("C", 4), ("S", 8)])
 def test_the_advantages_from_the_rewards_on_the_page(page, letter, size):
     (rows,) = cells(section(page, letter), "group")
@@ -127,6 +178,13 @@ def test_the_label_from_ten_answers(page):
     assert len(votes) == 10
     assert unescape(re.search(r'id="label">(.*?)<', html)[1]) == label
     assert tagged(html, "share") == count / 10 and 0.25 <= count / 10 <= 0.75
+
+
+def test_no_head_and_no_table_is_empty(page):
+    for table in re.findall(r"(?s)<table.*?</table>", page):
+        heads = re.findall(r"(?s)<th\b[^>]*>(.*?)</th>", table.split("</thead>")[0])
+        assert heads and all(head.strip() for head in heads)
+        assert "<tr" in table.split("</thead>")[1]
 
 
 def test_what_a_model_wrote_is_text(page):
