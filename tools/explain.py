@@ -15,7 +15,6 @@ import math
 import shutil
 import statistics
 import sys
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -42,7 +41,6 @@ ROWS = 12
 TOKENS = 10
 UNLIKELY = 24  # tokens of a proposal whose log-probs are shown
 LETTERS = 600
-CAMPS = ("c2", "c0", "c3", "c4", "c5", "c6", "c1")  # colours; the majority has the Solver's
 
 
 @dataclass(eq=False)
@@ -118,11 +116,7 @@ def picture_of(image, caption: str):
 
 def pictures_of(drafts: list) -> list[tuple]:
     """Codes with their pictures; None where there is none."""
-    shown = []
-    for draft in drafts:
-        picture = draft.image and picture_of(draft.image, draft.proposal.caption)
-        shown.append((draft, picture))
-    return shown
+    return [(one, one.image and picture_of(one.image, one.proposal.caption)) for one in drafts]
 
 
 def token_table(learn: Call, group: list, decode) -> list[dict]:
@@ -156,17 +150,6 @@ def most(items: list, key, count: int) -> list:
     """Those in which `key` is largest, in the order in which they came."""
     places = sorted(range(len(items)), key=lambda i: -key(items[i]))
     return [items[i] for i in sorted(places[:count])]
-
-
-def camps(answers: list) -> list[tuple]:
-    """(answer, colour of its camp) each: c2 is the majority's; grey is nothing read."""
-    votes = tally(answers)
-    votes.pop(None, None)
-    names, shown = sorted(votes, key=votes.get, reverse=True), []
-    for answer in answers:
-        own = [i for i, name in enumerate(names) if rewards.answers_match(answer, name)]
-        shown.append((answer, CAMPS[own[0] % len(CAMPS)] if own else "grey"))
-    return shown
 
 
 def group_of(learn: Call, number: int) -> SimpleNamespace:
@@ -232,8 +215,7 @@ def phase_c(run: Call) -> SimpleNamespace:
     (data,), learn = run.of("coder_data"), run.learning("coder")
     (fresh,) = data.of("fresh_data")
     rows = [row for row, _ in fresh.result]
-    rates = sorted(Counter(row["render_rate"] for row in rows).items())
-    shown = SimpleNamespace(rows=rows, rates=rates, kept=len(data.result), group=None)
+    shown = SimpleNamespace(rows=rows, kept=len(data.result), group=None)
     if learn:
         # What is drawn outside of `draw` are the policy's own codes.
         (render,) = run.of("render")
@@ -274,8 +256,6 @@ def write(run: Call, folder: Path) -> Path:
         s=phase_s(run),
         settings=config["settings"],
         model=config["model"],
-        style=report.STYLE,
-        camps=camps,
         few=ROWS,
         longest=LETTERS,
     )

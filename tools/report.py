@@ -93,8 +93,9 @@ COLOURS = dict(re.findall(r"--(\w+): (#\w+)", TEXT.split("@media")[0]))
 STYLE = Markup(TEXT.split("<style>")[1].split("</style>")[0])  # of all pages
 JINJA = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 JINJA.filters["n"] = number
+JINJA.tests["matches"] = answers_match
 JINJA.globals.update(cells=cells, change=change, tally=tally, answers_match=answers_match)
-JINJA.globals.update(roles=ROLES, colours=COLOURS)
+JINJA.globals.update(roles=ROLES, colours=COLOURS, style=STYLE)
 PAGE = JINJA.from_string(TEXT).module  # with the macros as functions
 LOOK = dict(re.findall("(.+): (.+)", PAGE.look))  # of matplotlib
 
@@ -309,38 +310,16 @@ def gallery(folder):
 # ------------------------------------------------------------------------------------- the page
 
 
-def headline(evals):
-    """The run in one sentence, and how sure that is."""
-    evals = [r for r in evals if finite(r.get("sampled"))]
-    if not evals:
-        return "Nothing is measured yet", ""
-    first, last = evals[0], evals[-1]
-    before, after = (f"{100 * r['sampled']:.1f} %" for r in (first, last))
-    if first is last:
-        return f"The base answers {before} of held-out questions; no iteration is finished yet", ""
-    change = f"{'rose' if last['sampled'] > first['sampled'] else 'fell'} from {before} to {after}"
-    if before == after:
-        change = f"stayed at {before}"
-    count = last["iteration"] - first["iteration"]
-    iterations = f"{count} iterations" if count > 1 else "1 iteration"
-    ends = [100 * r[f"sampled_{end}"] for r in (first, last) for end in ("low", "high")]
-    lede = "95 % intervals: {:.1f}–{:.1f} % before, {:.1f}–{:.1f} % after.".format(*ends)
-    return f"Held-out accuracy {change} in {iterations}", lede
-
-
 def report(folder, png=None):
     """Write `folder`/report.html, and `png` -> the page's path. FileNotFoundError: not a run."""
     folder = Path(folder)
     config, kinds = read_run(folder)
     sections = panels(kinds)
-    title, lede = headline(kinds["eval"])
-    steps = kinds["step"]
-    if steps and steps[-1]["iteration"] >= len(kinds["eval"]):
-        lede += f" Iteration {steps[-1]['iteration']} is not finished."
+    evals = [r for r in kinds["eval"] if finite(r.get("sampled"))]
     seconds = sum(r.get("seconds", 0) for records in kinds.values() for r in records)
     figures = [[figure(panel) for panel in section if panel.series] for section in sections]
     eras = gallery(folder)
-    page = PAGE.page(config, kinds, title, lede, seconds, figures, eras, outside(folder))
+    page = PAGE.page(config, kinds, evals, seconds, figures, eras, outside(folder))
     if png:
         figure_png([*sections[0][:5], sections[1][0]], png)
     return write(folder / "report.html", page)

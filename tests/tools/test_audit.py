@@ -83,18 +83,23 @@ def test_a_colour_or_a_part_of_a_number_is_not_written_down():
     assert audit.audit(rows)["written"] == 0.5
 
 
-def test_audit_of_a_file_is_that_of_its_rows(tmp_path, monkeypatch):
-    def write(rows):
-        (tmp_path / "solver.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return tmp_path / "solver.jsonl"
-
-    with pytest.raises(FileNotFoundError):
-        audit.audit_file(tmp_path / "solver.jsonl")
-    assert audit.audit_file(write(ROWS)) == audit.audit(ROWS)
-    asked = []
-    monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND[::-1])
-    assert audit.audit_file(write(ROWS), "model", seed=3) == audit.audit(ROWS, BLIND[::-1])
-    assert asked == [(("model", ROWS), {"seed": 3, "max_new_tokens": 512})]
+def test_the_labels_of_an_iteration_are_audited_while_the_run_goes_on(tmp_path, monkeypatch):
+    loaded, logged, asked = [], [], []
+    monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND)
+    actor = SimpleNamespace(load_state=loaded.append)
+    roles = SimpleNamespace(actor=actor, weights={"solver": "weights"})
+    run = SimpleNamespace(
+        folder=make_run(tmp_path, {1: ROWS, 2: []}),
+        settings=SimpleNamespace(seed=3, answer_tokens=64),
+        log=lambda **record: logged.append(record),
+    )
+    for iteration in (1, 2, 3):  # there, empty, and not yet written
+        audit.audit_labels(roles, run, iteration)
+    about = {"kind": "audit", "iteration": 1, "phase": "solver"}
+    assert logged == [about | audit.audit(ROWS, BLIND)] and loaded == ["weights"]
+    (((model, rows), options),) = asked
+    assert model is actor and [row["label"] for row in rows] == [row["label"] for row in ROWS]
+    assert options == {"seed": 3, "max_new_tokens": 64}
 
 
 def test_the_program_prints_a_column_for_each_iteration(tmp_path, capsys):
