@@ -36,11 +36,8 @@ from support.run_folder import folder_of
 from tools import report
 
 PAGE = Path(__file__).with_name("explain_page.html")
-# What is shown of longer ones.
-ROWS = 12
-TOKENS = 10
-UNLIKELY = 24  # tokens of a proposal whose log-probs are shown
-LETTERS = 600
+TOKENS = 10  # of a group, in the table of what they push
+UNLIKELY = 24  # of a proposal, whose log-probs are shown
 
 
 @dataclass(eq=False)
@@ -231,9 +228,8 @@ def phase_s(run: Call) -> SimpleNamespace:
     (fresh,) = data.of("fresh_data")
     kept = {id(row) for row, _ in data.result}
     drawn = [row for row, image in fresh.result if image is not None]
-    dropped = [row for row in drawn if id(row) not in kept]
     shown = SimpleNamespace(valid=len(fresh.result), drawn=len(drawn), kept=len(kept), group=None)
-    shown.dropped = dropped
+    shown.dropped = [row for row in drawn if id(row) not in kept]
     if learn:
         number = most_telling(learn)
         prompt = learn.arguments[2][number]
@@ -256,8 +252,6 @@ def write(run: Call, folder: Path) -> Path:
         s=phase_s(run),
         settings=config["settings"],
         model=config["model"],
-        few=ROWS,
-        longest=LETTERS,
     )
     return report.write(folder / "explain.html", page)
 
