@@ -268,9 +268,12 @@ def curves(courses: dict, path: Path):
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(13, 5.6), layout="constrained")
-    panels = drawing.subplots(2, len(COURSE) // 2, sharex=True).flat
+    panels = [*drawing.subplots(2, len(COURSE) // 2, sharex=True).flat]
     kinds = dict.fromkeys(kind for _, kind in courses)
     for axes, (_, name, what) in zip(panels, COURSE):
+        if name in ("majority", "greedy"):
+            # The three accuracies share one scale.
+            axes.sharey(panels[0])
         for kind in kinds:
             colour, runs = COLOURS.get(kind, "#8a8a8a"), courses[name, kind]
             means = [mean_of(values) for values in zip(*runs)]
