@@ -47,12 +47,12 @@ from functools import partial
 from PIL import Image
 
 import rewards
-from eval import table
 from generate import generate
 from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
+from support.figures import table
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed

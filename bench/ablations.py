@@ -13,7 +13,7 @@ the same seeds make the same. It prints a table and draws `--png`. The last two 
 function of mmzero.py, `solver_data`: labels have no flag.
 
 The gain of a kind, and how much it is below that of the default, are means over seeds, in points.
-Two 95 % intervals answer two questions. Over questions (tools/compare.py: `paired`): would these
+Two 95 % intervals answer two questions. Over questions (support/figures.py: `paired`): would these
 very Solvers differ on other questions? Over seeds (Student's t): would other runs differ?
 """
 
@@ -33,10 +33,9 @@ import numpy as np
 from tqdm import tqdm
 
 import mmzero
-from eval import markdown
+from support.figures import markdown, paired
 from support.run_folder import ROLES, read_jsonl
 from tiny.truth import truth
-from tools.compare import paired
 
 KINDS = {
     "default": "",
@@ -269,9 +268,12 @@ def curves(courses: dict, path: Path):
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(13, 5.6), layout="constrained")
-    panels = drawing.subplots(2, len(COURSE) // 2, sharex=True).flat
+    panels = [*drawing.subplots(2, len(COURSE) // 2, sharex=True).flat]
     kinds = dict.fromkeys(kind for _, kind in courses)
     for axes, (_, name, what) in zip(panels, COURSE):
+        if name in ("majority", "greedy"):
+            # The three accuracies share one scale.
+            axes.sharey(panels[0])
         for kind in kinds:
             colour, runs = COLOURS.get(kind, "#8a8a8a"), courses[name, kind]
             means = [mean_of(values) for values in zip(*runs)]

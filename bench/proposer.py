@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm
 
-from eval import markdown
+from support.figures import markdown
 from support.run_folder import ROLES, read_jsonl
 from tiny.world import COLOURS
 

@@ -404,17 +404,18 @@ def step_line(title: str, r: dict) -> str:
 
     >>> r = dict(reward=0.5, accuracy=0.45, unread=0, grad_norm=1.2, kl=0.01, seconds=2, updates=1)
     >>> print(step_line("it 1 solver 3/20", r))
-    it 1 solver 3/20    reward  0.50  unread 0.00  accuracy 0.45  kl 0.010  norm 1.20  2.0 s
+    it 1 solver 3/20    reward=0.50 unread=0.00 accuracy=0.45 kl=0.010 norm=1.20 2.0 s
     """
-    words = [f"{title:<18}  reward {r['reward']:5.2f}"]
-    words += [f"{name} {r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
+    words = [f"{title:<19} reward={r['reward']:.2f}"]
+    words += [f"{name}={r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
     if r["updates"]:
-        words += [f"kl {r['kl']:.3f}", f"norm {r['grad_norm']:.2f}"]
+        words += [f"kl={r['kl']:.3f}", f"norm={r['grad_norm']:.2f}"]
     elif r.get("skipped"):
-        words += ["no update: gradient not finite"]
+        words += ["no update: not finite"]
     else:
-        words += ["no update: every group's rewards are equal"]
-    return "  ".join([*words, f"{r['seconds']:.1f} s"])
+        words += ["no update: A = 0"]
+    digits = 1 if r["seconds"] < 100 else 0
+    return " ".join([*words, f"{r['seconds']:.{digits}f} s"])
 
 
 def read_state(path: Path) -> dict | None:

@@ -1,13 +1,13 @@
 """Held-out accuracy, how sure one can be, and the command line (eval.py)."""
 
-import math
+import ast
+import graphlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -67,35 +67,6 @@ def test_evaluate_counts_by_hand(monkeypatch):
 def test_evaluate_refuses_nothing():
     with pytest.raises(ValueError, match="questions"):
         evaluation.evaluate(Echo(), [])
-
-
-def test_bootstrap_covers_the_mean_about_95_times_in_100():
-    rng, hits = np.random.default_rng(1), 0
-    for trial in range(200):
-        low, high = evaluation.bootstrap(rng.binomial(8, 0.6, size=60) / 8, seed=trial, draws=300)
-        hits += low <= 0.6 <= high
-    assert 180 <= hits <= 199
-    assert evaluation.bootstrap([0, 1, 1, 0.5], 3) == evaluation.bootstrap([0, 1, 1, 0.5], 3)
-
-
-def test_wilson_covers_a_share_that_is_all_but_one_where_the_bootstrap_does_not():
-    rng, hits = np.random.default_rng(2), {evaluation.wilson: 0, evaluation.bootstrap: 0}
-    for _ in range(300):
-        values = rng.binomial(1, 0.97, size=40)
-        for method in hits:
-            low, high = method(values) if method is evaluation.wilson else method(values, draws=200)
-            hits[method] += low <= 0.97 <= high
-    assert 275 <= hits[evaluation.wilson] <= 299 and hits[evaluation.bootstrap] < 240
-    # It is where |p - share| = z sqrt(p (1 - p) / n), and a bootstrap would say (0, 0), (1, 1).
-    for share, n in ((0.0, 9), (0.25, 8), (1.0, 60)):
-        for p, end in zip(
-            evaluation.interval([1] * int(share * n) + [0] * int((1 - share) * n)), (0, 1)
-        ):
-            assert (
-                abs(p - share) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), rel=1e-3)
-                or p == share == end
-            )
-    assert evaluation.interval([0.5, 0.25, 1]) == evaluation.bootstrap([0.5, 0.25, 1])
 
 
 def answers_of(vlm, questions):
@@ -212,3 +183,35 @@ def test_charts_are_the_same_for_everybody_and_drawn():
     assert len(questions) == len(types) == 6
     assert all(a[0].tobytes() == b[0].tobytes() for a, b in zip(questions, again))
     assert all(len(picture.getcolors(1 << 16)) > 1 for picture, _, _ in questions)
+
+
+def imports_of(path):
+    """-> (modules of ours that a file imports when it is loaded, those it imports in functions)"""
+    tree, found = ast.parse(path.read_text()), []
+    at_once = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if (ROOT / f"{name.replace('.', '/')}.py").is_file():
+                found.append((name, id(node) in at_once))
+    return {name for name, now in found if now}, {name for name, now in found if not now}
+
+
+def test_arrows_of_import_run_one_way():
+    """Support imports nothing above it, the top floor no tools but in its two programs' `main`."""
+    files = [*ROOT.glob("*.py"), *ROOT.glob("support/*.py"), *ROOT.glob("tools/*.py")]
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    arrows = {}
+    for name, path in files.items():
+        now, later = imports_of(path)
+        arrows[name] = now | later
+        if name.startswith("support"):
+            assert all(other.startswith("support.") for other in arrows[name]), name
+        elif not name.startswith("tools"):
+            tools = later if name in ("mmzero", "eval") else set()
+            assert {other for other in arrows[name] if other.startswith("tools.")} <= tools, name
+    # The charts of eval.py, whose `main` goes on in compare.py.
+    arrows["tools.compare"].remove("eval")
+    list(graphlib.TopologicalSorter(arrows).static_order())  # or a CycleError that names them

@@ -2,7 +2,8 @@
 
 `world.py` makes scenes and questions at random; here both are read back from text, without its
 rules, for the audit (tools/audit.py). What the caption does not settle has no truth: a colour that
-is not there, or there twice; two tallest bars; what the world never says.
+is not there, or there twice; two tallest bars; what the world never says; a question that supposes
+what is false, such as how much taller the lower of two bars is.
 """
 
 import re
@@ -41,7 +42,7 @@ def read(caption):
 
 
 # The questions of each kind: items -> [(pattern of a question, function of its groups)]. `number`
-# is the first or second number of a colour; it raises LookupError if that is not there, or twice.
+# is the first or second number of a colour. LookupError: no answer is true.
 
 
 def find(items, colour):
@@ -56,13 +57,20 @@ def number(items, which, colour):
     return items[find(items, colour)][which]
 
 
+def ahead(of, other):
+    """By how much one number is above another; the world asks it the right way round only."""
+    if of < other:
+        raise LookupError(f"{of} is below {other}")
+    return of - other
+
+
 def bars(items):
     high = partial(number, items, 1)
     values = [value for _, value in items]
     questions = [
         (f"How tall is {C}", high),
         (f"What do {C} and {C} add up to", lambda a, b: high(a) + high(b)),
-        (f"How much taller is {C} than {C}", lambda a, b: abs(high(a) - high(b))),
+        (f"How much taller is {C} than {C}", lambda a, b: ahead(high(a), high(b))),
         ("How many bars are above ([1-9])", lambda limit: sum(v > int(limit) for v in values)),
         (f"What is the mean of {C} and {C}", lambda a, b: f"{(high(a) + high(b)) / 2:g}"),
     ]
@@ -154,7 +162,7 @@ def chain(items):
         ("Which node is (first|last)", lambda end: items[0 if end == "first" else -1][0]),
         (f"What follows {C}", lambda c: after(c, 1)),
         (f"What is two steps after {C}", lambda c: after(c, 2)),
-        (f"How many steps lead from {C} to {C}", lambda a, b: abs(place(a) - place(b))),
+        (f"How many steps lead from {C} to {C}", lambda a, b: ahead(place(b), place(a))),
         (f"How many nodes come after {C}", lambda c: len(items) - 1 - place(c)),
     ]
 

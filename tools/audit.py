@@ -16,7 +16,6 @@ and the code and says yes or no to the label. RUN/audit.html shows where they di
 
 import argparse
 import ast
-import json
 import math
 import random
 import re
@@ -29,11 +28,11 @@ from PIL import Image
 # Run as a program, it finds the modules above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import markdown, wilson
 from generate import generate
 from prompts import fill
 from support.answers import answers_match, extract_answer, tally, vote
 from support.checkpoint import check_family, find_checkpoint
+from support.figures import markdown, wilson
 from support.parallel import gather, rank_slice
 from support.run_folder import read_jsonl
 from tiny.truth import truth
@@ -127,26 +126,15 @@ def audit(rows, blind=None):
     }
 
 
-def audit_file(path, vlm=None, seed=0, max_new_tokens=512):
-    """The figures of iterK/solver.jsonl. With `vlm`, the Solver is asked without the pictures.
-
-    FileNotFoundError: phase S has not written yet.
-    """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    blind = None
-    if vlm is not None:
-        blind = blind_answers(vlm, rows, seed=seed, max_new_tokens=max_new_tokens)
-    return audit(rows, blind)
-
-
 def audit_labels(roles, run, iteration):
     """This iteration's labels, while the run goes on. The Solver that learnt from them is asked
     without pictures, too."""
-    labels, settings = run.folder / f"iter{iteration}/solver.jsonl", run.settings
-    if labels.exists() and labels.stat().st_size:
+    rows, settings = read_jsonl(run.folder / f"iter{iteration}/solver.jsonl"), run.settings
+    if rows:
         roles.actor.load_state(roles.weights["solver"])
-        figures = audit_file(labels, roles.actor, settings.seed, settings.answer_tokens)
-        run.log(kind="audit", iteration=iteration, phase="solver", **figures)
+        limit = settings.answer_tokens
+        blind = blind_answers(roles.actor, rows, seed=settings.seed, max_new_tokens=limit)
+        run.log(kind="audit", iteration=iteration, phase="solver", **audit(rows, blind))
 
 
 def table(audits):
@@ -208,11 +196,11 @@ def sees(name):
         return False
 
 
-def compare(files, run, name, count):
+def compare(labels, run, name, count):
     """A sample of each iteration's labels before the judge -> a table; RUN/audit.html."""
     vlm = VLM.load(name) if name and sees(name) else None
     lines, eras = [], []
-    for iteration, rows in files.items():
+    for iteration, rows in labels.items():
         chosen = random.Random(iteration).sample(rows, min(count, len(rows)))
         found = opinions(chosen, run, name, vlm)
         if not found:
@@ -229,10 +217,9 @@ def compare(files, run, name, count):
     if not lines:
         return "no label whose truth is known; give --judge MODEL"
     header = ["it", "judged", "labels it agrees with, % (95 %)", "no word on"]
-    page = report.JINJA.from_string(PAGE.read_text(encoding="utf-8"))
-    text = page.render(run=run, judge=name, header=header, lines=lines, eras=eras)
-    (run / "audit.html").write_bytes(text.encode("utf-8", "replace"))
-    return f"{markdown(header, lines)}\n\ndisagreements: {run / 'audit.html'}"
+    template = report.JINJA.from_string(PAGE.read_text(encoding="utf-8"))
+    page = template.render(run=run, judge=name, header=header, lines=lines, eras=eras)
+    return f"{markdown(header, lines)}\n\ndisagreements: {report.write(run / 'audit.html', page)}"
 
 
 def main(arguments=None):
@@ -242,16 +229,13 @@ def main(arguments=None):
     add("--judge", metavar="MODEL", help="a text or a vision-language model that looks at labels")
     add("--sample", type=int, default=200, help="labels of each iteration that it looks at")
     options = parser.parse_args(arguments)
-    run, files = options.run, {}
-    for path in run.glob("iter*/solver.jsonl"):
-        files[int(path.parent.name[4:])] = path
-    files = dict(sorted(files.items()))
+    files = report.of_iterations(options.run, "solver.jsonl")
     if not files:
-        sys.exit(f"audit.py: {run} has no iterK/solver.jsonl: give the --out of a run")
-    print(table({iteration: audit_file(path) for iteration, path in files.items()}) + "\n")
+        sys.exit(f"audit.py: {options.run} has no iterK/solver.jsonl: give the --out of a run")
     try:
-        rows = {iteration: read_jsonl(path) for iteration, path in files.items()}
-        print(compare(rows, run, options.judge, options.sample))
+        labels = {iteration: read_jsonl(path) for iteration, path in files.items()}
+        print(table({iteration: audit(rows) for iteration, rows in labels.items()}) + "\n")
+        print(compare(labels, options.run, options.judge, options.sample))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"audit.py: {error}")
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval import charts, figures, interval, markdown
+from eval import charts
 from generate import generate
 from prompts import fill
 from support.answers import extract_answer, vote
+from support.figures import figures, interval, markdown, paired
 from support.parallel import gather, rank, rank_slice, world
 from support.run_folder import read_jsonl
 from tools import benchmarks, judge, report
@@ -184,18 +185,6 @@ def gains(ours, theirs):
         found[f"{key}_gain"] = ours[key] - theirs[key]
         found[f"{key}_gain_low"], found[f"{key}_gain_high"] = ends
     return found
-
-
-def paired(differences):
-    """95 % interval of the mean difference on the same questions.
-
-    A question is drawn with the accuracy of both, so that what makes it hard for both cancels.
-    Where both are right on most, a bootstrap is too sure of itself: two more questions, each right
-    for one alone, mend that (Bonett and Price 2012).
-    """
-    more = np.append(differences, [1, -1])
-    middle, half = more.mean(), 1.959964 * more.std() / math.sqrt(len(more))
-    return float(max(-1, middle - half)), float(min(1, middle + half))
 
 
 def shares(sets):

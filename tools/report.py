@@ -1,22 +1,24 @@
 """The report of a run: one HTML page with its loop, table, curves, label audit and gallery.
 
-    report("runs/first")  ->  runs/first/report.html    (also: python eval.py --report runs/first)
+    python tools/report.py RUN     ->  RUN/report.html      (also: python eval.py --report RUN)
 
-It reads config.json, metrics.jsonl and iterK/probe.jsonl of the run folder; what a run in progress
-has not written yet is left out. report_page.html holds the page as Jinja macros (PyTorch brings
-Jinja along), the table of its panels and the look of its curves. matplotlib draws these, as SVG for
-the page and as one figure for `--png`.
+It reads config.json, metrics.jsonl, iterK/probe.jsonl and eval/results.jsonl of the run folder;
+what a run in progress has not written yet is left out. report_page.html holds the page as Jinja
+macros (PyTorch brings Jinja along), the table of its panels and the look of its curves. matplotlib
+draws these, as SVG for the page and as one figure for `--png`.
 
 What a model wrote (captions, answers, code, errors) is untrusted: Jinja escapes all that is not
 `Markup`, and pictures are decoded and encoded again.
 """
 
+import argparse
 import base64
 import io
 import json
 import math
 import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +29,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from eval import cells
+# Run as a program, it finds the modules above it.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from support.answers import answers_match, tally
+from support.figures import cells
 from support.run_folder import read_jsonl
 
 ROLES = {"proposer": "c0", "coder": "c1", "solver": "c2"}  # and their colours
@@ -59,6 +64,12 @@ def read_run(folder):
     return json.loads((folder / "config.json").read_text(encoding="utf-8")), kinds
 
 
+def of_iterations(folder, name):
+    """{K: iterK/name} of those that are there, in order."""
+    files = {int(path.parent.name[4:]): path for path in folder.glob(f"iter*/{name}")}
+    return dict(sorted(files.items()))
+
+
 def finite(x):
     return isinstance(x, (int, float)) and math.isfinite(x)
 
@@ -71,14 +82,31 @@ def change(records, key, form):
 
 # ------------------------------------------------------------------------------------- the page
 
+
+def number(x, digits=4):
+    return f"{x:.{digits}f}".replace("-", "−")
+
+
 TEXT = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
 # {"c0": "#0072b2", ...}, on light ground
 COLOURS = dict(re.findall(r"--(\w+): (#\w+)", TEXT.split("@media")[0]))
+STYLE = Markup(TEXT.split("<style>")[1].split("</style>")[0])  # of all pages
 JINJA = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+JINJA.filters["n"] = number
+JINJA.tests["matches"] = answers_match
 JINJA.globals.update(cells=cells, change=change, tally=tally, answers_match=answers_match)
-JINJA.globals.update(roles=ROLES, colours=COLOURS)
+JINJA.globals.update(roles=ROLES, colours=COLOURS, style=STYLE)
 PAGE = JINJA.from_string(TEXT).module  # with the macros as functions
 LOOK = dict(re.findall("(.+): (.+)", PAGE.look))  # of matplotlib
+
+
+def write(path, page):
+    """The page, whole, or what was there before."""
+    partial = path.with_name(path.name + ".tmp")
+    # Models write half surrogate pairs, which UTF-8 cannot.
+    partial.write_bytes(page.encode("utf-8", "replace"))
+    os.replace(partial, path)
+    return path
 
 
 # --------------------------------------------------------------------------------------- curves
@@ -202,7 +230,7 @@ NEEDLESS = r"(?s)^.*?(?=<svg)|<(metadata|style).*?</\1>|font-family: [^;]*;| id=
 def figure(panel):
     """The panel as HTML: text that wraps on a phone, and SVG in the page's font and colours."""
     drawing, file = Figure(figsize=(350 / 72, 206 / 72)), io.StringIO()  # a unit is a pixel
-    draw(drawing.add_axes((0.13, 0.17, 0.84, 0.72)), panel)
+    draw(drawing.add_axes((0.13, 0.19, 0.84, 0.7)), panel)
     drawing.savefig(file, format="svg", transparent=True)
     svg = re.sub(NEEDLESS, "", file.getvalue())
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(panel.title)}"', 1)
@@ -234,22 +262,15 @@ def figure_png(panels, path):
 
 def outside(folder):
     """The page's section on RUN/eval/results.jsonl, which `eval.py --run` writes, or nothing."""
-    results, figures, table = read_jsonl(folder / "eval/results.jsonl"), [], []
-    models = list(dict.fromkeys(r["model"] for r in results))
-    for name in dict.fromkeys(r["set"] for r in results):
-        own = [r | {"x": models.index(r["model"])} for r in results if r["set"] == name]
-        note = f"{own[0]['questions']} questions; the band is the 95 % interval."
-        panel = Panel(Path(name).name, note, "%", lines(own, "sampled", "c2", 100), 100)
-        figures.append(figure(panel))
-        cells, last = [], own[-1]
-        for r in own:
-            low, high = 100 * r["sampled_low"], 100 * r["sampled_high"]
-            cells.append(f"{100 * r['sampled']:.1f} ({low:.1f}–{high:.1f})")
-        if "sampled_gain" in last:
-            gain, low, high = (100 * last[f"sampled_gain{end}"] for end in ("", "_low", "_high"))
-            cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−"))
-        table.append([panel.title, *cells])
-    return PAGE.outside(["in %", *models, "gain"], table, figures) if table else ""
+    sets, figures = {}, []
+    for r in read_jsonl(folder / "eval/results.jsonl"):
+        iteration = 0 if r["model"] == "base" else int(r["model"].removeprefix("it "))
+        sets.setdefault(r["set"], {})[iteration] = r | {"x": iteration}
+    for name, rows in sets.items():
+        points = lines([rows[k] for k in sorted(rows)], "sampled", "c2", 100)
+        note = "The band is the 95 % interval."
+        figures.append(figure(Panel(Path(name).name, note, "%", points, 100)))
+    return PAGE.outside(sets, sorted({k for rows in sets.values() for k in rows}), figures)
 
 
 # ---------------------------------------------------------------------------------- the gallery
@@ -273,9 +294,8 @@ def gallery(folder):
 
     The cards are of rows that are spread evenly, so that failures keep their share.
     """
-    files = {int(path.parent.name[4:]): path for path in folder.glob("iter*/probe.jsonl")}
     eras = []
-    for k, file in sorted(files.items()):
+    for k, file in of_iterations(folder, "probe.jsonl").items():
         rows, cards = read_jsonl(file), []
         count = min(SHOWN, len(rows))
         for i in range(count):
@@ -290,46 +310,31 @@ def gallery(folder):
 # ------------------------------------------------------------------------------------- the page
 
 
-def headline(evals):
-    """The run in one sentence, and how sure that is."""
-    evals = [r for r in evals if finite(r.get("sampled"))]
-    if not evals:
-        return "Nothing is measured yet", ""
-    first, last = evals[0], evals[-1]
-    before, after = f"{100 * first['sampled']:.1f} %", f"{100 * last['sampled']:.1f} %"
-    if first is last:
-        return f"The base answers {before} of held-out questions; no iteration is finished yet", ""
-    change = f"fell from {before} to {after}"
-    if last["sampled"] > first["sampled"]:
-        change = f"rose from {before} to {after}"
-    if before == after:
-        change = f"stayed at {before}"
-    count = last["iteration"] - first["iteration"]
-    iterations = f"{count} iterations" if count > 1 else "1 iteration"
-    intervals = []
-    for r in (first, last):
-        intervals.append(f"{100 * r['sampled_low']:.1f}–{100 * r['sampled_high']:.1f} %")
-    lede = "95 % intervals: {} before, {} after.".format(*intervals)
-    return f"Held-out accuracy {change} in {iterations}", lede
-
-
 def report(folder, png=None):
     """Write `folder`/report.html, and `png` -> the page's path. FileNotFoundError: not a run."""
     folder = Path(folder)
     config, kinds = read_run(folder)
     sections = panels(kinds)
-    title, lede = headline(kinds["eval"])
-    steps = kinds["step"]
-    if steps and steps[-1]["iteration"] >= len(kinds["eval"]):
-        lede += f" Iteration {steps[-1]['iteration']} is not finished."
+    evals = [r for r in kinds["eval"] if finite(r.get("sampled"))]
     seconds = sum(r.get("seconds", 0) for records in kinds.values() for r in records)
     figures = [[figure(panel) for panel in section if panel.series] for section in sections]
     eras = gallery(folder)
-    page = PAGE.page(config, kinds, title, lede, seconds, figures, eras, outside(folder))
-    partial = folder / "report.html.tmp"
-    # Models write half surrogate pairs, which UTF-8 cannot.
-    partial.write_bytes(page.encode("utf-8", "replace"))
-    os.replace(partial, folder / "report.html")
+    page = PAGE.page(config, kinds, evals, seconds, figures, eras, outside(folder))
     if png:
         figure_png([*sections[0][:5], sections[1][0]], png)
-    return folder / "report.html"
+    return write(folder / "report.html", page)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="The page of a run: RUN/report.html.")
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--png", metavar="FILE", help="the main curves as a figure, too")
+    options = parser.parse_args(arguments)
+    try:
+        print(report(options.run, options.png))
+    except (ValueError, OSError) as error:
+        sys.exit(f"report.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

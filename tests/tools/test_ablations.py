@@ -101,6 +101,20 @@ def test_the_course_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch
     ]
 
 
+def test_the_three_accuracies_share_one_scale(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **more: drawn.append(figure))
+    courses = {(name, "default"): [[None, 1.0, 2.0]] for _, name, _ in ablations.COURSE}
+    courses["sampled", "default"] = [[30.0, 50.0, 55.0]]
+    courses["greedy", "default"] = [[80.0, 81.0, 82.0]]
+    ablations.curves(courses, tmp_path / "curves.png")
+    limits = [axes.get_ylim() for axes in drawn[0].axes]
+    assert limits[0] == limits[1] == limits[2] and limits[0][0] <= 1 and limits[0][1] >= 82
+    assert limits[3] != limits[0]
+
+
 def test_seeds_are_paired_by_their_numbers(tmp_path, monkeypatch, capsys):
     half = [0.5] * 40
     for seed, gain in ((0, 0.1), (1, 0.3), (2, 0.2)):

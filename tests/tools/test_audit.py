@@ -1,4 +1,4 @@
-"""The label audit (tools/audit.py) and the truth about tiny scenes (tiny/truth.py)."""
+"""The label audit (tools/audit.py)."""
 
 import json
 import math
@@ -11,73 +11,8 @@ from helpers_eval import Echo
 from helpers_judge import make_judge
 
 import eval as evaluation
-from tiny import world
-from tiny.truth import read, truth
+from support import figures
 from tools import audit
-
-
-@pytest.mark.parametrize("kind", world.KINDS)
-def test_truth_agrees_with_the_world_that_made_the_question(kind):
-    """Every question of many scenes, easy and hard, held out or not, has the world's answer."""
-    rng = random.Random(kind)
-    asked = set()
-    for i in range(400):
-        scene = world.random_scene(rng, kind, of=("train", "test")[i % 2])
-        for question in scene.easy + scene.hard:
-            case = scene.caption, question.text
-            assert truth(*case) == question.answer, case
-            asked.add(question.text.split()[1])
-    assert len(asked) > 1
-
-
-@pytest.mark.parametrize(
-    "caption, question",
-    [
-        ("bars: red 4, blue 7, green 2", "How tall is black?"),  # not there
-        ("bars: red 4, blue 7, red 2", "What do red and blue add up to?"),  # there twice
-        ("bars: red 4, blue 7, green 2", "What do red and red add up to?"),  # never asked
-        ("bars: red 7, blue 7, green 2", "Which of the bars is tallest?"),  # two of them
-        ("bars: red 7, blue 7, green 2", "Which of the bars is blue?"),
-        ("bars: red 4, blue 7", "How tall is red?"),  # too few bars
-        ("bars: red 40, blue 7, green 2", "How tall is blue?"),  # too tall
-        ("bars: red 4, blue 7, pink 2", "How tall is blue?"),
-        ("plan: red 5-3, blue 1-2, green 4-6", "How long is blue?"),  # ends before it begins
-        ("chain: red > blue > green", "What is two steps after blue?"),  # past the end
-        ("chain: red > blue > red", "What follows red?"),
-        ("Sales of 2019 as bars", "How tall is red?"),
-        ("", ""),
-        ("bars: ", "?"),
-        ("map: red 1,2, blue 3,4, red 5,6", "How far east is red?"),
-    ],
-)
-def test_what_the_caption_does_not_settle_has_no_truth(caption, question):
-    assert truth(caption, question) is None
-
-
-@pytest.mark.parametrize(
-    "caption, question, answer",
-    [
-        ("bars: red 4, blue 7, red 2", "How tall is blue?", "7"),
-        ("bars: red 4, blue 7, red 2", "How many bars are above 3?", "2"),
-        ("bars: red 7, blue 1, red 7", "Which of the bars is tallest?", "red"),  # both of them red
-        ("map: red 3,5, orange 6,7, blue 9,7", "Is red further north or further east?", "north"),
-        ("table: red red / red blue", "Has column 1 one colour or two?", "one"),
-        ("table: red red / red blue", "What is in row 2, column 2?", "blue"),
-        ("chain: red > blue > red > green", "What follows blue?", "red"),
-    ],
-)
-def test_truths_worked_out_by_hand(caption, question, answer):
-    assert truth(caption, question) == answer
-
-
-def test_read_gives_numbers():
-    assert read("plan: red 0-3, blue 1-2, green 4-9") == (
-        "plan",
-        [("red", 0, 3), ("blue", 1, 2), ("green", 4, 9)],
-    )
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 def row(caption, question, hard_answer, label, answers, code="<svg></svg>", language="svg"):
@@ -148,18 +83,23 @@ def test_a_colour_or_a_part_of_a_number_is_not_written_down():
     assert audit.audit(rows)["written"] == 0.5
 
 
-def test_audit_of_a_file_is_that_of_its_rows(tmp_path, monkeypatch):
-    def write(rows):
-        (tmp_path / "solver.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return tmp_path / "solver.jsonl"
-
-    with pytest.raises(FileNotFoundError):
-        audit.audit_file(tmp_path / "solver.jsonl")
-    assert audit.audit_file(write(ROWS)) == audit.audit(ROWS)
-    asked = []
-    monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND[::-1])
-    assert audit.audit_file(write(ROWS), "model", seed=3) == audit.audit(ROWS, BLIND[::-1])
-    assert asked == [(("model", ROWS), {"seed": 3, "max_new_tokens": 512})]
+def test_the_labels_of_an_iteration_are_audited_while_the_run_goes_on(tmp_path, monkeypatch):
+    loaded, logged, asked = [], [], []
+    monkeypatch.setattr(audit, "blind_answers", lambda *a, **k: asked.append((a, k)) or BLIND)
+    actor = SimpleNamespace(load_state=loaded.append)
+    roles = SimpleNamespace(actor=actor, weights={"solver": "weights"})
+    run = SimpleNamespace(
+        folder=make_run(tmp_path, {1: ROWS, 2: []}),
+        settings=SimpleNamespace(seed=3, answer_tokens=64),
+        log=lambda **record: logged.append(record),
+    )
+    for iteration in (1, 2, 3):  # there, empty, and not yet written
+        audit.audit_labels(roles, run, iteration)
+    about = {"kind": "audit", "iteration": 1, "phase": "solver"}
+    assert logged == [about | audit.audit(ROWS, BLIND)] and loaded == ["weights"]
+    (((model, rows), options),) = asked
+    assert model is actor and [row["label"] for row in rows] == [row["label"] for row in ROWS]
+    assert options == {"seed": 3, "max_new_tokens": 64}
 
 
 def test_the_program_prints_a_column_for_each_iteration(tmp_path, capsys):
@@ -212,7 +152,7 @@ def test_the_known_truth_takes_the_judges_place(tmp_path, capsys):
     audit.main([str(tmp_path)])
     out = capsys.readouterr().out
     assert agreement(out) == {1: (2, 100.0, 2), 2: (4, 50.0, 0)}
-    low, high = evaluation.wilson([1, 1, 0, 0])
+    low, high = figures.wilson([1, 1, 0, 0])
     assert f"50.0 ({100 * low:.1f}–{100 * high:.1f})" in out
     page = (tmp_path / "audit.html").read_text()
     assert page.count("<article>") == page.count("<img") == 2

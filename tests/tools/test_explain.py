@@ -25,8 +25,8 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     read, kept = rewards.parse_proposal, (mmzero.Roles.learn, grpo.policy_loss)
 
-    def hostile(text):
-        proposal = read(text)
+    def hostile(text, shown):
+        proposal = read(text, shown)
         if proposal:
             vars(proposal)["caption"] = proposal.caption + HOSTILE
         return proposal
@@ -57,8 +57,10 @@ def section(page, letter):
 
 
 def chips(html):
-    found = re.findall(r"<span class=\"(?:yes)?\">(.*?)</span>", html)
-    return [None if text == "nothing read" else unescape(text) for text in found]
+    """[(answer, colour of its camp)]; ✓ is no part of an answer."""
+    found = re.findall(r'<span class="(c\d|grey)">(.*?)</span>', html)
+    texts = [unescape(text).removesuffix(" ✓") for _, text in found]
+    return [(None if t == "nothing read" else t, colour) for t, (colour, _) in zip(texts, found)]
 
 
 def tagged(html, name):
@@ -74,14 +76,68 @@ def test_the_proposers_reward_from_the_answers_on_the_page(page):
             continue
         easy, hard = map(chips, re.findall(r'(?s)<p class="answers">(.*?)</p>', card))
         right = unescape(re.search(r'<span class="a">(.*?)</span>', card)[1])
-        s = sum(answer == right for answer in easy) / len(easy)
-        votes = Counter(answer for answer in hard if answer is not None)
+        s = sum(answer == right for answer, _ in easy) / len(easy)
+        assert [colour == "c2" for _, colour in easy] == [answer == right for answer, _ in easy]
+        votes = Counter(answer for answer, _ in hard if answer is not None)
         c = max(votes.values(), default=0) / len(hard)
         gains.append(min(s, 0.5) + min(c, 1 - c))
         assert number(re.search(r'class="earned">(.*?)<', card)[1]) == pytest.approx(gains[-1])
     assert len(gains) == 4 and 0 in gains and max(gains) > 0
     taken = sum(tagged(html, name) for name in "ETV")
     assert tagged(html, "R") == pytest.approx(sum(gains) / 4 - taken, abs=2e-4)
+
+
+def test_the_penalties_of_every_proposal_from_the_batch_on_the_page(page):
+    html = section(page, "P")
+    (rows,) = cells(html, "batch")
+    types = Counter(row[6] for row in rows)
+    for caption, n_caption, easy, n_easy, hard, n_hard, kind, T, V, _ in rows:
+        assert number(T) == pytest.approx(
+            0.15 * max(0, types[kind] / len(rows) - 0.5) / 0.5, abs=6e-4
+        )
+        alike = 0.45 * (int(n_caption) - 1) + 0.2 * (int(n_easy) - 1) + 0.35 * (int(n_hard) - 1)
+        assert number(V) == pytest.approx(min(0.5 * alike, 0.5), abs=6e-4)
+        # The texts that are counted stand beside their number: equal ones share a cluster.
+        for place, text in ((0, caption), (2, easy), (4, hard)):
+            assert text and int(rows[0][place + 1]) >= 1
+            same = [row[place + 1] for row in rows if row[place] == text and len(text.split()) > 3]
+            assert len(set(same)) <= 1 and (not same or int(same[0]) >= len(same))
+    for formula in (
+        "0.15 max(0, f − 0.5) / 0.5",
+        "0.5 Σ w<sub>k</sub> (n<sub>k</sub> − 1)",
+        "−1 for",
+    ):
+        assert formula in html
+
+
+def test_what_a_code_earns_the_coder(page):
+    html = section(page, "C")
+    (rows,) = cells(html, "group")
+    earned = [number(text) for text in re.findall(r'class="earned">(.*?)<', html)]
+    assert earned == [pytest.approx(number(row[-2]), abs=6e-3) for row in rows]
+    assert "earns <b" in html and -0.1 in earned and "R = −0.1" in html  # one drew nothing
+
+
+@pytest.mark.parametrize("letter", "PCS")
+def test_answers_of_one_camp_have_one_colour_and_the_majority_the_first(page, letter):
+    votes = re.findall(r'(?s)<p class="answers">(.*?)</p>', section(page, letter))
+    for answers in map(chips, votes[:1] if letter == "S" else votes[1::2]):  # to hard questions
+        camps = Counter(answer for answer, _ in answers if answer is not None)
+        colours = dict(answers)
+        assert colours.pop(None, "grey") == "grey" and len(set(colours.values())) == len(camps)
+        assert not camps or colours[camps.most_common(1)[0][0]] == "c2"
+
+
+def test_the_proposal_reads_as_it_was_written(page):
+    """No log-prob stands in the text, which has no gaps; the least likely tokens stand below it."""
+    html = section(page, "P")
+    text = unescape(re.sub("<[^>]+>", "", re.search(r'(?s)<div class="said">(.*?)</div>', html)[1]))
+    assert text.startswith("<content_type>") and "−" not in text
+    easy = unescape(re.search(r"<dt>easy question</dt><dd>(.*?)</dd>", html)[1])
+    assert f"<easy_question>{easy}</easy_question>" in text
+    below = re.search(r'(?s)<div class="unlikely">(.*?)</div>', html)[1]
+    tokens = re.findall(r"<span><code>(.*?)</code> (−[\d.]+)</span>", below)
+    assert 0 < len(tokens) <= explain.UNLIKELY and all(number(logp) < 0 for _, logp in tokens)
 
 
 @pytest.mark.parametrize("letter, size", [("P", 4), ("C", 4), ("S", 8)])
@@ -119,11 +175,18 @@ def test_ratio_clip_and_kl_of_tokens_from_their_log_probs(page, letter):
 
 def test_the_label_from_ten_answers(page):
     html = section(page, "S")
-    votes = chips(re.search(r'(?s)id="votes">(.*?)</p>', html)[1])
+    votes = [answer for answer, _ in chips(re.search(r'(?s)id="votes">(.*?)</div>', html)[1])]
     label, count = Counter(v for v in votes if v is not None).most_common(1)[0]
     assert len(votes) == 10
     assert unescape(re.search(r'id="label">(.*?)<', html)[1]) == label
     assert tagged(html, "share") == count / 10 and 0.25 <= count / 10 <= 0.75
+
+
+def test_no_head_and_no_table_is_empty(page):
+    for table in re.findall(r"(?s)<table.*?</table>", page):
+        heads = re.findall(r"(?s)<th\b[^>]*>(.*?)</th>", table.split("</thead>")[0])
+        assert heads and all(head.strip() for head in heads)
+        assert "<tr" in table.split("</thead>")[1]
 
 
 def test_what_a_model_wrote_is_text(page):
@@ -156,7 +219,7 @@ def test_a_page_or_a_usual_run_is_not_overwritten(tmp_path, monkeypatch):
     (out / "config.json").write_text('{"settings": {"explain": true}}')
     (out / "rest").write_text("")
 
-    def stopped(run):
+    def stopped(run, roles):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mmzero, "self_evolve", stopped)

@@ -4,6 +4,8 @@ import html.parser
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-import eval as evaluation
+from support import figures
 from tools import report as reporting
 
 # --------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ def test_table_fits_100_columns_and_shows_every_figure():
         key: 1.0
         for key in ("sampled", "sampled_low", "sampled_high", "majority", "greedy", "valid")
     }
-    lines = evaluation.table(rows).splitlines()
+    lines = figures.table(rows).splitlines()
     assert len(lines) == 6 and len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
         "base",
@@ -74,9 +76,9 @@ def test_table_fits_100_columns_and_shows_every_figure():
 
 
 def test_table_of_a_run_in_progress():
-    text = evaluation.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
+    text = figures.table([{"iteration": 0, "sampled": 0.5, "majority": float("nan")}])
     assert re.search(r"\| base \| +50.0 \(–––\) \| +– \|", text)
-    assert len(evaluation.table([]).splitlines()) == 2
+    assert len(figures.table([]).splitlines()) == 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -337,9 +339,88 @@ def test_a_run_without_audit_or_figures_says_so_and_no_more(tmp_path):
     (tmp_path / "config.json").write_text('{"model": "tiny", "settings": {}}')
     page = Page(reporting.report(tmp_path))
     assert "of them true" not in page.text and "– % valid" in page.text and "svg" not in page.tags
+    assert "<table" not in page.source.split("Settings")[0]  # no head without rows
     # Empty sections are not shown.
     empty = re.findall(r"<section>.*?<div[^>]*></div></section>", page.source, re.DOTALL)
     assert len(empty) == 4
+
+
+def test_no_head_of_a_table_is_empty(whole):
+    heads = re.findall(r"(?s)<thead>(.*?)</thead>", (whole / "report.html").read_text())
+    assert len(heads) == 2
+    for head in heads:
+        assert all(cell.strip() for cell in re.findall("<th>(.*?)</th>", head))
+
+
+# ---- the look that all three pages have in common
+
+STYLES = reporting.STYLE
+for name in ("explain_page.html", "audit_page.html"):
+    source = Path(reporting.__file__).with_name(name).read_text(encoding="utf-8")
+    STYLES += source.split("<style>{{ style }}")[1].split("</style>")[0]
+
+
+def palette(dark):
+    light, *_ = STYLES.split("@media screen and (prefers-color-scheme: dark)")
+    found = dict(re.findall(r"--(\w+): (#\w{6})", light))
+    if dark:
+        found |= dict(re.findall(r"--(\w+): (#\w{6})", STYLES))
+    return {name: np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for name, c in found.items()}
+
+
+def values(text, colours):
+    """The colours that a CSS value stands for: of --c all that a class may give it."""
+    mixed = re.fullmatch(r"color-mix\(in srgb, (.*) (\d+)%, (.*)\)", text)
+    if mixed:
+        own, share = values(mixed[1], colours), int(mixed[2]) / 100
+        (other,) = values(mixed[3], colours)
+        return [share * one + (1 - share) * other for one in own]
+    name = re.fullmatch(r"var\(--(\w+)\)", text)[1]
+    names = [f"c{i}" for i in range(7)] + ["grey"] if name == "c" else [name]
+    return [colours[name] for name in names]
+
+
+def contrast(a, b):
+    """By WCAG 2: (L + 0.05) / (l + 0.05), L and l the relative luminances."""
+    luminances = []
+    for colour in (a, b):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour / 255]
+        luminances.append(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_has_a_contrast_of_4_5_in_light_and_dark(dark):
+    colours = palette(dark)
+    texts = set(re.findall(r"(?<![-\w])color: ([^;}]+?) ?[;}]", STYLES))
+    assert {"var(--ink)", "var(--soft)", "var(--bad)"} < texts and len(texts) == 4
+    grounds = set(re.findall(r"background: (var[^;}]+?|color-mix.+?\)\)) ?[;}]", STYLES))
+    # On bars, which have --c, nothing is written.
+    (chips,) = grounds - {"var(--bg)", "var(--wash)", "var(--c)"}
+    for text in texts:
+        for ground in ("var(--bg)", "var(--wash)"):
+            for a in values(text, colours):
+                assert contrast(a, *values(ground, colours)) >= 4.5, (text, ground)
+    for ground in values(chips, colours):  # answers, in the colours of their camps
+        assert contrast(colours["ink"], ground) >= 4.5
+    # Words in a curve are of these as well.
+    in_curves = {value for name, value in reporting.LOOK.items() if "color" in name}
+    assert in_curves <= {reporting.COLOURS["soft"], reporting.COLOURS["rule"]}
+
+
+def test_on_paper_the_pages_keep_colours_and_tear_nothing():
+    paper = STYLES.split("@media print {", 1)[1]
+    for rule in (
+        "size: A4",
+        "print-color-adjust: exact",
+        "break-inside: avoid",
+        "max-height: none",
+    ):
+        assert rule in paper, rule
+    assert re.search(r"\.scroll \{ overflow: visible", paper)
+    # A torn grid prints its rows on each other, and paper is never dark.
+    assert re.search(r"figure, article \{ display: inline-block", paper)
+    assert STYLES.count("prefers-color-scheme") == STYLES.count("screen and (prefers-color-scheme")
 
 
 def test_figure_for_a_paper(whole):
@@ -352,10 +433,14 @@ def test_figure_for_a_paper(whole):
 
 
 def test_headline_names_the_direction():
-    base = {"iteration": 0, "sampled": 0.64, "sampled_low": 0.61, "sampled_high": 0.67}
-    title, _ = reporting.headline([base, base | {"iteration": 3, "sampled": 0.55}])
+    def headline(*evals):
+        return reporting.PAGE.headline(evals).replace("\xa0", " ")
+
+    base = {"iteration": 0, "sampled": 0.64}
+    title = headline(base, base | {"iteration": 3, "sampled": 0.55})
     assert title == "Held-out accuracy fell from 64.0 % to 55.0 % in 3 iterations"
-    assert "stayed at 64.0 %" in reporting.headline([base, base | {"iteration": 1}])[0]
+    title = headline(base, base | {"iteration": 1})
+    assert title == "Held-out accuracy stayed at 64.0 % in 1 iteration"
 
 
 def drawn(series, **options):
@@ -419,6 +504,53 @@ def test_funnel_is_in_shares_of_what_was_asked():
     source = reporting.PAGE.funnel([record])
     assert re.findall(r"<td>(\d+|–)", source) == ["200", "150", "–", "–", "20"]
     assert re.findall(r"width:([\d.]+)%", source) == ["100.0", "75.0", "10.0"]
+
+
+def test_sets_from_outside_say_whose_verdict_they_are(tmp_path):
+    """Those of earlier calls, too, in whatever order and with whatever iterations."""
+
+    def asked(bench, model, sampled, **more):
+        ends = {"sampled_low": sampled - 0.05, "sampled_high": sampled + 0.04}
+        return {"set": bench, "model": model, "sampled": sampled, "questions": 58} | ends | more
+
+    judged = {"judge": "Qwen/Qwen2.5", "left_out": 2, "by_rule": 30}
+    gain = {"sampled_gain": -0.1, "sampled_gain_low": -0.2, "sampled_gain_high": 0.03}
+    (tmp_path / "eval").mkdir()
+    rows = [
+        asked("a/x.jsonl", "base", 0.4, judge=None, left_out=0),
+        asked("b/x.jsonl", "base", 0.5, overruled=3, **judged),
+        asked("b/x.jsonl", "it 2", 0.4, overruled=4, **judged, **gain),
+        asked("mean of 2", "base", 0.45, judge="Qwen/Qwen2.5", left_out=None),
+        asked("a/x.jsonl", "it 10", 0.6, judge=None, left_out=0),
+    ]
+    write_jsonl(tmp_path / "eval/results.jsonl", rows)
+    source = reporting.outside(tmp_path).replace("\u2060", "").replace("\xa0", " ")
+    cells = [re.findall(r"(?s)<t[hd]>(.*?)</t[hd]>", row) for row in source.split("<tr>")[1:]]
+    assert cells == [
+        ["in %", "base", "it 2", "it 10", "gain", "questions", "left out", "right by"],
+        ["x.jsonl", "40.0 (35.0–44.0)", "–", "60.0 (55.0–64.0)", "–", "58", "0", "rule"],
+        ["x.jsonl", "50.0 (45.0–54.0)", "40.0 (35.0–44.0)", "–", "−10.0 (−20.0 to +3.0)", "58", "2"]
+        + ["rule, then Qwen/Qwen2.5: yes to 7 of 60"],
+        ["mean of 2", "45.0 (40.0–49.0)", "–", "–", "–", "58", "–", "rule, then Qwen/Qwen2.5"],
+    ]
+    assert source.count("<figure>") == 3 and "overruled it where it said yes" in source
+    (tmp_path / "eval/results.jsonl").unlink()
+    assert reporting.outside(tmp_path).strip() == ""
+
+
+@pytest.mark.parametrize("name", ["report", "explain", "audit"])
+def test_the_programs_answer_help_from_anywhere(name, tmp_path):
+    program = Path(reporting.__file__).with_name(f"{name}.py")
+    command = [sys.executable, str(program), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {name}.py"), done.stderr
+
+
+def test_the_program_draws_a_run_or_says_why_not(whole, tmp_path, capsys):
+    reporting.main([str(whole), "--png", str(tmp_path / "f.png")])
+    assert capsys.readouterr().out == f"{whole}/report.html\n" and (tmp_path / "f.png").exists()
+    with pytest.raises(SystemExit, match="report.py: .* is not a run folder"):
+        reporting.main([str(tmp_path)])
 
 
 def test_steps_stand_within_their_iteration(tmp_path):
