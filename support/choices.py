@@ -204,7 +204,9 @@ def read_choices(value):
         value = dict(zip(value["label"], value["text"]))
     elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
         value = {choice["label"]: choice["text"] for choice in value}
-    elif isinstance(value, list) and any(map(is_empty, value)):  # the others keep their letters
+    while isinstance(value, list) and value and is_empty(value[-1]):
+        value = value[:-1]
+    if isinstance(value, list) and any(map(is_empty, value)):  # the others keep their letters
         value = {chr(65 + i): choice for i, choice in enumerate(value)}
     labels = []
     if isinstance(value, dict):
@@ -230,19 +232,19 @@ def right_choices(value, choices, labels):
     ('(B) blue', '(B) blue')
     """
     items, found = unpacked(value), set()
-    numbers = [*range(len(choices))]
-    if labels and all(re.fullmatch("[A-Z]", label) for label in labels):
-        numbers = [number_of(label) for label in labels]
+    numbers = [number_of(label) for label in labels if re.fullmatch("[A-Z]", label)]
+    if len(numbers) < len(choices):
+        numbers = [*range(len(choices))]
     for item in items if isinstance(items, list | tuple) else [value]:
         text = str(item).strip()
-        by_text = meant(text, choices, as_text=True)
+        by_text, letter = meant(text, choices, as_text=True), LETTER.fullmatch(text)
         is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) in numbers
         counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
         if label_of(text) in labels:
             found.add(labels.index(label_of(text)))
         elif is_number and (counts or not by_text):
             found.add(numbers.index(int(float(text))))
-        elif by_text and not (labels and LETTER.fullmatch(text) and text not in choices):
+        elif by_text and (text in choices or not letter or number_of(letter[1]) in numbers):
             found |= by_text
         else:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")

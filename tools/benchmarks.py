@@ -110,7 +110,7 @@ def paper(folder=None):
 
 def located(bench):
     """-> (a path, hub id or name; its config; its split). A path may have ":" and "@" in it."""
-    for form in ("(.+)()()", "(.+)()@(.+)", "(.+):(.+)()", "(.+):(.+)@(.+)"):
+    for form in ("(.+)()()", "(.+)()@(.+)", "(.+):(.+)@(.+)", "(.+):(.+)()"):
         found = re.fullmatch(form, bench)
         if found and os.path.exists(found[1]):
             return found.groups()
