@@ -5,9 +5,14 @@ own. A set's value is a list [Q]: of each question the share of right replies.
 """
 
 import math
+import re
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
+
+Z = 1.959964  # standard deviations of a normal distribution: 95 % lie within
+FEW = 30  # questions: a bootstrap of fewer is too sure of itself
 
 
 def figures(hits, seed=0):
@@ -32,22 +37,27 @@ def bootstrap(values, seed=0, draws=2000):
 
 
 def wilson(values):
-    """95 % score interval of a share, of `values` [Q] that are 0 or 1 (Wilson 1927).
+    """95 % score interval of the mean of `values` [Q] (Wilson 1927).
 
-    >>> [round(end, 3) for end in wilson([1] * 60)]
-    [0.94, 1.0]
+    Values between 0 and 1 vary less than right and wrong do, and so count as more questions. Their
+    spread is taken with that of one more question: a few may be alike by chance.
+
+    >>> [round(end, 3) for end in wilson([1] * 60)], [round(end, 3) for end in wilson([0.5] * 3)]
+    ([0.94, 1.0], [0.227, 0.773])
     """
-    n, z = len(values), 1.959964
-    p, weight = float(np.mean(values)), z * z / n
+    n, p = len(values), float(np.mean(values))
+    if 0 < p < 1:
+        spread = float(np.var(values)) * n / (p * (1 - p))  # n of 0 and 1
+        n = max(n, n * n / (spread + 1))
+    weight = Z * Z / n
     middle = (p + weight / 2) / (1 + weight)
-    spread = p * (1 - p) / n + weight / (4 * n)
-    half = z * math.sqrt(spread) / (1 + weight)
+    half = Z * math.sqrt(p * (1 - p) / n + weight / (4 * n)) / (1 + weight)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def interval(values, seed=0):
     """95 % interval of the mean of `values` [Q], the share of right replies to each question."""
-    if set(values) <= {0, 1}:
+    if len(values) < FEW or len(set(values)) < 3:
         return wilson(values)
     return bootstrap(values, seed)
 
@@ -60,11 +70,65 @@ def paired(differences):
     for one alone, mend that (Bonett and Price 2012).
     """
     more = np.append(differences, [1, -1])
-    middle, half = more.mean(), 1.959964 * more.std() / math.sqrt(len(more))
+    middle, half = more.mean(), Z * more.std() / math.sqrt(len(more))
     return float(max(-1, middle - half)), float(min(1, middle + half))
 
 
-# ------------------------------------------------------------------------------------ tables
+def gains(ours, theirs):
+    """Two results on the same questions -> how much better ours is: sampled_gain, its ends, ..."""
+    found = {}
+    for key, values in ours["per_question"].items():
+        others = theirs["per_question"][key]
+        if len(values) != len(others):
+            raise ValueError(f"not the same questions: {len(values)} and {len(others)}")
+        differences = np.subtract(values, others)
+        found[f"{key}_gain"] = ours[key] - theirs[key]
+        found[f"{key}_gain_low"], found[f"{key}_gain_high"] = paired(differences)
+        found[f"{key}_gain_square"] = float(np.mean(differences**2))
+    return found
+
+
+def shares(sets):
+    """What each set counts in the mean. Those of MMMU-Pro are folded into one, as the authors do.
+
+    >>> shares(["MMMU", "mmmu_pro_4_options", "mmmu-pro-vision"])
+    {'MMMU': 0.5, 'mmmu_pro_4_options': 0.25, 'mmmu-pro-vision': 0.25}
+    """
+    pro = [name for name in sets if re.match("(?i)mmmu[_-]pro", Path(name).name)]
+    count = len(sets) - max(0, len(pro) - 1)
+    return {name: 1 / count / (len(pro) if name in pro else 1) for name in sets}
+
+
+def mean(results):
+    """{set: figures} -> their mean, with the weights of `shares`.
+
+    Sets are independent: the distances to the ends of an interval add as squares (Newcombe 1998).
+    Those of a gain are made from the differences themselves: two more questions in each small set
+    would be many. Where hardly one differs, it is as wide as where four do.
+    """
+    average = {"questions": sum(found["questions"] for found in results.values())}
+    for key in ("sampled", "majority", "greedy", "unread", "sampled_gain", "majority_gain"):
+        if not all(key in found for found in results.values()):
+            continue
+        middle, below, above, unseen = 0.0, 0.0, 0.0, 0.0
+        for name, share in shares(results).items():
+            found, value = results[name], results[name][key]
+            low, high = found.get(f"{key}_low", value), found.get(f"{key}_high", value)
+            if key.endswith("gain"):
+                half = Z * math.sqrt(found[f"{key}_square"] / found["questions"])
+                low, high = value - half, value + half
+                unseen += (Z * share) ** 2 / found["questions"]
+            middle += share * value
+            below = math.hypot(below, share * (value - low))
+            above = math.hypot(above, share * (high - value))
+        average[key] = middle
+        if f"{key}_low" in found:
+            average[f"{key}_low"] = max(-1.0, middle - max(below, unseen))
+            average[f"{key}_high"] = min(1.0, middle + max(above, unseen))
+    return average
+
+
+# ------------------------------------------------------------------------------------ the tables
 
 CELLS = (
     "{name}|{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})|{majority:.1%}|{greedy:.1%}|"
@@ -106,3 +170,52 @@ def markdown(header, rows):
     form = f"| {{:{first}}} |" + "".join(f" {{:>{width}}} |" for width in others)
     rule = f"|:{'-' * first}-|" + "".join("-" * width + "-:|" for width in others)
     return "\n".join([form.format(*header), rule, *(form.format(*row) for row in rows)])
+
+
+def tables(names, columns, width=100):
+    """Columns as Markdown tables, one below the other, none wider than `width` if it can be.
+
+    A column: [its header, cell, ...]. Those of `names` are the first ones of every table.
+    """
+    shown = [names]
+    for column in columns:
+        wider = [*shown[-1], column]
+        room = sum(max(map(len, each)) + 3 for each in wider) + 1
+        if room > width and len(shown[-1]) > len(names):
+            shown.append([*names, column])
+        else:
+            shown[-1] = wider
+    return "\n\n".join(markdown(header, rows) for header, *rows in (zip(*own) for own in shown))
+
+
+COMPARED = {
+    "sampled (95 %)": "{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})",
+    "majority": "{majority:.1%}",
+    "greedy (95 %)": "{greedy:.1%} ({greedy_low:.1%}–{greedy_high:.1%})",
+    "no answer": "{unread:.1%}",
+    "overruled": "{overruled:.0f} of {by_rule:.0f}",
+    "questions": "{questions}",
+    "minus {} (95 %)": "{sampled_gain:+.1%} ({sampled_gain_low:+.1%} to {sampled_gain_high:+.1%})",
+    "majority minus {}": "{majority_gain:+.1%} "
+    "({majority_gain_low:+.1%} to {majority_gain_high:+.1%})",
+}
+ROOM = 24  # characters of a name in a table
+
+
+def overview(results, first):
+    """{(set, model): figures} -> Markdown of 100 columns, in %. What is not known has no column."""
+    names = [["set", *(short(Path(bench).name) for bench, _ in results)]]
+    names.append(["model", *(short(model) for _, model in results)])
+    columns = []
+    for title, form in COMPARED.items():
+        cells = []
+        for found in results.values():
+            text = form.format_map(defaultdict(lambda: math.nan, found)).replace("%", "")
+            cells.append("–" if "nan" in text else text)
+        if set(cells) != {"–"}:
+            columns.append([title.format(short(first)), *cells])
+    return tables(names, columns)
+
+
+def short(name):
+    return name if len(name) <= ROOM else "…" + name[1 - ROOM :]

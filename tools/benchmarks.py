@@ -2,15 +2,19 @@ r"""Questions from outside: where they come from, how they are put, when an answ
 
     JSONL      one object a line; pictures as paths (relative to the file), base64, or data: URLs
     parquet    one file; pictures as bytes, {bytes, path}, or what `datasets` wrote
-    a dataset  a local folder, a hub id, or one of SETS by its name, with :CONFIG and @SPLIT if need
-               be: MMMU   zli12321/ChartQA@test   "MMMU/MMMU_Pro:standard (4 options)"
+    a dataset  a local folder (also of save_to_disk), a hub id, or one of SETS by its name, with
+               :CONFIG and @SPLIT if need be: MMMU   "MMMU/MMMU_Pro:standard (4 options)@test"
 
 The last two need `datasets` (pip install datasets), imported here only. The authors' twelve sets
-have `problem` with the choices written into it; others have them in a column of their own.
+have `problem` with the choices written into it; others have them in a column, or each in its own.
 A row is read when its turn comes. Whatever is wrong with it is one ValueError that says what.
 """
 
 import base64
+import contextlib
+import functools
+import glob
+import hashlib
 import io
 import json
 import os
@@ -28,6 +32,7 @@ from support.answers import answers_match, canonical
 from support.choices import (
     LONGEST,
     bare,
+    is_empty,
     listed,
     meant,
     read_choices,
@@ -37,9 +42,10 @@ from support.choices import (
     unpacked,
 )
 
-NAMES = """MMSI mathverse mathvision mathvista mm-vet mmmu_pro_4_options mmmu_pro_10options
-mmmu-pro-vision visnumbench hallusionbench MMMU ChartQA"""
-SETS = {name.lower(): f"zli12321/{name}" for name in NAMES.split()}
+NAMES = ["MMSI", "mathverse", "mathvision", "mathvista", "mm-vet", "mmmu_pro_4_options"]
+NAMES += ["mmmu_pro_10options", "mmmu-pro-vision", "visnumbench", "hallusionbench"]
+NAMES += ["MMMU", "ChartQA"]
+SETS = {name.lower(): f"zli12321/{name}" for name in NAMES}
 MOST = 10  # pictures of a question, as the authors have it
 # Their answers are letters, also where the choices are letters: C, A, B, D. MathVista's are texts.
 LETTERED = re.compile("mmmu|mmsi|mathverse|mathvision", re.IGNORECASE)
@@ -51,6 +57,8 @@ COLUMNS = {
     "answer": ("answer", "gt_answer", "label"),  # gt_answer: 0 or 1, HallusionBench's no and yes
     "choices": ("choices", "options"),
 }
+# A column for each choice: A, B, ... as MMBench has them, or choice_a, choice_b, ...
+LETTER = re.compile(r"[A-J]|(?i:(?:choice|option)[ _]?[a-j])")
 TAG = re.compile(r"<image ?(\d*)>")  # where a picture goes in the text
 # The system message with which questions from outside are asked; the authors have one like it.
 NEUTRAL = r"""You answer questions about pictures. Look at every picture carefully and think step by
@@ -65,6 +73,7 @@ class Question:
     choices: tuple = ()  # the texts of (A), (B), ...
     tolerance: float = 0.0  # relative: a number may be off by this share of the true one, or
     decimals: int | None = None  # absolute: by half a unit of this decimal place
+    digest: str = ""  # of what is asked: the text, and the pictures as they are in their files
 
     def parts(self, template):
         """The Solver's prompt for `VLM.encode`: texts and pictures in order.
@@ -91,7 +100,7 @@ class Question:
 
 def paper(folder=None):
     """{name: where it is} of the authors' twelve sets: on the hub, or in a folder."""
-    sources = {name: f"zli12321/{name}@test" for name in NAMES.split()}
+    sources = {name: f"zli12321/{name}@test" for name in NAMES}
     for name in sources if folder else []:
         place = Path(folder, name).absolute()
         files = [place, Path(f"{place}.jsonl"), Path(f"{place}.parquet")]
@@ -99,38 +108,81 @@ def paper(folder=None):
     return sources
 
 
+def located(bench):
+    """-> (a path, hub id or name; its config; its split). A path may have ":" and "@" in it."""
+    for form in ("(.+)()()", "(.+)()@(.+)", "(.+):(.+)@(.+)", "(.+):(.+)()"):
+        found = re.fullmatch(form, bench)
+        if found and os.path.exists(found[1]):
+            return found.groups()
+    return re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
+
+
 def load(bench, limit):
     """-> (name, the first `limit` rows, folder of the pictures). ValueError, OSError."""
-    path = Path(bench)
-    if path.suffix in (".jsonl", ".parquet") and not path.is_file():
-        raise FileNotFoundError(f"no benchmark {bench}: there is no such file")
-    if path.suffix == ".jsonl":
+    source, config, split = located(bench)
+    path = Path(source)
+    if path.is_file() and path.suffix == ".jsonl":
         return path.stem, read_jsonl(path)[:limit], path.parent
-    source, config, split = re.fullmatch("(.*?)(?::(.*?))?(?:@(.*))?", bench).groups(default="")
-    is_folder = Path(source).is_dir()
-    source = source if is_folder else SETS.get(source.lower(), source)
-    name, folder = "-".join(filter(None, (Path(source).name, config))), Path(source)
-    if path.suffix == ".parquet":
-        source, name, folder = "parquet", path.stem, path.parent
-    elif not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        kinds = f"charts, FILE.jsonl, FILE.parquet, a folder, a hub id, or one of {', '.join(SETS)}"
-        raise FileNotFoundError(f"no benchmark {bench}: give {kinds}")
+    if path.exists() and (glob.has_magic(source) or "::" in source):
+        raise ValueError(f"{bench}: `datasets` reads * ? [ and :: as patterns: rename it")
+    is_file, hub_id = path.suffix in (".jsonl", ".parquet"), SETS.get(source.lower(), source)
+    if not path.exists() and not is_file and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        source = hub_id
+    elif not path.is_dir() and not (path.is_file() and is_file):
+        advice = "FILE.jsonl, FILE.parquet, a folder, a hub id, or one of " + ", ".join(SETS)
+        advice = f"give charts, {advice}"
+        if not path.parent.is_dir() or path.is_absolute() or is_file:
+            missing = path if path.parent.is_dir() else f"folder {path.parent}"
+            advice = f"there is no {missing}"
+        raise FileNotFoundError(f"no benchmark {bench}: {advice}")
     try:
-        import datasets
-
-        if source == "parquet":
-            rows = datasets.Dataset.from_parquet(bench)
-        else:
-            rows = datasets.load_dataset(source, config or None, split=split or "test")
+        rows = open_rows(path, source, config, split)
     except ImportError:
         raise ValueError(f"--bench {bench} needs: pip install datasets") from None
     except Exception as error:  # no network, no such set, no such split: many classes
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{bench} cannot be loaded: {reason}") from error
+        where = "" if path.exists() else " (and there is no such folder here)"
+        raise ValueError(f"{bench} cannot be loaded: {reason}{where}") from error
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:
         raise ValueError(f"{bench}: {flaw}")
-    return name, rows.select(range(min(limit or len(rows), len(rows)))), folder
+    name = path.stem if is_file else "-".join(filter(None, (path.name, config)))
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    # As it is stored: `datasets` would decode the pictures of a row, and fail without its question.
+    return name, rows.with_format("arrow"), path.parent if is_file else path
+
+
+def open_rows(path, source, config, split):
+    """A set of `datasets`, from a file, a folder, or the hub. Errors are of all kinds."""
+    import datasets
+
+    if path.is_file():
+        return datasets.Dataset.from_parquet(source)
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        rows = datasets.load_from_disk(source)
+        splits = rows if isinstance(rows, dict) else {str(rows.split): rows}
+        split = split or ("test" if len(splits) > 1 else next(iter(splits)))
+        if split not in splits:
+            raise ValueError(f"it has no split {split}, only {', '.join(splits)}")
+        return splits[split]
+    if not path.is_dir():
+        do_without_network()
+    return datasets.load_dataset(source, config or None, split=split or "test")
+
+
+@functools.cache
+def do_without_network():
+    """Where the hub does not answer `datasets` is to read its cache, and not to try for minutes."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        down = get_session().head(constants.ENDPOINT, timeout=5).status_code >= 500
+    except Exception:  # of any library below
+        down = True
+    if down:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def read_jsonl(path):
@@ -138,8 +190,9 @@ def read_jsonl(path):
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
+        line = line.strip("\ufeff \r")  # a byte order mark
         try:
-            row = json.loads(line) if line.strip() else None
+            row = json.loads(line) if line else None
             flaw = lacks(row if isinstance(row, dict) else ["no object"])
         except (ValueError, RecursionError):
             row, flaw = line, f"line {number} is not JSON"
@@ -159,16 +212,23 @@ def lacks(columns):
     return ""
 
 
-def question(row, name, folder):
-    """One row -> Question. ValueError, one line that names the question, if it cannot be used."""
+def question(row, name, folder, pictures=True):
+    """One row -> Question. ValueError, one line that names the question, if it cannot be used.
+
+    pictures=False: they stay as the row has them; all else, the digest too, is the same.
+    """
     if isinstance(row, ValueError):
         raise row
+    row = row if isinstance(row, dict) else row.to_pylist()[0]
     try:
-        return read(row, name, folder)
+        return read(row, name, folder, pictures)
     except Exception as error:  # a stranger's row may break any decoder in any way
         asked = " ".join(str(cell(row, "question") or "").split())[:80]
-        reason = " ".join(str(error).split()) or repr(error)
-        raise ValueError(f'{reason} (it asks "{asked}")') from error
+        raise ValueError(f'{one_line(error)} (it asks "{asked}")') from error
+
+
+def one_line(error):
+    return " ".join(str(error).split()) or repr(error)
 
 
 def cell(row, field):
@@ -180,25 +240,25 @@ def cell(row, field):
     return None
 
 
-def is_empty(value):
-    return value is None or isinstance(value, float) and value != value  # nan
-
-
-def read(row, name, folder):
+def read(row, name, folder, decode):
     found = [row[column] for column in PICTURES if column in row] or unpacked(cell(row, "image"))
     found = found if isinstance(found, list | tuple) else [found]
-    found = [value for value in found if not is_empty(value) and value != ""][:MOST]
-    pictures = [picture(value, folder) for value in found]
+    found = [value for value in found if not is_empty(value)][:MOST]
+    pictures = tuple(picture(value, folder) for value in found) if decode else tuple(found)
 
     text, answer = str(cell(row, "question") or ""), cell(row, "answer")
-    if not text.strip() or is_empty(answer) or not str(answer).strip(" []"):
+    if not text.strip() or not leaves(unpacked(answer)):
         raise ValueError("the question or the answer is empty")
-    choices, labels = read_choices(cell(row, "choices"))
+    choices, labels = read_choices(cell(row, "choices") or lettered(row))
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
     as_text = not LETTERED.search(name)
+    if not is_empty(row.get("hint")) and row["hint"] != "nan":
+        text = f"{row['hint']}\n{text}"
     if choices:
+        if isinstance(unpacked(answer), dict):
+            answer = leaves(unpacked(answer))
         answers = (right_choices(answer, choices, labels, as_text),)
     else:
         answers = right_answers(answer)
@@ -212,18 +272,38 @@ def read(row, name, folder):
     is_number = re.fullmatch(r"[-\d.]+", str(answer))
     decimals = row.get("precision") if is_number else None  # MathVista
     decimals = None if is_empty(decimals) else int(decimals)
-    return Question(text, tuple(pictures), answers, tuple(choices), tolerance, decimals)
+    asked = digest(text, found, folder)
+    return Question(text, pictures, answers, tuple(choices), tolerance, decimals, asked)
+
+
+def lettered(row):
+    """Choices with a column each, or None. pandas wrote "nan" for those that there are not."""
+    found = {}
+    for column, value in row.items():
+        if LETTER.fullmatch(column) and not is_empty(value) and value != "nan":
+            found[column[-1].upper()] = value
+    return found if len(found) > 1 else None
+
+
+def leaves(value):
+    """What stands in lists and dicts, and is not empty: {"value": "7", "short": None} -> ["7"]"""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [] if is_empty(value) else [value]
 
 
 def right_answers(value):
-    """Any of these is right: a list, also one that was written as text, or A<OR>B (MM-Vet)."""
+    """Any of these is right: a list or a dict, also as text, or A<OR>B (MM-Vet)."""
     items = unpacked(value)
-    if not isinstance(items, list | tuple):
+    if not isinstance(items, list | tuple | dict):
         return tuple(str(value).split("<OR>"))
     # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
-    if isinstance(value, str) and len(items) > 1 and not isinstance(items[0], str):
+    is_list = isinstance(value, str) and isinstance(items, list | tuple)
+    if is_list and len(items) > 1 and not isinstance(items[0], str):
         return (value,)
-    return tuple(map(str, items))
+    return tuple(map(str, leaves(items)))
 
 
 # ------------------------------------------------------------------------------------ the pictures
@@ -231,7 +311,7 @@ def right_answers(value):
 
 def picture(value, folder):
     """A PIL image in RGB, upright and on white paper, from whatever a row holds. ValueError."""
-    try:
+    with readable(value):
         image = value
         if not isinstance(value, Image.Image):
             image = Image.open(io.BytesIO(content(value, folder)))
@@ -242,6 +322,25 @@ def picture(value, folder):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def digest(text, pictures, folder):
+    """A hash of a text and of pictures as they are in their files, wherever these lie."""
+    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+    for value in pictures:
+        with readable(value):
+            if isinstance(value, Image.Image):
+                data = f"{value.mode} {value.size} ".encode() + value.tobytes()
+            else:
+                data = content(value, folder)
+        found.update(hashlib.blake2b(data).digest())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def readable(value):
+    try:
+        yield
     except Exception as error:  # a broken file may break a decoder in any way
         raise ValueError(f"cannot read the picture {str(value)[:80]}") from error
 

@@ -2,18 +2,18 @@ r"""Any set of questions: ask once, keep every reply, judge, compare. This is wh
 
     rows  -- collect -->  OUT/MODEL/SET.jsonl  -- judge, grade -->  figures  -->  tables
 
-The file has a line of settings and a line per question. A stopped evaluation goes on after them,
-with any number of ranks: each asks a slice of a chunk, and rank 0 writes.
+The file has a line of settings and a line per question, with a digest of all that decides its
+replies: what is asked, and how. A stopped evaluation goes on with any number of ranks: each asks a
+slice of a chunk, and rank 0 writes. What has changed is asked again, what has a new key is graded
+again. It ends as a fresh one. Replies that count no more go to SET.jsonl.old, should they again.
 Deviations from the authors: their judge reads every reply, ours what the rule calls wrong. Of a
 reply without a box it reads the end, theirs the beginning (--judge-start).
 """
 
 import argparse
+import hashlib
 import itertools
-import json
-import math
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from eval import charts
 from generate import generate
-from prompts import fill
+from prompts import PROMPTS, fill
 from support.answers import extract_answer, vote
-from support.figures import figures, interval, markdown, paired
+from support.choices import meant
+from support.figures import figures, gains, interval, mean, overview, shares
 from support.parallel import gather, rank, rank_slice, world
 from support.run_folder import read_jsonl
 from tools import benchmarks, judge, report
-from tools.judge import append, fingerprint
+from tools.judge import append, fingerprint, replace
 from vlm import VLM
 
 CHUNK = 128  # questions of each rank between two writes
@@ -38,86 +39,105 @@ ON_CHARTS |= {"prompt": "training", "greedy": True}
 ELSEWHERE = {"samples": 1, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 4096}
 ELSEWHERE |= {"prompt": "neutral", "greedy": False}
 LARGEST = 1280 * 1280  # pixels of a picture
+NAMES = ("model", "bench", "questions")  # settings on which no reply depends
 
 
 # ------------------------------------------------------------------------------------ the replies
 
 
-def collect(path, settings, source, name, rows, folder, vlm=None):
-    """Ask the questions that `path` lacks and append the replies, chunk by chunk.
+def collect(path, settings, bench, source, vlms):
+    """Ask the questions that `path` has no replies to, chunk by chunk -> a row for each question.
 
-    source: of the model. -> the model, if it was needed. ValueError if other settings made `path`.
+    bench: from `benchmarks.load`. source: of the model; None: ask nobody (ValueError if it must be
+    asked). vlms: {source: the model that is loaded}, changed here.
     """
-    if not read_jsonl(path):
-        append(path, [settings])
-    before, *answered = read_jsonl(path) or [settings]
-    for key, value in settings.items():
-        if before.get(key) != value:
-            changed = f"{key} {before.get(key)!r} there, {value!r} now"
-            raise ValueError(f"{path} is of another evaluation ({changed}): give another --out")
+    before, *kept = read_jsonl(path) or [{}]
+    archive = path.with_name(f"{path.name}.old")
+    if source is None:
+        settings["checkpoint"] = before.get("checkpoint")
+    known = {}
+    for row in read_jsonl(archive) + kept:
+        if "replies" in row or source is None:  # what could not be used is tried again
+            known[row.get("digest", "")] = row
+    numbers = range(settings["questions"])
+    rows, mended = gather([look(i, settings, bench) for i in rank_slice(numbers)]), 0
+    for i, row in enumerate(rows):
+        own = known.get(row.get("digest"), row)
+        rows[i] = own | row
+        mended += rows[i] != own
 
-    size = CHUNK * world()
-    starts = range(len(answered), len(rows), size)
+    lacking = [i for i, row in enumerate(rows) if not row.keys() & {"replies", "unusable"}]
+    if lacking and source is None:
+        raise ValueError(f"{path} is missing or not complete: run without --rescore")
+    digests = {row.get("digest", "") for row in rows}
+    old = [row for row in kept if "replies" in row and row.get("digest") not in digests]
+    changed = sum(row["index"] in numbers for row in old)
     title = f"{settings['model']}, {settings['bench']}"
+    if changed or mended:
+        print(f"{title}: {changed} questions changed and are asked again; {mended} have a new key")
+    if not before:
+        append(path, [settings])
+    size = CHUNK * world()
+    starts = range(0, len(lacking), size)
     for start in tqdm(starts, title, unit="chunk", disable=not starts or rank() > 0):
-        if vlm is None:
-            vlm = VLM.load(source)
-            vlm.max_pixels = min(vlm.max_pixels, LARGEST)
-        numbers = rank_slice(range(start, min(start + size, len(rows))))
-        append(path, gather(ask(vlm, settings, numbers, name, rows, folder)))
-    return vlm
+        chunk = lacking[start : start + size]
+        new = gather(ask(vlms, source, settings, rank_slice(chunk), bench))
+        append(path, new)
+        for i, row in zip(chunk, new):
+            rows[i] = row
+    if old:
+        append(archive, old)
+    replace(path, [settings, *rows])
+    return rows
 
 
-def ask(vlm, settings, numbers, name, rows, folder):
-    """The replies to the questions of these numbers -> a dict of each.
+def look(number, settings, bench):
+    """A question as it is kept, without replies. Its digest is of all that these depend on."""
+    name, rows, folder = bench
+    try:
+        question = benchmarks.question(rows[number], name, folder, pictures=False)
+    except ValueError as error:
+        return {"index": number, "unusable": str(error)}
+    how = [item for item in sorted(settings.items()) if item[0] not in NAMES]
+    wording = {"neutral": benchmarks.NEUTRAL, "training": PROMPTS["solver"]}[settings["prompt"]]
+    asked = repr((number, question.digest, wording, how)).encode()
+    row = {"index": number} | vars(question) | {"pictures": len(question.pictures)}
+    row |= {"answers": [*question.answers], "choices": [*question.choices]}
+    return row | {"digest": hashlib.blake2b(asked, digest_size=16).hexdigest()}
 
-    A row that cannot be used costs its own question: it is kept with the reason.
+
+def ask(vlms, source, settings, numbers, bench):
+    """The replies to the questions of these numbers -> a row of each.
+
+    A question that cannot be used costs itself: it is kept with the reason.
     """
-    new, prompts = {}, {}
-    system, template = benchmarks.NEUTRAL, "{question}"
-    if settings["prompt"] == "training":
-        system, template = "", vlm.prompts["solver"]
+    (name, rows, folder), new, prompts = bench, {}, {}
     for i in numbers:
+        new[i] = look(i, settings, bench)
+        if source not in vlms:
+            vlms.clear()  # one at a time: a GPU need not hold two
+            vlms[source] = VLM.load(source)
+            vlms[source].max_pixels = min(vlms[source].max_pixels, LARGEST)
+        system, template = benchmarks.NEUTRAL, "{question}"
+        if settings["prompt"] == "training":
+            system, template = "", vlms[source].prompts["solver"]
         try:
             question = benchmarks.question(rows[i], name, folder)
-            prompts[i] = vlm.encode(question.parts(template), system=system)
+            prompts[i] = vlms[source].encode(question.parts(template), system=system)
         except Exception as error:  # a stranger's file may break any decoder in any way
-            new[i] = {"index": i, "unusable": " ".join(str(error).split()) or repr(error)}
-        else:
-            new[i] = {"index": i} | vars(question) | {"pictures": len(question.pictures)}
+            new[i]["unusable"] = benchmarks.one_line(error)
 
     # By their numbers the replies are those of one long call: one may stop and go on anywhere.
     ways = {"replies": {key: settings[key] for key in ("temperature", "top_p")}}
     ways["replies"]["n"] = settings["samples"]
     if settings["greedy"]:
         ways["greedy"] = {"temperature": 0.0}
-    same = {key: settings[key] for key in ("max_new_tokens", "seed")}
-    for field, way in ways.items():
-        found = generate(vlm, [*prompts.values()], numbers=[*prompts], **way, **same)
+    limits = {key: settings[key] for key in ("max_new_tokens", "seed")}
+    for field, way in ways.items() if prompts else ():
+        found = generate(vlms[source], [*prompts.values()], numbers=[*prompts], **way, **limits)
         for i, replies in zip(prompts, found):
             new[i][field] = [reply.text for reply in replies]
     return list(new.values())
-
-
-def kept(bench, options):
-    """-> ({model: rows}, [what is left out, in words]). ValueError if replies are missing.
-
-    What one model could not be asked is left out for all: comparisons are on the same questions.
-    """
-    found, unusable = {}, {}
-    for model in options.models:
-        path = path_of(options, model, bench)
-        settings, *found[model] = read_jsonl(path) or [{}]
-        if len(found[model]) != settings.get("questions"):
-            raise ValueError(f"{path} is missing or not complete: run without --rescore")
-        unusable |= {row["index"]: row["unusable"] for row in found[model] if "unusable" in row}
-    for model, rows in found.items():
-        found[model] = [row for row in rows if row["index"] not in unusable]
-    named = [f"  question {i + 1}: {reason}" for i, reason in sorted(unusable.items())]
-    if not found[model]:
-        raise ValueError(f"{bench}: no question can be used; {named[0].strip()}")
-    about = f"{bench}: {len(named)} of {len(rows)} questions cannot be used and are left out"
-    return found, ["\n".join([about, *named])] if named else []
 
 
 # ------------------------------------------------------------------------------------ the figures
@@ -142,6 +162,16 @@ def wrong(reply, row, start=False):
     return fill(JUDGE, text=row["text"], gold=gold, given=answer[:SHOWN])
 
 
+def as_choice(answer, choices):
+    """An answer as the letters of the choices that it means: a vote counts choices, not texts.
+
+    >>> as_choice("B. blue", ["red", "blue"]), as_choice("Blue", ["red", "blue"])
+    ('B', 'B')
+    """
+    numbers = meant(answer, choices) if answer and choices else ()
+    return ", ".join(chr(65 + number) for number in sorted(numbers)) or answer
+
+
 def grade(rows, accepted=None, seed=0, start=False):
     """Kept rows -> `figures`, and more. accepted: what the judge says yes to; None: there is none.
 
@@ -154,6 +184,7 @@ def grade(rows, accepted=None, seed=0, start=False):
         hits["sampled"].append(float(np.mean([text in yes for text in asked])))
         # The winner is one of the answers, and right if that one is.
         answers = [extract_answer(reply) for reply in row["replies"]]
+        answers = [as_choice(answer, row["choices"]) for answer in answers]
         winner = vote(answers)[0]
         won = winner is not None and asked[answers.index(winner)] in yes
         hits["majority"].append(float(won))
@@ -174,73 +205,7 @@ def grade(rows, accepted=None, seed=0, start=False):
     return found | {"wrong": texts, "by_rule": len(texts)}
 
 
-def gains(ours, theirs):
-    """Two results on the same questions -> how much better ours is: sampled_gain, its ends, ..."""
-    found = {}
-    for key, values in ours["per_question"].items():
-        others = theirs["per_question"][key]
-        if len(values) != len(others):
-            raise ValueError(f"not the same questions: {len(values)} and {len(others)}")
-        ends = paired(np.subtract(values, others))
-        found[f"{key}_gain"] = ours[key] - theirs[key]
-        found[f"{key}_gain_low"], found[f"{key}_gain_high"] = ends
-    return found
-
-
-def shares(sets):
-    """What each set counts in the mean. Those of MMMU-Pro are folded into one, as the authors do.
-
-    >>> shares(["MMMU", "mmmu_pro_4_options", "mmmu-pro-vision"])
-    {'MMMU': 0.5, 'mmmu_pro_4_options': 0.25, 'mmmu-pro-vision': 0.25}
-    """
-    pro = [name for name in sets if re.match("(?i)mmmu[_-]pro", Path(name).name)]
-    count = len(sets) - max(0, len(pro) - 1)
-    return {name: 1 / count / (len(pro) if name in pro else 1) for name in sets}
-
-
-def mean(results):
-    """{set: figures} -> their mean, with the weights of `shares`.
-
-    Sets are independent: the distances to the ends of an interval add as squares (Newcombe 1998).
-    """
-    average = {"questions": sum(found["questions"] for found in results.values())}
-    for key in "sampled majority greedy unread sampled_gain majority_gain".split():
-        if not all(key in found for found in results.values()):
-            continue
-        middle, below, above = 0.0, 0.0, 0.0
-        for name, share in shares(results).items():
-            found, value = results[name], results[name][key]
-            middle += share * value
-            below = math.hypot(below, share * (value - found.get(f"{key}_low", value)))
-            above = math.hypot(above, share * (found.get(f"{key}_high", value) - value))
-        average[key] = middle
-        if f"{key}_low" in found:
-            average |= {f"{key}_low": middle - below, f"{key}_high": middle + above}
-    return average
-
-
-# ------------------------------------------------------------------------------------ the tables
-
-HEADER = "set|model|sampled (95 %)|majority|greedy (95 %)|no answer|overruled|questions"
-CELLS = (
-    "{sampled:.1%} ({sampled_low:.1%}–{sampled_high:.1%})|{majority:.1%}|"
-    "{greedy:.1%} ({greedy_low:.1%}–{greedy_high:.1%})|{unread:.1%}|"
-    "{overruled:.0f} of {by_rule:.0f}|{questions}|"
-    "{sampled_gain:+.1%} ({sampled_gain_low:+.1%} to {sampled_gain_high:+.1%})|"
-    "{majority_gain:+.1%} ({majority_gain_low:+.1%} to {majority_gain_high:+.1%})"
-)
-
-
-def overview(results, first):
-    """{(set, model): figures} -> Markdown, in %. A column of which nothing is known is left out."""
-    rows = [f"{HEADER}|minus {first} (95 %)|majority minus {first}".split("|")]
-    for (bench, model), found in results.items():
-        text = CELLS.format_map(defaultdict(lambda: math.nan, found)).replace("%", "")
-        text = re.sub(r"[^|]*nan[^|]*", "–", text)
-        rows.append([Path(bench).name, model, *text.split("|")])
-    columns = [column for column in zip(*rows) if set(column[1:]) != {"–"}]
-    header, *rows = zip(*columns)
-    return markdown(header, rows)
+# ----------------------------------------------------------------------------------- all of it
 
 
 def path_of(options, model, bench):
@@ -262,27 +227,64 @@ def load_sets(options):
         except (OSError, ValueError) as error:
             if source != options.paper.get(bench):
                 raise
-            missing[bench] = " ".join(str(error).split())
+            missing[bench] = benchmarks.one_line(error)
     for lost in gather([missing]):  # what one rank lacks, none asks
         missing |= lost
-    return {bench: rows for bench, rows in sets.items() if bench not in missing}, missing
+    return sets, missing
 
 
 def ask_all(options):
-    """Ask every model what it was not asked yet -> {set of the paper: why it cannot be had}"""
-    weights = {m: fingerprint(source) for m, source in options.models.items()}
-    sets, missing = load_sets(options)
+    """Ask every model what it was not asked yet -> {(set, model): rows}, {set: why it has none}"""
+    models = {model: (None, None) for model in options.models}
+    if not options.rescore:
+        models = {model: (name, fingerprint(name)) for model, name in options.models.items()}
+    (sets, missing), found, vlms = load_sets(options), {}, {}
     given = {key: vars(options)[key] for key in ON_CHARTS if vars(options).get(key)}
-    for model, source in options.models.items():
-        vlm = None  # one model at a time: a GPU need not hold two
-        for bench, (name, rows, folder) in sets.items():
-            settings = {"model": model, "weights": weights[model], "bench": bench}
-            settings |= {"questions": len(rows), "seed": options.seed}
+    for model, (source, checkpoint) in models.items():
+        for bench in [bench for bench in options.sets if bench not in missing]:
+            settings = {"model": model, "checkpoint": checkpoint, "bench": bench}
+            settings |= {"questions": len(sets[bench][1]), "seed": options.seed}
             settings |= (ON_CHARTS if bench == "charts" else ELSEWHERE) | given
             path = path_of(options, model, bench)
-            vlm = collect(path, settings, source, name, rows, folder, vlm)
-    gather([None])  # rank 0 has written all
-    return missing
+            try:
+                found[bench, model] = collect(path, settings, sets[bench], source, vlms)
+            except ValueError as error:
+                if not options.rescore:
+                    raise
+                missing[bench] = str(error)
+    return found, missing
+
+
+def comparable(found, missing, options):
+    """{(set, model): rows} -> {set: {model: rows}}, {set: how many are left out}, notes.
+
+    A question that one model could not be asked is left out for all. ValueError: a set has none.
+    """
+    used, left_out, notes = {}, {}, []
+    for bench, source in options.sets.items():
+        own = {model: found.get((bench, model), []) for model in options.models}
+        flaws = {}
+        for rows in own.values():
+            for row in rows:
+                if "unusable" in row:
+                    flaws[row["index"]] = f"question {row['index'] + 1}: {row['unusable']}"
+        left_out[bench], count = len(flaws), len(rows)
+        flaw = missing.get(bench)
+        if flaw is None and len(flaws) == count:
+            flaw = f"no question can be used; {flaws[min(flaws)]}"
+        if flaw is None:
+            for model, rows in own.items():
+                used[bench, model] = [row for row in rows if row["index"] not in flaws]
+        elif source != options.paper.get(bench):
+            raise ValueError(f"{bench}: {flaw}")
+        else:
+            notes.append(f"{bench} is skipped: {flaw}")
+        if flaw is None and flaws:
+            about = f"{bench}: {len(flaws)} of {count} questions cannot be used and are left out"
+            notes.append("\n  ".join([about, *(flaws[i] for i in sorted(flaws))]))
+    if not used:
+        raise ValueError(f"no set can be had; {notes[0]}")
+    return used, left_out, notes
 
 
 def judged(found, options):
@@ -322,33 +324,26 @@ def scores(options):
         judge.find(options.judge)  # before anything is asked
     if options.run:
         options.models = solvers(options.run)
-    missing = {} if options.rescore else ask_all(options)
-    found, notes = {}, []
-    for bench, source in options.sets.items():
-        try:
-            rows, left_out = kept(bench, options)
-        except ValueError as error:
-            if source != options.paper.get(bench):
-                raise
-            notes.append(f"{bench} is skipped: {missing.get(bench, error)}")
-            continue
-        found |= {(bench, model): rows[model] for model in options.models}
-        notes += left_out
-    if not found:
-        raise ValueError(f"no set can be had; {notes[0]}")
+    found, left_out, notes = comparable(*ask_all(options), options)
     accepted = None
     if options.judge:
         accepted, note = judged(found, options)
         notes.append(note)
-
     results = results_of(found, options, accepted)
     text = "\n\n".join([overview(results, next(iter(options.models))), *notes])
     if rank() == 0:
         Path(options.out, "results.md").write_text(text + "\n", encoding="utf-8")
-        with open(Path(options.out, "results.jsonl"), "w") as file:
-            for (bench, model), found in results.items():
-                row = {key: found[key] for key in found if key not in ("per_question", "wrong")}
-                file.write(json.dumps({"set": bench, "model": model} | row) + "\n")
+        path, rows = Path(options.out, "results.jsonl"), []
+        if options.run:  # its page shows the sets of all calls
+            means = re.compile("micro average|mean of .*")
+            for row in read_jsonl(path):
+                if row["set"] not in options.sets and not means.fullmatch(row["set"]):
+                    rows.append(row)
+        for (bench, model), own in results.items():
+            row = {key: own[key] for key in own if key not in ("per_question", "wrong")}
+            row |= {"judge": options.judge, "left_out": left_out.get(bench)}
+            rows.append({"set": bench, "model": model} | row)
+        replace(path, rows)
         if options.run:
             text += f"\n\nreport: {report.report(options.run)}"
     return text

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from support.run_folder import read_jsonl
 BATCH = 32  # questions side by side
 ROOM = 0.9  # of the memory may be weights
 WORDS = 8  # tokens of a reply
+HASHED = (".safetensors", ".json", ".jinja")  # files of a checkpoint
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
@@ -117,14 +118,24 @@ def verdict(reply):
 
 
 def fingerprint(name):
-    """A hash of 256 places of a checkpoint's weights. It tells other weights of the same name."""
-    digest = hashlib.blake2b(digest_size=8)
-    own = Path(name).glob("adapter_model.safetensors")
-    for file in [*own, *sorted(checkpoint.find_checkpoint(name).glob("*.safetensors"))]:
-        data = np.memmap(file, mode="r")
-        for place in np.linspace(0, len(data), 256, endpoint=False, dtype=int):
-            digest.update(data[place : place + 256])
-    return digest.hexdigest()
+    """A hash of a checkpoint's files, for rank 0 to read: it tells other weights of the same name.
+
+    All of every file: few weights may differ, and prompts.json says how the Solver is asked.
+    """
+    folders = [checkpoint.find_checkpoint(name)]
+    if checkpoint.read_json(name, checkpoint.ADAPTERS):
+        folders.append(Path(name))
+    files = [file for folder in folders for file in folder.iterdir() if file.suffix in HASHED]
+    found = []
+    if rank() == 0:
+        with ThreadPoolExecutor() as pool:
+            found.append(sorted(zip([file.name for file in files], pool.map(hash_of, files))))
+    return hashlib.sha256(repr(gather(found)).encode()).hexdigest()[:16]
+
+
+def hash_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append(path, rows):
@@ -136,3 +147,12 @@ def append(path, rows):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def replace(path, rows):
+    """These are all rows of a file, by rank 0. It is never half written."""
+    if rank() == 0 and read_jsonl(path) != rows:
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        append(new, rows)
+        os.replace(new, path)

@@ -204,21 +204,113 @@ def test_columns_of_the_sets_on_the_hub(name, tmp_path, monkeypatch):
         ]
 
 
+PAIR = dict(problem=["<image>How many?", "b"], answer=["2", "3"], images=[[A], [B]])
+
+
 def test_a_folder_of_parquet_is_a_dataset_and_what_fits_nothing_is_refused(tmp_path):
-    columns = dict(problem=["<image>How many?", "b"], answer=["2", "3"], images=[[A], [B]])
-    path = parquet(tmp_path, columns, ["images"])
+    path = parquet(tmp_path, PAIR, ["images"])
     assert [q.answers for q in questions_of(tmp_path, 1)] == [("2",)]
     with pytest.raises(ValueError, match="split"):
         benchmarks.load(f"{tmp_path}@validation", None)
-    with pytest.raises(FileNotFoundError, match="no benchmark nothing: give charts, FILE.jsonl"):
-        benchmarks.load("nothing", None)
     parquet(tmp_path, dict(prompt=["a"], solution=["b"]))
-    with pytest.raises(
-        ValueError,
-        match="no column for the image; found prompt, solution",
-    ):
+    with pytest.raises(ValueError, match="no column for the image; found prompt, solution"):
         benchmarks.load(str(path), None)
     assert len(benchmarks.SETS) == 12 and benchmarks.SETS["mmmu"] == "zli12321/MMMU"
+
+
+@pytest.mark.parametrize("name", ["me@work", "12:30", "a@b:c", "x:y@z", "with space", "50%"])
+@pytest.mark.parametrize("kind", ["folder", "file", "saved", "jsonl"])
+def test_any_path_is_a_path(name, kind, tmp_path):
+    folder = tmp_path / name / "set"
+    folder.mkdir(parents=True)
+    path, place = parquet(folder, PAIR, ["images"]), folder
+    if kind == "file":
+        place = path
+    elif kind == "saved":
+        import datasets
+
+        path.unlink()
+        datasets.Dataset.from_dict(PAIR).save_to_disk(str(folder))
+    elif kind == "jsonl":
+        row = {"image": "a.png", "question": "q"}
+        place = write_bench(folder, row | {"answer": "2"}, row | {"answer": "3"})
+    found = questions_of(place)
+    assert [q.answers for q in found] == [("2",), ("3",)] and len(found[0].pictures) == 1
+    if kind == "folder":
+        assert (
+            len(questions_of(f"{folder}@test")) == len(questions_of(f"{folder}:default@test")) == 2
+        )
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    """One set, or a dict of splits. A picture in it is decoded by us."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict(PAIR).cast_column("images", datasets.List(datasets.Image()))
+    rows.save_to_disk(str(tmp_path / "one"))
+    splits = {"train": rows.select([0]), "test": rows}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "splits"))
+    assert [q.pictures[0].size for q in questions_of(tmp_path / "one")] == [(4, 6), (9, 3)]
+    assert len(questions_of(tmp_path / "splits")) == 2
+    assert len(questions_of(f"{tmp_path}/splits@train")) == 1
+    with pytest.raises(ValueError, match="cannot be loaded: it has no split dev, only train, test"):
+        benchmarks.load(f"{tmp_path}/splits@dev", None)
+
+
+@pytest.mark.parametrize(
+    "bench, message",
+    [
+        ("nothing", "no benchmark nothing: give charts, FILE.jsonl"),
+        ("nowhere/MMSI.jsonl", "there is no folder nowhere"),
+        ("/nowhere/sets/MMSI", "there is no folder /nowhere/sets"),
+        ("{here}/gone", "there is no {here}/gone"),
+        ("gone.parquet", "there is no gone.parquet"),
+        ("{here}/table.tsv", "no benchmark {here}/table.tsv: "),
+        ("{here}/a[1]", "reads * ? [ and :: as patterns"),
+    ],
+)
+def test_a_mistyped_path_is_one_line(bench, message, tmp_path):
+    (tmp_path / "table.tsv").write_text("a\tb\n")
+    (tmp_path / "a[1]").mkdir()
+    with pytest.raises(
+        (ValueError, OSError), match=re.escape(message.format(here=tmp_path))
+    ) as error:
+        benchmarks.load(bench.format(here=tmp_path), None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_picture_in_parquet_names_its_question(tmp_path):
+    broken = {"bytes": png()[:50], "path": None}
+    for pictures in ([], ["images"]):
+        columns = dict(problem=["a", "Which?"], answer=["1", "2"], images=[A, broken])
+        name, rows, folder = benchmarks.load(str(parquet(tmp_path, columns, pictures)), None)
+        assert benchmarks.question(rows[0], name, folder).answers == ("1",)
+        with pytest.raises(ValueError, match=r'cannot read the picture .* \(it asks "Which\?"\)'):
+            benchmarks.question(rows[1], name, folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
+    path = write_bench(tmp_path, {"image": "a.png", "question": "q", "answer": "1"})
+    line = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + line.strip() + b"\r\n\xef\xbb\xbf" + line)
+    assert [q.text for q in questions_of(path)] == ["q", "q"]
+
+
+def test_a_digest_is_of_what_is_asked_alone(tmp_path):
+    data = encoded(Image.new("RGB", (4, 6), "red"))
+    row = {"question": "Which?", "answer": "1"}
+    same = {
+        benchmarks.question(row | {"image": value} | more, "mine", tmp_path, decode).digest
+        for value in [*by_all_routes(data, tmp_path)][:-1]  # of a decoded one the pixels count
+        for more in ({}, {"answer": "2"}, {"tolerance": 0.1}, {"id": 7})
+        for decode in (True, False)
+    }
+    assert len(same) == 1
+    other = [{"question": "Why?"}, {"choices": ["1", "2"]}, {"hint": "x"}, {"image": png()}]
+    other += [{"image": [data, data]}, {"image": None}]
+    for more in other:
+        changed = benchmarks.question(row | {"image": data} | more, "mine", tmp_path)
+        same.add(changed.digest)
+    assert len(same) == 1 + len(other)
 
 
 def test_raw_bytes_in_parquet_without_any_metadata(tmp_path):
@@ -392,23 +484,9 @@ def test_pictures_are_upright_by_all_routes(orientation, kind, tmp_path):
 @pytest.mark.parametrize(
     "question, good, bad",
     [
-        (
-            dict(answers=["B"], choices=["3 cm", "5 cm"]),
-            ["B", "(b)", "B.", "B: 5 cm", "5 cm", "5"],
-            ["A", "3 cm", "C", "5 m", "both", ""],
-        ),
-        (dict(answers=["5 cm"], choices=["3 cm", "5 cm"]), ["B", "5 cm"], ["A", "7"]),
-        (
-            dict(answers=["Yes"]),
-            ["yes", "Yes, it is.", "YES"],
-            ["No", "no, yes", "maybe yes", "yesterday"],
-        ),
-        (dict(answers=["No"]), ["no.", "No"], ["not yes", "none", "Yes"]),
-        (
-            dict(answers=["40"], tolerance=0.05),
-            ["42", "38", "40.0", "41 %", "42.0"],
-            ["42.1", "37.9", "-40", "forty-five"],
-        ),
+        (dict(answers=["B"], choices=["3 cm", "5 cm"]), ["(b)", "B: 5 cm", "5"], ["A", "5 m", ""]),
+        (dict(answers=["Yes"]), ["yes", "Yes, it is."], ["No", "maybe yes"]),
+        (dict(answers=["40"], tolerance=0.05), ["42", "38", "41 %"], ["42.1", "37.9", "-40", "x"]),
         (dict(answers=["-2"], tolerance=0.05), ["-2.1", "-1.9"], ["2", "-2.2"]),
         (dict(answers=["0"], tolerance=0.05), ["0", "0.0"], ["0.01"]),
         (dict(answers=["Paris"], tolerance=0.05), ["paris"], ["Pari"]),
@@ -435,22 +513,55 @@ def question_of(row):
 
 
 CASES = json.loads((Path(__file__).parent.parent / "cases/bench.json").read_text())
-YES = [
-    "Yes",
-    r"\text{Yes}",
-    "**yes**",
-    "$\\text{Yes}$",
-    "(Yes)",
-    "Yes, it is",
-    "True",
-    "Answer: yes",
-]
-NO = ["No", r"\text{No}", "**no**.", "no", "No, it is not", "False", "'False'"]
+YES, NO = ["Yes", r"\text{Yes}", "Yes, it is", "True"], ["No", "**no**.", "False"]
 OTHER = ["not sure", "maybe yes", "none", "yesterday", ""]
+BOTH = {"A": "red", "B": "blue", "C": float("nan"), "D": "nan", "E": "", "F": None}
 CASES += [
-    *[{"row": {"answer": a}, "right": YES, "wrong": NO + OTHER} for a in ("Yes", "true", True)],
+    *[{"row": {"answer": a}, "right": YES, "wrong": NO + OTHER} for a in ("true", True)],
     *[{"row": {"answer": a}, "right": NO, "wrong": YES + OTHER} for a in ("no.", False, "False")],
     {"row": {"gt_answer": 0, "answer": None}, "right": NO, "wrong": YES},
+    # MMBench, and its like.
+    {
+        "row": BOTH | {"answer": "B", "hint": "Look twice."},
+        "right": ["B", "blue", "B. blue"],
+        "wrong": ["A", "red", "nan"],
+        "text": "Look twice.\nWhich?\n(A) red\n(B) blue",
+    },
+    {
+        "row": {"choice_a": "red", "choice_b": "blue", "answer": "B", "hint": "nan"},
+        "right": ["B", "blue"],
+        "wrong": ["A", "red"],
+        "text": "Which?\n(A) red\n(B) blue",
+    },
+    {
+        "row": {"choices": ["x", "y", "z"], "A": "red", "B": "blue", "answer": "z"},
+        "right": ["C"],
+        "wrong": ["blue"],
+        "text": "Which?\n(A) x\n(B) y\n(C) z",
+    },
+    {"row": {"A": "red", "answer": "7"}, "right": ["7"], "wrong": ["A"], "text": "Which?"},
+    {
+        "row": {"options": float("nan"), "answer": "7"},
+        "right": ["7"],
+        "wrong": [],
+        "text": "Which?",
+    },
+    {
+        "row": {"choices": ["red", "blue", float("nan")], "answer": 1},
+        "right": ["B"],
+        "wrong": ["A", "nan"],
+        "text": "Which?\n(A) red\n(B) blue",
+    },
+    # A key that is a dict, also as text, and with lists inside.
+    {"row": {"answer": {"value": "7", "alias": None}}, "right": ["7"], "wrong": ["None", "value"]},
+    {"row": {"answer": '{"a": "7", "b": ["seven"]}'}, "right": ["7", "Seven"], "wrong": ["a"]},
+    {"row": {"answer": [None, "7", ""]}, "right": ["7"], "wrong": ["None"]},
+    {
+        "row": {"answer": {"label": "B", "text": "blue"}, "choices": ["red", "blue"]},
+        "right": ["B", "blue"],
+        "wrong": ["A", "(A) red"],
+    },
+    {"row": {"answer": {"text": None}}, "error": "empty"},
     {
         "row": {"answer": "['Oslo', 'Norway']"},
         "right": ["Oslo", r"\text{Norway}"],
@@ -504,6 +615,7 @@ def test_rows_as_data_sets_write_them(case):
     assert [a for a in case["right"] if not benchmarks.right(a, question)] == []
     assert [a for a in case["wrong"] if benchmarks.right(a, question)] == []
     assert case.get("asked", "") in question.text
+    assert case.get("text", question.text) == question.text
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "error" in case])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers_eval import Echo, write_bench
+from helpers_eval import Echo, png, write_bench
 
 import eval as evaluation
 from tools import compare
@@ -178,8 +178,6 @@ def test_other_ways_to_ask(models, capsys, tmp_path):
     assert sampled["prompts"][0] == "[8x8]Look. q0 Put it in \\boxed{}."
     assert sampled["max_new_tokens"] == greedy["max_new_tokens"] == 9
     assert "majority" in (out := capsys.readouterr().out) and "greedy (95 %)" in out
-    with pytest.raises(SystemExit, match="samples 3 there, 1 now"):
-        run(*command)
 
 
 def independent_scores(path):
@@ -231,16 +229,156 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(models, tmp_path, monkey
         assert (broken / path).read_text().splitlines(keepends=True) == lines
         assert sum(len(call["prompts"]) for call in models) == (6 - max(0, count - 1))
     (broken / path).write_text("".join(lines[:4]))
-    for change, message in (
-        (["--seed", "1"], "seed 0 there, 1 now"),
-        (["-n", "5"], "samples 1 there, 5 now"),
-        (["--rescore"], "not complete"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            run(*command, broken, *change)
+    with pytest.raises(SystemExit, match="bench.jsonl.jsonl is missing or not complete"):
+        run(*command, broken, "--rescore")
+    assert (broken / path).read_text() == "".join(lines[:4])
+
+
+def table_of(out):
+    """What an evaluation comes to: all rows and figures, without the name of its folder."""
+    return {path.name: path.read_text() for path in out.rglob("*.jsonl")}
+
+
+CHANGES = {
+    "a question": lambda rows: rows[1].update(question="q1 or what?"),
+    "a hint": lambda rows: rows[1].update(hint="Look twice."),
+    "a picture": lambda rows: rows[1].update(image="b.png"),
+    "what a picture's file holds": lambda rows: rows[1].update(image="changes.png"),
+    "choices": lambda rows: rows[1].update(choices=["1", "2"]),
+    "two in turns": lambda rows: rows.insert(1, rows.pop(2)),
+    "one is new": lambda rows: rows.insert(1, {"image": "b.png", "question": "q9", "answer": "1"}),
+    "one is gone": lambda rows: rows.pop(1),
+}
+
+
+@pytest.fixture
+def changing(models, tmp_path, monkeypatch):
+    """-> (write the questions after a change, evaluate into a folder with more flags)"""
+    monkeypatch.setattr(compare, "CHUNK", 2)
+    (tmp_path / "b.png").write_bytes(png("red"))
+    (tmp_path / "changes.png").write_bytes(png())
+    flags = ["--model", "half", "--compare", "good", "--bench", tmp_path / "bench.jsonl"]
+
+    def write(change=None):
+        rows = [{"image": "a.png", "question": f"q{i}", "answer": "1"} for i in range(6)]
+        rows[1]["image"] = "changes.png"
+        if change is not None:
+            change(rows)
+        write_bench(tmp_path, *rows)
+        return rows
+
+    def evaluate(out, *more):
+        models.clear()
+        run(*flags, "--out", tmp_path / out, *more)
+        return sum(len(call["prompts"]) for call in models)
+
+    return write, evaluate
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_has_changed_is_asked_again(name, changing, tmp_path, capsys):
+    write, evaluate = changing
+    write()
+    evaluate("out")
+    rows = write(CHANGES[name])
+    if "file" in name:
+        (tmp_path / "changes.png").write_bytes(png("blue"))
+    capsys.readouterr()
+    asked = evaluate("out")
+    assert 0 < asked < 2 * len(rows) or name == "one is gone"
+    out = capsys.readouterr().out
+    said = re.search(
+        r"half, \S+: (\d) questions changed and are asked again; 0 have a new key", out
+    )
+    assert 0 < int(said[1]) <= asked
+    evaluate("fresh")
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+    assert (tmp_path / "out/results.md").read_text() == (tmp_path / "fresh/results.md").read_text()
+
+
+@pytest.mark.parametrize("change", [{"answer": "wrong"}, {"answer": {"a": 2, "b": "1"}}])
+def test_a_new_key_is_graded_again_and_nobody_is_asked(change, changing, tmp_path, capsys):
+    write, evaluate = changing
+    for more in ([], ["--rescore"]):
+        write()
+        evaluate("out")
+        write(lambda rows: rows[1].update(change))
+        capsys.readouterr()
+        assert evaluate("out", *more) == 0
+        assert (
+            "0 questions changed and are asked again; 1 have a new key" in capsys.readouterr().out
+        )
+        evaluate("fresh")
+        assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    "more", [["-n", "2"], ["--greedy"], ["--seed", "1"], ["--prompt", "training"]]
+)
+def test_other_settings_are_another_evaluation(more, changing, tmp_path, capsys):
+    write, evaluate = changing
+    write()
+    evaluate("out")
+    before = table_of(tmp_path / "out")
+    with pytest.raises(SystemExit, match="not complete: run without --rescore"):
+        evaluate("out", *more, "--rescore")
+    assert table_of(tmp_path / "out") == before
+    assert evaluate("out", *more) == (24 if "--greedy" in more else 12)
+    evaluate("fresh", *more)
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+    # What was asked before is not lost.
+    assert evaluate("out") == 0 and table_of(tmp_path / "out") == before
+
+
+def test_other_weights_and_another_prompt_are_asked_again(changing, tmp_path, monkeypatch):
+    write, evaluate = changing
+    write()
+    evaluate("out")
     monkeypatch.setattr(compare, "fingerprint", lambda name: "other weights")
-    with pytest.raises(SystemExit, match="'other weights' now"):
-        run(*command, broken)
+    assert evaluate("out") == 12 and evaluate("out") == 0
+    monkeypatch.setattr(compare.benchmarks, "NEUTRAL", "Answer in Latin.")
+    assert evaluate("out") == 12
+    evaluate("fresh")
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+
+
+def test_a_wrong_folder_by_mistake_costs_nothing(changing, tmp_path):
+    """Other pictures, none at all, fewer questions: the replies are there when all is as it was."""
+    write, evaluate = changing
+    write()
+    evaluate("out")
+    before = table_of(tmp_path / "out")
+    (tmp_path / "changes.png").rename(tmp_path / "kept.png")
+    assert evaluate("out") == 0 and evaluate("out", "--questions", "3") == 0
+    (tmp_path / "changes.png").write_bytes(png("green"))
+    assert evaluate("out") == 2
+    (tmp_path / "kept.png").rename(tmp_path / "changes.png")
+    assert evaluate("out") == 0
+    assert table_of(tmp_path / "out") == before
+
+
+def test_what_could_not_be_used_is_tried_again(changing, tmp_path, capsys):
+    write, evaluate = changing
+    write(lambda rows: rows[1].update(image="later.png"))
+    evaluate("out")
+    assert "1 of 6 questions cannot be used" in capsys.readouterr().out
+    (tmp_path / "later.png").write_bytes(png()[:50])
+    evaluate("out")
+    assert "1 of 6 questions cannot be used" in capsys.readouterr().out
+    (tmp_path / "later.png").write_bytes(png())
+    assert evaluate("out") == 2
+    assert "cannot be used" not in capsys.readouterr().out
+    evaluate("fresh")
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+
+
+def test_more_questions_go_on(changing, tmp_path):
+    write, evaluate = changing
+    write()
+    assert evaluate("out", "--questions", "2") == 4
+    assert evaluate("out") == 8
+    evaluate("fresh")
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
 
 
 def test_what_cannot_be_used_is_named_and_left_out(models, capsys, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from tools import benchmarks, compare
 from tools.report import report
 
 ROOT = Path(compare.__file__).parent.parent
-SETS = benchmarks.NAMES.split()
+SETS = benchmarks.NAMES
 
 
 def charts_as(folder):
