@@ -19,7 +19,7 @@ from PIL import ImageFont
 # How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
 BASELINES = {"middle": 0.273, "central": 0.346, "mathematical": 0.464, "hanging": 0.742}
 BASELINES |= {"text-before-edge": 0.928, "text-after-edge": -0.236, "ideographic": -0.236}
-LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
+LINES = {"underline": 0.06, "line-through": -0.36, "overline": -1.03}  # their tops, in em
 FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 open_font = functools.lru_cache(ImageFont.truetype)
@@ -147,7 +147,7 @@ def place(canvas, pieces):
         choose_font(canvas, piece.node)
         if "x" in piece.at or "y" in piece.at or not chunks:
             chunks.append([])
-        elif chunks[-1][-1].node is piece.node:
+        elif font_of(chunks[-1][-1].node) == font_of(piece.node):
             pair = chunks[-1][-1].text[-1:] + piece.text[:1]
             x += kerning(font_of(piece.node), pair) * height_of(piece.node)
         chunks[-1].append(piece)
@@ -214,7 +214,7 @@ def paint_piece(canvas, piece):
         if step == "fill":
             for line in LINES.keys() & node.get("text-decoration", "").split():
                 height = height_of(node)
-                context.rectangle(0, LINES[line] * height, piece.width, max(height / 18, 1))
+                context.rectangle(0, LINES[line] * height, piece.width, max(height / 10, 1))
                 context.fill()
             context.move_to(0, 0)
             context.show_text(piece.text)
