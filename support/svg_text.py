@@ -23,6 +23,7 @@ LINES = {"underline": 0.06, "line-through": -0.36, "overline": -1.03}  # their t
 FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 open_font = functools.lru_cache(ImageFont.truetype)
+FONT = "font-family", "font-size", "font-weight", "font-style"
 PLACES = "x", "y", "dx", "dy"
 SPACING = {"letter-spacing", "word-spacing"}
 # Soft hyphens, joiners, marks of direction or that an emoji is meant; a letter with its accents.
@@ -147,8 +148,8 @@ def place(canvas, pieces):
         choose_font(canvas, piece.node)
         if "x" in piece.at or "y" in piece.at or not chunks:
             chunks.append([])
-        elif font_of(chunks[-1][-1].node) == font_of(piece.node):
-            pair = chunks[-1][-1].text[-1:] + piece.text[:1]
+        elif all(before.node.get(name) == piece.node.get(name) for name in FONT):
+            pair = before.text[-1:] + piece.text[:1]
             x += kerning(font_of(piece.node), pair) * height_of(piece.node)
         chunks[-1].append(piece)
         piece.x = piece.at.get("x", x) + piece.at.get("dx", 0)
@@ -157,7 +158,7 @@ def place(canvas, pieces):
         piece.width += size(canvas, piece.node.get("letter-spacing"))
         if piece.text == " ":
             piece.width += size(canvas, piece.node.get("word-spacing"))
-        x = piece.x + piece.width
+        x, before = piece.x + piece.width, piece
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
         anchor = chunk[0].node.get("text-anchor")
