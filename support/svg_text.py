@@ -143,10 +143,10 @@ def choose_font(canvas, node):
 def place(canvas, pieces):
     """Give each piece its place, from left to right; text-anchor then moves whole chunks."""
     x = y = 0.0
-    chunks = []
+    chunks, before = [], None
     for piece in pieces:
         choose_font(canvas, piece.node)
-        if "x" in piece.at or "y" in piece.at or not chunks:
+        if "x" in piece.at or "y" in piece.at or before is None:
             chunks.append([])
         elif all(before.node.get(name) == piece.node.get(name) for name in FONT):
             pair = before.text[-1:] + piece.text[:1]
