@@ -172,7 +172,8 @@ The code
   shadows, blend modes, vertical writing (use transform="rotate(-90 x y)"), computed lengths such
   as calc(), clip-path on anything but a rect, the CSS properties rotate, translate and scale,
   textLength, pathLength, small caps, emoji, letters that DejaVu Sans does not have.
-- Work out all coordinates before you write. In text, write &lt; for < and &amp; for &.
+- Work out all coordinates before you write. In text, write &lt; for < and &amp; for &. A comment
+  must not contain two hyphens: -- inside it makes the whole document invalid.
 
 End your reply with the code in one fenced block, complete, in this form:
 ```svg

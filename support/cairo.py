@@ -55,10 +55,9 @@ def draw(source, max_side):
     canvas = PNGSurface(tree, None, 96, **form).cairo
     canvas.flush()
     # ARGB32 lies in memory as B, G, R, A; on paper A is always 255, so nothing is premultiplied.
-    rows = canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1
-    picture = Image.frombuffer("RGB", size, *rows)
-    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # only if it is larger
-    return picture
+    image = Image.frombuffer("RGB", size, canvas.get_data(), "raw", "BGRX", canvas.get_stride(), 1)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)  # only if it is larger
+    return image
 
 
 def svg_size(width, height, viewbox):

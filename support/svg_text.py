@@ -19,10 +19,11 @@ from PIL import ImageFont
 # How far letters go down for a dominant-baseline, in em of the DejaVu fonts.
 BASELINES = {"middle": 0.273, "central": 0.346, "mathematical": 0.464, "hanging": 0.742}
 BASELINES |= {"text-before-edge": 0.928, "text-after-edge": -0.236, "ideographic": -0.236}
-LINES = {"underline": 0.1, "line-through": -0.3, "overline": -0.95}  # below the baseline, in em
+LINES = {"underline": 0.06, "line-through": -0.36, "overline": -1.03}  # their tops, in em
 FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 open_font = functools.lru_cache(ImageFont.truetype)
+FONT = "font-family", "font-size", "font-weight", "font-style"
 PLACES = "x", "y", "dx", "dy"
 SPACING = {"letter-spacing", "word-spacing"}
 # Soft hyphens, joiners, marks of direction or that an emoji is meant; a letter with its accents.
@@ -142,13 +143,13 @@ def choose_font(canvas, node):
 def place(canvas, pieces):
     """Give each piece its place, from left to right; text-anchor then moves whole chunks."""
     x = y = 0.0
-    chunks = []
+    chunks, before = [], None
     for piece in pieces:
         choose_font(canvas, piece.node)
-        if "x" in piece.at or "y" in piece.at or not chunks:
+        if "x" in piece.at or "y" in piece.at or before is None:
             chunks.append([])
-        elif chunks[-1][-1].node is piece.node:
-            pair = chunks[-1][-1].text[-1:] + piece.text[:1]
+        elif all(before.node.get(name) == piece.node.get(name) for name in FONT):
+            pair = before.text[-1:] + piece.text[:1]
             x += kerning(font_of(piece.node), pair) * height_of(piece.node)
         chunks[-1].append(piece)
         piece.x = piece.at.get("x", x) + piece.at.get("dx", 0)
@@ -157,7 +158,7 @@ def place(canvas, pieces):
         piece.width += size(canvas, piece.node.get("letter-spacing"))
         if piece.text == " ":
             piece.width += size(canvas, piece.node.get("word-spacing"))
-        x = piece.x + piece.width
+        x, before = piece.x + piece.width, piece
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
         anchor = chunk[0].node.get("text-anchor")
@@ -214,7 +215,7 @@ def paint_piece(canvas, piece):
         if step == "fill":
             for line in LINES.keys() & node.get("text-decoration", "").split():
                 height = height_of(node)
-                context.rectangle(0, LINES[line] * height, piece.width, max(height / 18, 1))
+                context.rectangle(0, LINES[line] * height, piece.width, max(height / 10, 1))
                 context.fill()
             context.move_to(0, 0)
             context.show_text(piece.text)
