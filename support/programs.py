@@ -180,7 +180,7 @@ def keep_one_folder():
 
     os.mkdir = make_folder
     os.rename = os.replace = shutil.move = rename
-    os.makedirs = lambda path, mode=0o777, exist_ok=False: Path(path).mkdir(mode, True, exist_ok)
+    os.makedirs = lambda name, mode=0o777, exist_ok=False: Path(name).mkdir(mode, True, exist_ok)
     os.rmdir, shutil.rmtree = unless_made(os.rmdir), unless_made(shutil.rmtree)
     for name in "open stat lstat access listdir scandir chdir remove unlink".split():
         setattr(os, name, at_home(getattr(os, name)))
