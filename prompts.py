@@ -187,12 +187,12 @@ PYTHON_GUIDE = """
 The code
 - One complete Python script, run once from an empty folder. It may use Pillow, numpy, matplotlib
   and modules of the standard library that only compute, such as math and random. Nothing else is
-  installed.
-- No network, no reading of files, no other processes or threads, no input, no arguments: all of
-  these are refused. It is stopped after 5 seconds, and at 1 GB of memory.
+  installed; numpy is version 2.3, matplotlib 3.10.
+- No network, no windows, no reading of files, no other processes or threads, no input, no
+  arguments: all of these are refused. It is stopped after 5 seconds, and at 1 GB of memory.
 - What counts as the picture: the last one saved with Pillow's Image.save or matplotlib's
-  savefig, under a plain name such as "chart.png"; if none was, a Pillow image in a variable
-  named img or image; if there is none, the open matplotlib figure. Make exactly one.
+  savefig, under a plain name such as "chart.png"; if none was, the last one shown; then the open
+  matplotlib figure; then a Pillow image in a variable named img or image. Make exactly one.
 - Neither side may be larger than 2048 pixels; about 800 by 600 is good. White background. For a
   figure use figsize=(8, 6), dpi=100 and tight_layout.
 - Write all values into the code, so that every run draws the same picture. Use the fonts that

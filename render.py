@@ -16,6 +16,7 @@ import tempfile
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 from PIL import Image
@@ -25,9 +26,7 @@ from support import programs, sandbox
 MAX_SOURCE = 256_000  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; larger pictures are scaled down
 MAX_ASPECT = 100  # the vision towers refuse 200 : 1
-NO_CAIRO = (
-    "no CairoSVG: `pip install cairosvg`, and `apt install libcairo2` or `brew install cairo`"
-)
+NO_CAIRO = "no CairoSVG here: pip install cairosvg, and apt install libcairo2 or brew install cairo"
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,6 @@ class Renderer(contextlib.AbstractContextManager):
 
     def _draw(self, queue, results, bar):
         """Let helpers draw all items (index, language, source), and put down what comes back."""
-        from multiprocessing import connection
-
         owed, died = {}, set()  # helper -> its item; items that a helper died of
         try:
             while queue or owed:
@@ -159,8 +156,7 @@ class Renderer(contextlib.AbstractContextManager):
 
     def _drop(self, helper):
         self.helpers.remove(helper)
-        helper.process.kill()
-        helper.stop()
+        helper.stop(0)
 
 
 def _close(helpers, scratch):

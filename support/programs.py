@@ -86,8 +86,7 @@ def prepare_matplotlib():
     # Other fonts of this machine would draw another text elsewhere.
     home = os.path.dirname(fonts.__file__)
     fonts.fontManager.ttflist = [f for f in fonts.fontManager.ttflist if f.fname.startswith(home)]
-    plt.plot([1], label="$a^2$")
-    plt.legend()
+    plt.title("$a^2$")
     plt.savefig(io.BytesIO())  # loads the writer
     plt.close()
     # There is no screen: programs that ask for a window get the same pictures.
@@ -102,7 +101,7 @@ def prepare_matplotlib():
         kind = (format or os.path.splitext(str(target))[1][1:]).lower()
         if kind == "svg":
             print_figure(canvas, target, format=kind, **kwargs)
-        # SVG is written; who names a backend is PdfPages, which is no file.
+        # Then SVG is written already. Who names a backend is PdfPages, which is no file.
         if kind == "svg" or backend:
             target = io.BytesIO()
         print_figure(canvas, target, format="png" if kind in VECTORS else format, **kwargs)
@@ -124,8 +123,7 @@ def set_up():
     numpy.random.seed(0)
     sys.meta_path.insert(0, OnlyKnown)
     keep_one_folder()
-    replace_fonts()
-    watch_pictures()
+    mend_pillow()
 
 
 class OnlyKnown:
@@ -171,7 +169,7 @@ def keep_one_folder():
             mkdir(path, *args, **kwargs)  # refused; then `exist_ok` looks whether it is there
 
     def rename(source, target):
-        if local(target) != here:  # all files are in this folder, and stay when one is deleted
+        if local(target) != here:  # where all files are, and stay when a folder is deleted
             replace(local(source), local(target))
 
     def at_home(function):
@@ -180,23 +178,24 @@ def keep_one_folder():
     def unless_made(function):
         return lambda path, *args, **kwargs: local(path) == here or function(path, *args, **kwargs)
 
-    os.mkdir, os.rename, os.replace, shutil.move = make_folder, rename, rename, rename
-    os.makedirs = lambda path, mode=0o777, exist_ok=False: Path(path).mkdir(mode, True, exist_ok)
+    os.mkdir = make_folder
+    os.rename = os.replace = shutil.move = rename
+    os.makedirs = lambda name, mode=0o777, exist_ok=False: Path(name).mkdir(mode, True, exist_ok)
     os.rmdir, shutil.rmtree = unless_made(os.rmdir), unless_made(shutil.rmtree)
     for name in "open stat lstat access listdir scandir chdir remove unlink".split():
         setattr(os, name, at_home(getattr(os, name)))
     builtins.open, io.open = at_home(builtins.open), at_home(io.open)
-    # A file may be copied onto itself. Its rights and times can't be changed.
+    # A file may be copied onto itself; its rights and times are not to be changed.
     shutil.copyfile = lambda a, b, **_: Path(b).write_bytes(Path(a).read_bytes())
     shutil.copymode = shutil.copystat = lambda *args, **kwargs: None
     tempfile.tempdir = here  # (the helper's own is elsewhere)
 
 
-def replace_fonts():
-    """Pillow's truetype("arial.ttf") and the like: the DejaVu font that comes nearest."""
+def mend_pillow():
+    """A font that is not here is the DejaVu that comes nearest; what is saved or shown is kept."""
     from PIL import ImageFont
 
-    truetype = ImageFont.truetype
+    truetype, save = ImageFont.truetype, Image.Image.save
 
     def nearest(font=None, *args, **kwargs):
         name = str(font).lower()
@@ -210,13 +209,6 @@ def replace_fonts():
         bold = "-Bold" if re.search(r"bold|bd\.ttf", name) else ""
         return truetype(f"DejaVu{fits[0]}{bold}.ttf", *args, **kwargs)
 
-    ImageFont.truetype = nearest
-
-
-def watch_pictures():
-    """Keep what a program saves or shows."""
-    save = Image.Image.save
-
     def save_and_keep(self, fp, *args, **kwargs):
         if isinstance(fp, (str, os.PathLike)):
             fp = os.path.basename(fp)  # whatever folder it names
@@ -224,16 +216,16 @@ def watch_pictures():
                 args, kwargs = ("PNG",), {}
         kwargs.setdefault("compress_level", 1)  # of PNG: nobody keeps the file
         save(self, fp, *args, **kwargs)
-        KEPT["saved"] = self.copy()  # the program may go on changing it
+        # (`savefig` ends here, too. The program may go on changing it.)
+        KEPT["saved"] = self.copy()
 
-    Image.Image.save = save_and_keep
+    ImageFont.truetype, Image.Image.save = nearest, save_and_keep
     Image.Image.show = lambda self, *args, **kwargs: KEPT.update(shown=self.copy())
 
 
 def choose(names):
-    """Which picture of a program counts: the last `Image.save` (matplotlib's `savefig` ends there
-    too), else the last shown, else the open matplotlib figure, else a variable img or image, then
-    an array of that name, then the last file that is a picture."""
+    """Which picture of a program counts: the last saved, else the last shown, the open figure, a
+    variable img or image (a picture before an array), the last file that is a picture."""
     import numpy
 
     if KEPT:
@@ -241,11 +233,10 @@ def choose(names):
     plt = sys.modules.get("matplotlib.pyplot")
     if plt and plt.get_fignums():
         return picture_of(plt.gcf().canvas)
-    variables = [names.get("img"), names.get("image")]
-    for value in variables:
+    variables = names.get("img"), names.get("image")
+    for value in sorted(variables, key=lambda value: isinstance(value, numpy.ndarray)):
         if isinstance(value, Image.Image):
             return value
-    for value in variables:
         if isinstance(value, numpy.ndarray):
             if value.dtype.kind in "fb":  # shares of white
                 value = (numpy.clip(value, 0, 1) * 255).astype("uint8")

@@ -85,7 +85,7 @@ class Helper:
         theirs.close()
 
     def send(self, language, source):
-        """Send the next item only after the answer to this one: so no pipe fills up."""
+        """Send the next item only after the answer to this one: so the pipe does not fill up."""
         with contextlib.suppress(ConnectionError):  # it is dead, as `receive` will find
             self.pipe.send((language, source))
 
@@ -95,17 +95,17 @@ class Helper:
         width, height, _, seconds = REPLY.unpack_from(data)
         return width, height, data[REPLY.size :], seconds
 
-    def stop(self):
+    def stop(self, patience=5):
         self.pipe.close()  # tells it to leave
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=5)
+            self.process.wait(patience)
         self.process.kill()  # nothing, if it has left
         self.process.wait()
 
 
 # -------------------------------------------------------------------------------- in a helper
 def serve(scratch, timeout, drawers, prepare, readable):
-    """Answer items from stdin on stdout until stdin ends: the trainer closed it, or is gone.
+    """Answer items from stdin, a pipe for both ways, until it ends: the trainer closed it, or died.
 
     The first reply is "ready" and a line on what Python could do here, empty where all is well.
     drawers: {language: function(source) -> PIL, RGB}, called in a child. prepare(language, source
@@ -370,7 +370,7 @@ def confine(folder, seconds, helper, locks, *kept):
     if ruleset is not None and libc.syscall(446, ruleset, 0):  # landlock_restrict_self
         os._exit(1)
     null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # 0 and 1 lead to the trainer
+    for descriptor in (0, 1, 2):  # 0 leads to the trainer
         os.dup2(null, descriptor)
     borders = [2, *sorted(pipe.fileno() for pipe in kept), 65536]
     for low, high in zip(borders, borders[1:]):

@@ -1,6 +1,7 @@
 """Prompts and parsers stay in step: what a prompt asks for is what rewards.py reads and pays."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -246,9 +247,13 @@ def test_coder_prompt_names_what_the_sandbox_takes():
     for package in re.search(r"may use (.*?) and", python)[1].replace("Pillow", "PIL").split(", "):
         assert package in programs.PACKAGES  # what a program may read, it may use
     places = [
-        python.index(word) for word in ("Image.save", "img or image", "open matplotlib figure")
+        python.index(word)
+        for word in ("Image.save", "last one shown", "open matplotlib figure", "img or image")
     ]
     assert places == sorted(places)
+    pinned = (Path(render.__file__).parent / "requirements.txt").read_text()
+    pins = dict(re.findall(r"^(\w+)==(\d+\.\d+)", pinned, re.MULTILINE))
+    assert f"numpy is version {pins['numpy']}, matplotlib {pins['matplotlib']}." in python
 
 
 # What the guides say: drawn, or not, and which picture counts (by its width).

@@ -67,31 +67,6 @@ def test_a_saved_file_can_be_opened_again_and_does_not_outlive_its_program(rende
 
 
 @pytest.mark.parametrize(
-    "look",
-    [
-        "img = Image.open('a.png')",
-        "import matplotlib.pyplot as plt\n"
-        "img = (plt.imread('a.png') * 255).astype('uint8')[:, :, :3]",
-        "import io\nimg = Image.open(io.BytesIO(open('a.png', 'rb').read()))",
-        "import os\nos.rename('a.png', 'b.png')\nimg = Image.open('b.png')",
-        "from pathlib import Path\nassert Path('a.png').exists()\nimg = Image.open(Path('a.png'))",
-        "import os, shutil\nassert os.listdir('.') == ['a.png'] and os.path.getsize('a.png') > 70\n"
-        "shutil.copyfile('a.png', 'c')\nimg = Image.open('c')",
-    ],
-)
-def test_a_png_that_is_written_late_is_whole_when_looked_at(renderer, look):
-    code = (
-        "from PIL import Image\nimport PIL.PngImagePlugin\n"
-        "new = Image.linear_gradient('L').convert('RGB'); new.save('a.png')\n"
-        "new.paste('red', (0, 0, 256, 256))\nImage.Image.save = None\n"
-        f"{look}\n"
-        "assert img.size == (256, 256) if hasattr(img, 'getpixel') else img.shape[0] == 256"
-    )
-    plain = "from PIL import Image\nimg = Image.linear_gradient('L')"
-    assert draw(renderer, code).tobytes() == draw(renderer, plain).tobytes()
-
-
-@pytest.mark.parametrize(
     "make, colour",
     [
         ("Image.new('RGBA', (4, 4), (255, 0, 0, 0))", "ffffff"),
@@ -192,7 +167,8 @@ def test_order_is_kept_among_bad_items_and_equals_one_by_one(brisk):
         items += [(HANG_SVG, "svg")] * (i == 20) + [(HANG_PYTHON, "python")] * (i == 30)
         items += [("import ctypes; ctypes.string_at(0)", "python")] * (i % 20 == 0)
     together = brisk.render(items)
-    assert [r.error for r in together].count(f"took longer than {TIMEOUT:g} s") == 2
+    late = [r.seconds for r in together if r.error == f"took longer than {TIMEOUT:g} s"]
+    assert len(late) == 2 and min(late) >= TIMEOUT
     with Renderer(workers=1, timeout=TIMEOUT) as single:
         for item, one in zip(items, together, strict=True):
             if item[0] not in (HANG_SVG, HANG_PYTHON):

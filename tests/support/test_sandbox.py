@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 from helpers_render import (
-    HANG_PYTHON,
-    HANG_SVG,
     HOSTILE,
     NO_LANDLOCK,
     NO_SECCOMP,
@@ -153,7 +151,6 @@ MORE_ATTACKS = """
     open('/proc/self/environ').read()
     open('/proc/self/fd/0', 'w'); open('/proc/self/status')
     os.open('/', os.O_RDONLY); os.listdir('/')
-    open('__SECRET__').read()
     os.truncate('__OUTSIDE__/victim.txt', 0)
     os.open('__OUTSIDE__/victim.txt', os.O_RDONLY | os.O_TRUNC)
     os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)
@@ -162,9 +159,6 @@ MORE_ATTACKS = """
     os.chown('__OUTSIDE__/victim.txt', 1, 1)
     os.unlink('__OUTSIDE__/victim.txt')
     os.rmdir('__OUTSIDE__')
-    os.link('__OUTSIDE__/victim.txt', 'a')
-    os.rename('__OUTSIDE__/victim.txt', 'a')
-    os.symlink('/', 'a')
     os.mkdir('/tmp/pwned')
     os.mknod('/tmp/pwned')
     os.chroot('.')
@@ -173,9 +167,7 @@ MORE_ATTACKS = """
     os.setpriority(os.PRIO_PROCESS, __PID__, 9)
     os.pidfd_open(__PID__)
     os.posix_spawn('/bin/true', ['true'], {})
-    os.memfd_create('a')
     os.eventfd(0)
-    os.mkfifo('a')
     os.killpg(0, 9)
     os.sched_setscheduler(__PID__, os.SCHED_IDLE, os.sched_param(0))
     socket.socketpair()
@@ -278,12 +270,15 @@ def test_mutated_codes(brisk, count):
 # ---------------------------------------------------------------- what a child sees and sends
 
 
-def test_a_child_sees_no_environment_no_descriptor_no_torch(renderer, monkeypatch):
-    monkeypatch.setenv("SECRET_TOKEN", SECRET)
+def test_a_child_sees_no_environment_no_descriptor_no_torch(monkeypatch):
+    for name in ("SECRET_TOKEN", "DEPLOY_TOKEN_PATH", "PATH_TO_KEY", "PYTHONSTARTUP"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     with Renderer(workers=1) as fresh:
-        names = "[n for n in sorted(os.environ) if n[:4] in ('HOME', 'SECR')]"
-        code = f"import os; raise ValueError({names})"
-        assert refuse(fresh, code) == "ValueError: ['HOME'] (line 1)"
+        ours = {*sandbox.ENVIRONMENT, "HOME", "PYTHONUSERBASE", "FONTCONFIG_FILE", "XDG_DATA_DIRS"}
+        ours |= {"PATH", "PYTHONPATH", "LC_CTYPE"}  # (LC_CTYPE is Python's own doing)
+        code = f"import os; raise ValueError(sorted({{*os.environ}} - {ours}))"
+        assert refuse(fresh, code) == "ValueError: ['LD_LIBRARY_PATH'] (line 1)"
         code = (
             "import os\nfound = []\nfor f in range(100):\n"
             "  try: found.append(os.readlink(f'/proc/self/fd/{f}')[:5])\n  except OSError: pass\n"
@@ -321,30 +316,7 @@ def test_a_forged_result_is_refused(renderer, forged):
         "import os, struct\nfor f in range(3, 40):\n"
         f"  try: os.write(f, {forged})\n  except OSError: 0\n"
     )
-    # Both helpers have received rows: no place in their files is left over.
-    renderer.render([(pillow((1, 2, 3)), "python")] * 4)
     assert refuse(renderer, code) == "the program tampered with its result"
-
-
-def test_a_program_finds_no_rows_of_another():
-    """Whatever stays open in a child, nothing of another program lies in it."""
-    look = (
-        "import os\nfound = b''\nfor f in range(3, 40):\n"
-        "  try: found += os.pread(f, 99, 0)\n  except OSError: 0\n"
-        "raise ValueError(found)"
-    )
-    with Renderer(workers=1) as one:
-        for before in ((pillow((1, 2, 3)), "python"), (tiny("red"), "svg"), ("img = 1", "python")):
-            one.render([before])
-            assert refuse(one, look) == "ValueError: b'' (line 6)"
-        # Another one writes rows and dies: they must not lie there either.
-        half = (
-            "import os\nfor f in range(3, 40):\n"
-            "  try: os.lseek(f, 0, 0); os.write(f, bytes(99))\n  except OSError: 0\n"
-            "os._exit(0)"
-        )
-        assert "before its picture" in refuse(one, half)
-        assert refuse(one, look) == "ValueError: b'' (line 6)"
 
 
 def test_a_child_that_cannot_be_locked_in_does_not_run(monkeypatch, tmp_path):
@@ -433,15 +405,6 @@ def test_names_of_system_calls():
 # ---------------------------------------------------------------- many items, crashes, kills
 
 
-@pytest.mark.parametrize("code, language", [(HANG_SVG, "svg"), (HANG_PYTHON, "python")])
-def test_the_clock_is_kept(code, language):
-    with Renderer(workers=1, timeout=2) as renderer:
-        draw(renderer, pillow((1, 1, 1)))
-        (rendering,) = renderer.render([(code, language)])
-        assert rendering.error == "took longer than 2 s" and 2 <= rendering.seconds < 2 + LATE
-        draw(renderer, tiny("red"), "svg")
-
-
 def test_a_killed_helper_is_replaced():
     with Renderer(workers=2, timeout=5) as renderer:
         items = [(tiny(f"rgb({i},9,9)"), "svg") for i in range(20)]
@@ -472,7 +435,8 @@ def test_many_items_do_not_pile_up():
         assert len(children(helper)) == 1 and children(helper) != first
 
 
-def test_close_leaves_no_process_and_no_scratch():
+def test_close_leaves_no_process_and_no_scratch(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with Renderer(workers=2) as renderer:
 
         def started():
@@ -482,8 +446,8 @@ def test_close_leaves_no_process_and_no_scratch():
         # Which helper takes which item is a race, and a child is born with a helper's first SVG.
         assert wait_for(started, 30)
         pids = list(processes(renderer))
-        assert all(map(alive, pids)) and renderer.scratch.is_dir()
-    assert not any(map(alive, pids)) and not renderer.scratch.exists()
+        assert all(map(alive, pids)) and list(tmp_path.iterdir()) == [renderer.scratch]
+    assert not any(map(alive, pids)) and list(tmp_path.iterdir()) == []
 
 
 TRAINER = "import sys; sys.path.insert(0, sys.argv[1])\nfrom render import Renderer\n"
@@ -564,14 +528,6 @@ def test_the_item_that_kills_its_helper_is_the_one_blamed(monkeypatch, tmp_path)
         results = renderer.render(items * 2)
         assert [i for i, r in enumerate(results) if r.error] == [2, 7]
         assert [r.image.getpixel((4, 4))[0] for r in results if r.image] == [0, 1, 3, 4] * 2
-
-
-def test_nothing_is_left_in_the_temporary_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Renderer(workers=1) as renderer:
-        draw(renderer, pillow((1, 1, 1)))
-        assert len(list(tmp_path.iterdir())) == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
