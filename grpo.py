@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from support import packed, parallel
-from support.packed import Logps, pack, visible_tokens
+from support.packed import Logps, pack
 from support.parallel import micro_batches, mini_batches
 from vlm import Prompt
 
@@ -121,12 +121,9 @@ def reply_states(vlm, bundles):
     batch = vlm.picture_inputs([bundle[0].prompt for bundle in bundles])
     batch["input_ids"] = vlm.send(tokens[None])
     batch["position_ids"] = vlm.send(positions[:, None])
-    # Attention as the mask says, or the same results faster. Inside `packed.attention`.
-    if packed.pays(lengths):
-        dtype = parallel.working_dtype(vlm.lm_head)
-        batch["attention"] = {"layout": packed.lay_out(lengths, vlm.device, dtype)}
-    else:
-        batch["attention_mask"] = vlm.send(visible_tokens(lengths)[None, None])
+    # A token sees its prompt and its own reply, up to itself. Inside `packed.attention`.
+    dtype = parallel.working_dtype(vlm.lm_head)
+    batch["attention"] = {"layout": packed.lay_out(lengths, vlm.device, dtype)}
     hidden = vlm.hidden(batch)[0].index_select(0, vlm.send(sources))
     targets = [token for bundle in bundles for rollout in bundle for token in rollout.tokens]
     return hidden, vlm.send(torch.tensor(targets))

@@ -1,4 +1,4 @@
-"""Log-probs of reply tokens, forward and backward: in chunks against full logits, in turns.
+"""Log-probs of reply tokens, forward and backward: in pieces against full logits, in turns.
 
     python bench/loss_bench.py                            2048 tokens x 151936 words: Qwen2-VL-2B
     python bench/loss_bench.py --tokens 512 --rounds 3    quicker
@@ -9,8 +9,8 @@ Three ways that give the same numbers (checked before anything is timed):
     selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
                logits are there, the log-softmax is not. (TRL itself where it is installed,
                otherwise its three lines written out.)
-    chunks     ours (`Logits` of support/packed.py): a chunk of tokens at a time, the gradient
-               taken at once; with the entropy
+    pieces     ours (`Logps` of support/packed.py): some tokens at a time, and in the backward pass
+               once more, some words at a time; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients
 that each of them has to hand over. On a CPU it is the process's resident memory, on CUDA the
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from support.packed import Logits
+from support.packed import Logps
 
 try:
     from trl.trainer.utils import selective_log_softmax
@@ -54,11 +54,9 @@ def selective(hidden, lm_head, targets, temperature, weights):
     return logp.detach(), (logp * weights).sum()
 
 
-def chunks(hidden, lm_head, targets, temperature, weights):
-    logits = Logits(hidden, targets, lm_head, temperature)
-    for at, logp in logits.chunks():
-        logits.add((logp * weights[at]).sum())
-    return logits.logp, logits.loss()
+def pieces(hidden, lm_head, targets, temperature, weights):
+    logp, _ = Logps.apply(hidden, targets, lm_head, temperature)
+    return logp.detach(), (logp * weights).sum()
 
 
 class Peak:
@@ -116,7 +114,7 @@ def compare(args, device, dtype):
     upstream = torch.randn(args.tokens, device=device)
     gradients = sum(t.numel() * t.element_size() for t in (hidden, lm_head))
 
-    ways = {"full": full, SELECTIVE: selective, "chunks": chunks}
+    ways = {"full": full, SELECTIVE: selective, "pieces": pieces}
     seconds, peaks, found = {name: [] for name in ways}, {name: [] for name in ways}, {}
     # The first round warms up, and is compared.
     for number in range(args.rounds + 1):

@@ -1,7 +1,7 @@
-"""The same training step, faster: packed sequences, pictures without waiting, logits in chunks.
+"""The same training step, faster: packed sequences, log-probs in pieces, pictures without waiting.
 
-Shapes: L tokens of a packed sequence, H head size; n reply tokens, t of them in a chunk, D hidden
-size, V vocabulary. Tests hold each fast path equal to its plain twin.
+Shapes: L tokens of a packed sequence, H head size; n reply tokens, D hidden size, V vocabulary, t
+tokens or v words of a piece. Tests hold each fast path equal to its plain twin.
 """
 
 from contextlib import contextmanager
@@ -22,17 +22,7 @@ from transformers.vision_utils import (
 
 from support.parallel import send, working_dtype
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
-
-# ---- packed sequences (plain twin of what follows: the mask of `visible_tokens`) -----------------
-
-# Up to this many tokens of a packed sequence, a mask over all of them is as fast on a CPU: at 100
-# tokens 0.7 against 2.1 ms, at 280 3.9 against 3.6, at 1,400 127 against 15 (a layer with 4 heads
-# of 32, forward and backward, one core, 2026-11).
-SHORT = 256
+# ---- packed sequences (plain twin in the tests: a mask over all tokens) --------------------------
 
 
 def pack(bundles):
@@ -62,27 +52,11 @@ def pack(bundles):
     return torch.tensor(tokens), torch.cat(positions, dim=1), torch.tensor(sources), lengths
 
 
-def visible_tokens(lengths):
-    """The attention mask [L, L]: a token sees its prompt and its own reply, up to itself.
-
-    >>> visible_tokens([[1, 2, 1]]).int().tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
-    """
-    # In which bundle is a token, and in which segment of it: 0 the prompt, 1, 2, ... the replies?
-    bundle = [b for b, each in enumerate(lengths) for _ in range(sum(each))]
-    segment = [i for each in lengths for i, length in enumerate(each) for _ in range(length)]
-    bundle, segment = torch.tensor([bundle, segment])
-    visible = (segment == 0) | (segment == segment[:, None])
-    return (visible & (bundle == bundle[:, None])).tril()
-
-
 def has_kernels(device, dtype) -> bool:
-    """Can flash kernels take sequences of any lengths here? Those of flash-attn, or else those that
-    come with torch. They know no float32, and no GPU before Ampere."""
+    """Can torch's flash kernels take sequences of any lengths here? They know no float32, and no
+    GPU before Ampere."""
     if device.type != "cuda" or dtype.itemsize != 2:
         return False
-    if flash_attn_varlen_func is not None:
-        return True
     new_enough = torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.backends.cuda.is_flash_attention_available() and new_enough
 
@@ -95,11 +69,9 @@ def varlen(q, k, v, query_ends, key_ends, longest_query, longest_key, scaling, c
     """Attention of segments that lie one behind the other, q [Lq, heads, H], k and v [Lk, key/value
     heads, H] -> [Lq, heads, H]. The ends count from 0, int32. Causal means from the end of the
     keys: the last query of a segment sees all of them, the one before all but one."""
-    facts = q, k, v, query_ends, key_ends, longest_query, longest_key
-    if flash_attn_varlen_func is not None:
-        return flash_attn_varlen_func(*facts, softmax_scale=scaling, causal=causal)
-    window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(*facts, scale=scaling, window_size=window, **GROUPED)
+    options = dict(scale=scaling, window_size=(-1, 0) if causal else (-1, -1)) | GROUPED
+    ends = query_ends, key_ends, longest_query, longest_key
+    return varlen_attn(q, k, v, *ends, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +91,6 @@ class Blocks:
 
     blocks: list  # of (queries [B, q], keys [B, k], visible [B, 1, q, k]): places of B segments
     places: Tensor  # [L] where each token's result stands in the flattened blocks
-
-
-def pays(lengths) -> bool:
-    """Is this faster than a mask? lengths: of each bundle its prompt's and those of its replies.
-    Any device is answered the same, so that their results can be compared to the last digits."""
-    return sum(map(sum, lengths)) > SHORT
 
 
 def lay_out(lengths, device, dtype=torch.float32):
@@ -184,21 +150,15 @@ def padded_blocks(segments, total, device) -> Blocks:
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **_):
     """Called by transformers in each layer: query [1, heads, L, H], key and value [1, key/value
-    heads, L, H] -> [1, L, heads, H]. layout: of `lay_out`. None: the mask says who sees whom."""
+    heads, L, H] -> [1, L, heads, H]. layout: of `lay_out`, which says who sees whom."""
     # Under autocast the rotary embedding leaves float32 queries and keys behind.
-    q, k = query.to(value.dtype), key.to(value.dtype)
-    if layout is None:
-        # As many heads as queries: on CUDA no kernel takes both a mask and grouped heads.
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, value))
-        found = F.scaled_dot_product_attention(q, k, v, attention_mask, scale=scaling)
-        return found.transpose(1, 2), None
-
-    q, k, v = (x[0].transpose(0, 1) for x in (q, k, value))  # [L, heads, H]
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [L, heads, H]
     if isinstance(layout, Segments):
         k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
         ends = layout.query_ends, layout.key_ends, layout.longest_query, layout.longest_key
         return varlen(q, k, v, *ends, scaling, causal=True)[None], None
 
+    # As many heads as queries have: on CUDA no fast kernel takes both a mask and grouped heads.
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     found = []
     for queries, keys, visible in layout.blocks:

@@ -83,14 +83,14 @@ def test_graphs_are_kept_and_see_new_weights(folders):
     for lora in (False, True):
         vlm, fresh = (load(folders["qwen2_vl"], "cuda", lora) for _ in range(2))
         first = replies_of(vlm)
-        engine = flash.KEPT[vlm]
+        engine = flash.KEPT[vlm].engine
         graphs = dict(engine.graphs.graphs)
         assert graphs and replies_of(vlm) == first
         state = {name: 1.3 * weight for name, weight in vlm.state().items()}
         for network in (vlm, fresh):
             network.load_state(state)
         changed = replies_of(vlm)
-        assert flash.KEPT[vlm] is engine and engine.graphs.graphs == graphs
+        assert flash.KEPT[vlm].engine is engine and engine.graphs.graphs == graphs
         assert changed != first
         assert [r.tokens for r in changed] == [r.tokens for r in replies_of(fresh)]
 

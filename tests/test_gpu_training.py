@@ -49,7 +49,6 @@ def test_loss_and_gradients_are_those_of_the_cpu(family, lora, tmp_path, float32
     for device in ("cpu", "cuda"):
         policy, reference = networks(folder, device, lora)
         rollouts = make_rollouts(policy, groups=4, longest=80)
-        assert packed.pays([[len(r.tokens) for r in rollouts]])
         recorder = Recorder(policy)
         statistics = train_step(policy, reference, rollouts, recorder, token_budget=400)
         found[device] = statistics, recorder.seen[0].cpu()

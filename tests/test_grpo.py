@@ -225,23 +225,6 @@ def gap_to_separate_sequences(vlm, monkeypatch) -> float:
     return ((ours - gradients(vlm)).abs().max() / scale).item()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_is_separate_sequences(models, family, monkeypatch):
-    """With the mask. The faster ways: tests/support/test_packed.py."""
-    monkeypatch.setattr(packed, "pays", lambda lengths: False)
-    assert gap_to_separate_sequences(copy.deepcopy(models[family]), monkeypatch) < 2e-5
-
-
-def test_the_mask_by_hand():
-    lengths = [[2, 1, 2], [1, 1]]
-    segments = [(0, 0), (0, 0), (0, 1), (0, 2), (0, 2), (1, 0), (1, 1)]
-    mask = grpo.visible_tokens(lengths)
-    for i, (bundle, segment) in enumerate(segments):
-        for j, (other, its_segment) in enumerate(segments):
-            visible = j <= i and other == bundle and its_segment in (0, segment)
-            assert mask[i, j] == visible, (i, j)
-
-
 def test_a_picture_goes_through_the_vision_tower_once_for_a_group(vlm, monkeypatch):
     rollouts, seen = make_rollouts(vlm, groups=3, size=3), []  # groups 0 and 2 have a picture
     forward = vlm.model.model.visual.forward
@@ -334,10 +317,8 @@ def test_attention_is_what_it_was_when_a_pass_raises(vlm, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fast", [False, True])
-def test_with_checkpointing_the_gradient_is_the_same(models, family, fast, monkeypatch):
+def test_with_checkpointing_the_gradient_is_the_same(models, family):
     """The layers are computed again in the backward pass, and must find the same attention."""
-    monkeypatch.setattr(packed, "pays", lambda lengths: fast)
     vlm = copy.deepcopy(models[family])
     rollouts, found, passes = make_rollouts(vlm), [], []
     layer = vlm.model.model.language_model.layers[0].mlp
