@@ -25,8 +25,8 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     read, kept = rewards.parse_proposal, (mmzero.Roles.learn, grpo.policy_loss)
 
-    def hostile(text):
-        proposal = read(text)
+    def hostile(*asked):
+        proposal = read(*asked)
         if proposal:
             vars(proposal)["caption"] = proposal.caption + HOSTILE
         return proposal
@@ -156,7 +156,7 @@ def test_a_page_or_a_usual_run_is_not_overwritten(tmp_path, monkeypatch):
     (out / "config.json").write_text('{"settings": {"explain": true}}')
     (out / "rest").write_text("")
 
-    def stopped(run):
+    def stopped(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mmzero, "self_evolve", stopped)
