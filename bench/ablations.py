@@ -161,9 +161,16 @@ def paired_with(default: dict, runs: dict) -> tuple[np.ndarray, np.ndarray]:
 
 def figures(kind: str, own: np.ndarray, default: np.ndarray) -> list[str]:
     """A row of the table. own and default: gains [seeds, Q] of the same seeds."""
-    interval = lambda ends: "({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
-    number = lambda x: f"{x:+.1f}".replace("-", "−")
-    several = lambda runs: interval(over_seeds(runs)) if len(runs) > 1 else ""
+
+    def interval(ends):
+        return "({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
+
+    def number(x):
+        return f"{x:+.1f}".replace("-", "−")
+
+    def several(runs):
+        return interval(over_seeds(runs)) if len(runs) > 1 else ""
+
     seeds = own.mean(axis=1)
     cells = [kind, f"{number(seeds.mean())} {several(seeds)}", ", ".join(map(number, seeds))]
     if kind == "default":

@@ -23,6 +23,7 @@ import contextlib
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
@@ -142,7 +143,10 @@ def equality(device):
         found[where] = tokens, norm, policy.state()
     (greedy, sampled), norm, weights = found["cpu"]
     (greedy2, sampled2), norm2, weights2 = found[device]
-    same = lambda a, b: f"{sum(x == y for x, y in zip(a, b))} of {len(a)}"
+
+    def same(a, b):
+        return f"{sum(x == y for x, y in zip(a, b))} of {len(a)}"
+
     apart = max((weights[name] - weights2[name]).abs().max().item() for name in weights)
     columns = ["float32", "greedy equal", "sampled equal", "gradient norm", "weights apart"]
     norms = f"{norm:.3f}, {norm2:.3f}"
@@ -174,18 +178,18 @@ def sampling(vlm, args, speed):
     prompts, rows = ask(vlm, args.prompts, picture=True), []
     size = 8 * len(prompts)
     for name, sampler in SAMPLERS.items():
-        asked = vlm, prompts, 8
+        sample, other_way = partial(generate, vlm, prompts, 8), partial(theirs, vlm, prompts, 8)
         long, short = sampler | {"max_new_tokens": args.tokens}, sampler | {"max_new_tokens": 1}
-        generate(*asked, **long)  # captures
-        taken = min(seconds(generate, *asked, **long) for _ in range(3))
+        sample(**long)  # captures
+        taken = min(seconds(sample, **long) for _ in range(3))
         # Prompts, and all that a call does once.
-        begin = min(seconds(generate, *asked, **short) for _ in range(3))
+        begin = min(seconds(sample, **short) for _ in range(3))
         per_step = (taken - begin) / (args.tokens - 1)
         least = least_seconds(vlm, prompts, 8, args.tokens, speed)
 
         ends, vlm.eos_ids = vlm.eos_ids, (600,)  # which transformers wants to know
-        theirs(*asked, min_new_tokens=args.tokens, **long)
-        other = seconds(theirs, *asked, min_new_tokens=args.tokens, **long)
+        other_way(min_new_tokens=args.tokens, **long)
+        other = seconds(other_way, min_new_tokens=args.tokens, **long)
         vlm.eos_ids = ends
         ours, rate = size * args.tokens / taken, size * args.tokens / other
         numbers = f"{1e3 * per_step:.2f}", f"{least / per_step:.0%}", f"{ours:,.0f}", f"{rate:,.0f}"
@@ -218,25 +222,28 @@ def training(make, lora, args, rows):
     policy.model.train()
     optimizer = grpo.make_optimizer(policy, lr=1e-6)
     shape = plan.measure(policy.config)
+    language = shape.model.language_model.num_parameters()
+    vision = shape.model.visual.num_parameters()
+    merged = policy.config.vision_config.spatial_merge_size**2  # patches of a token
     for role, (count, n, picture, sampler) in ROLES.items():
         prompts = ask(policy, max(1, count * args.prompts // 8), picture)
         replies = generate(actor, prompts, n, max_new_tokens=args.tokens, **sampler)
         sampled = seconds(generate, actor, prompts, n, max_new_tokens=args.tokens, **sampler)
         rollouts = as_rollouts(prompts, replies)
-        facts = policy, actor, rollouts, optimizer, args.token_budget
-        step(*facts)
+        learn = partial(step, policy, actor, rollouts, optimizer, args.token_budget)
+        learn()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        taken = min(seconds(step, *facts) for _ in range(2))
+        taken = min(seconds(learn) for _ in range(2))
         tokens = sum(len(p.tokens) for p in prompts) + sum(len(r.tokens) for r in rollouts)
         patches = sum(len(p.pixels) for prompt in prompts for p in prompt.pictures)
         each = 8 if lora else 10
-        done = each * shape.language * tokens + (2 if lora else each) * shape.vision * patches
-        seen = patches // shape.patches * args.token_budget // max(tokens, 1)
+        done = each * language * tokens + (2 if lora else each) * vision * patches
+        seen = patches // merged * args.token_budget // max(tokens, 1)
         said = plan.memory(shape, lora=lora, tokens=args.token_budget, seen=seen)["training"]
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else float("nan")
         row = [f"{role}, " + (f"LoRA {lora}" if lora else "all weights"), f"{taken:.2f}"]
-        row += [f"{tokens / taken:,.0f}", f"{done / taken / 1e12:.0f}", f"{busy(step, *facts):.0%}"]
+        row += [f"{tokens / taken:,.0f}", f"{done / taken / 1e12:.0f}", f"{busy(learn):.0%}"]
         row += [f"{sampled:.2f}", f"{peak / 1e9:.1f}", f"{said / 1e9:.1f}"]
         rows.append(row)
     return policy, actor, optimizer
@@ -301,7 +308,10 @@ def main():
     if device == "cuda":
         equality(device)
     with tempfile.TemporaryDirectory() as scratch:
-        make = lambda dtype: network(args.shape, dtype, device, Path(scratch))
+
+        def make(dtype):
+            return network(args.shape, dtype, device, Path(scratch))
+
         sampling(make(torch.bfloat16), args, speed)
         rows = []
         for lora in (32,) if args.lora else (32, 0):

@@ -30,7 +30,10 @@ def need(condition, reason: str):
 
 def no_cap(folder):
     """Remove the cap"""
-    gain = lambda *pictures: rewards.picture_terms(list(pictures))["gain"]
+
+    def gain(*pictures):
+        return rewards.picture_terms(list(pictures))["gain"]
+
     need(math.isclose(gain(Judged(0.25, 0.5)), 0.75), "s = 0.25 and d = 0.5 should earn 0.75")
     need(math.isclose(gain(Judged(0.5, 1.0), None), 0.25), "a code that fails still counts in N")
     earned = gain(Judged(1.0, 0.5))

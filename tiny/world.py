@@ -84,6 +84,30 @@ def less(x, y):
     return (None, abs(x - y)), abs(x - y)
 
 
+def mean(x, y):
+    return (None, x + y), (x + y) // 2
+
+
+def area(width, height):
+    return (None, width * height), width * height
+
+
+def perimeter(width, height):
+    return (None, width + height), 2 * (width + height)
+
+
+def delay(start, end):
+    return (None, None), max(0, end - start)
+
+
+def one_or_two(colour, other):
+    return (None, None), "one" if colour == other else "two"
+
+
+def last(*values):
+    return (None,) * len(values), values[-1]
+
+
 def tally(counts: Callable[[object], bool]):
     """
     >>> tally(lambda v: v > 3)(8, 2, 5)
@@ -148,9 +172,10 @@ def bars(rng) -> Scene:
     (a, b), everything = pairs(rng, colours), tuple(height.items())
     high, low = (a, b) if height[a] >= height[b] else (b, a)
     limit = rng.randint(2, 7)
-    read = lambda *names: tuple((c, height[c]) for c in names)
-    mean = lambda x, y: ((None, x + y), (x + y) // 2)
     above = tally(lambda v: v > limit)
+
+    def read(*names):
+        return tuple((c, height[c]) for c in names)
 
     easy = [(f"How tall is {c}?", read(c), look) for c in colours]
     hard = [
@@ -178,21 +203,19 @@ def rectangles(rng) -> Scene:
     colours = rng.sample(COLOURS, 2)
     size = {c: (rng.randint(2, 5), rng.randint(2, 9)) for c in colours}
     a, b = pairs(rng, colours)
-    wide = lambda c: (f"{c} wide", size[c][0])
-    high = lambda c: (f"{c} high", size[c][1])
-    area = lambda w, h: ((None, w * h), w * h)
-    perimeter = lambda w, h: ((None, w + h), 2 * (w + h))
+    wide = {c: (f"{c} wide", size[c][0]) for c in colours}
+    high = {c: (f"{c} high", size[c][1]) for c in colours}
 
     easy = [
-        ("How wide is {a}?", (wide(a),), look),
-        ("How high is {a}?", (high(a),), look),
-        ("How high is {b}?", (high(b),), look),
+        ("How wide is {a}?", (wide[a],), look),
+        ("How high is {a}?", (high[a],), look),
+        ("How high is {b}?", (high[b],), look),
     ]
     hard = [
-        ("What is the area of {a}?", (wide(a), high(a)), area),
-        ("What is the perimeter of {a}?", (wide(a), high(a)), perimeter),
-        ("How wide are {a} and {b} together?", (wide(a), wide(b)), add),
-        ("How high are {a} and {b} on top of each other?", (high(a), high(b)), add),
+        ("What is the area of {a}?", (wide[a], high[a]), area),
+        ("What is the perimeter of {a}?", (wide[a], high[a]), perimeter),
+        ("How wide are {a} and {b} together?", (wide[a], wide[b]), add),
+        ("How high are {a} and {b} on top of each other?", (high[a], high[b]), add),
     ]
 
     caption = ", ".join(f"{c} {w}x{h}" for c, (w, h) in size.items())
@@ -210,24 +233,23 @@ def plan(rng) -> Scene:
         first = rng.randint(0, 7)
         span[c] = (first, rng.randint(first + 1, 9))
     a, b = pairs(rng, colours)
-    start = lambda c: (f"{c} from", span[c][0])
-    end = lambda c: (f"{c} to", span[c][1])
-    delay = lambda s, f: ((None, None), max(0, f - s))
+    start = {c: (f"{c} from", span[c][0]) for c in colours}
+    end = {c: (f"{c} to", span[c][1]) for c in colours}
 
     def together(s, e, t, f):
         total = e - s + f - t
         return (None, e - s, None, f"{f - t} {total}"), total
 
     easy = [
-        ("When does {a} start?", (start(a),), look),
-        ("When does {a} end?", (end(a),), look),
-        ("When does {b} start?", (start(b),), look),
+        ("When does {a} start?", (start[a],), look),
+        ("When does {a} end?", (end[a],), look),
+        ("When does {b} start?", (start[b],), look),
     ]
-    everything = (start(a), end(a), start(b), end(b))
+    everything = (start[a], end[a], start[b], end[b])
     hard = [
-        ("How long is {a}?", (start(a), end(a)), less),
+        ("How long is {a}?", (start[a], end[a]), less),
         ("How long are {a} and {b} together?", everything, together),
-        ("How long after the start of {a} does {b} end?", (start(a), end(b)), delay),
+        ("How long after the start of {a} does {b} end?", (start[a], end[b]), delay),
     ]
 
     caption = ", ".join(f"{c} {s}-{e}" for c, (s, e) in span.items())
@@ -242,8 +264,8 @@ def land(rng) -> Scene:
     spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)  # told from west to east
     place = dict(zip(colours, spots))
     a, b = pairs(rng, colours)
-    east = lambda c: (f"{c} east", place[c][0])
-    north = lambda c: (f"{c} north", place[c][1])
+    east = {c: (f"{c} east", place[c][0]) for c in colours}
+    north = {c: (f"{c} north", place[c][1]) for c in colours}
 
     def steps(x, u, y, v):
         total = abs(x - u) + abs(y - v)
@@ -256,12 +278,12 @@ def land(rng) -> Scene:
         return (None, None), direction
 
     easy = [
-        ("How far east is {a}?", (east(a),), look),
-        ("How far north is {a}?", (north(a),), look),
-        ("How far north is {b}?", (north(b),), look),
+        ("How far east is {a}?", (east[a],), look),
+        ("How far north is {a}?", (north[a],), look),
+        ("How far north is {b}?", (north[b],), look),
     ]
-    both = (east(a), east(b), north(a), north(b))
-    place_of_a, norths = (east(a), north(a)), (north(a), north(b))
+    both = (east[a], east[b], north[a], north[b])
+    place_of_a, norths = (east[a], north[a]), (north[a], north[b])
     hard = [
         ("How many steps is it from {a} to {b}?", both, steps),
         ("How far is {a} from the south west corner?", place_of_a, add),
@@ -281,9 +303,11 @@ def table(rng) -> Scene:
     cells = [rng.choice(palette) for _ in range(4)]
     reads = tuple((f"{1 + i // 2}.{1 + i % 2}", c) for i, c in enumerate(cells))
     row, column, c = rng.randint(1, 2), rng.randint(1, 2), rng.choice(palette)
-    at = lambda r, k: reads[2 * (r - 1) + k - 1]
-    same = lambda v, w: ((None, None), "one" if v == w else "two")
     count = tally(lambda v: v == c)
+
+    def at(r, k):
+        return reads[2 * (r - 1) + k - 1]
+
     in_row, in_column = (at(row, 1), at(row, 2)), (at(1, column), at(2, column))
 
     easy = [
@@ -293,8 +317,8 @@ def table(rng) -> Scene:
     hard = [
         ("How many cells are {c}?", reads, count),
         ("How many cells of row {row} are {c}?", in_row, count),
-        ("Has row {row} one colour or two?", in_row, same),
-        ("Has column {column} one colour or two?", in_column, same),
+        ("Has row {row} one colour or two?", in_row, one_or_two),
+        ("Has column {column} one colour or two?", in_column, one_or_two),
     ]
 
     caption = " / ".join(" ".join(cells[i : i + 2]) for i in (0, 2))
@@ -314,8 +338,6 @@ def chain(rng) -> Scene:
     i = rng.randrange(len(nodes) - 1)
     j, k = sorted(rng.sample(range(len(nodes)), 2))
     names = {"at": nodes[i], "start": nodes[j], "end": nodes[k], "first": nodes[0]}
-    last = lambda *v: ((None,) * len(v), v[-1])
-    third = lambda *v: ((None,) * 3, v[2])
 
     easy = [
         ("Which node is first?", reads[:1], look),
@@ -325,7 +347,7 @@ def chain(rng) -> Scene:
         ("Which node is last?", reads, last),
         ("How many steps lead from {start} to {end}?", reads, steps_since(nodes[j], nodes[k])),
         ("How many nodes come after {start}?", reads, steps_since(nodes[j])),
-        ("What is two steps after {first}?", reads[:3], third),
+        ("What is two steps after {first}?", reads[:3], last),
     ]
 
     shapes = [("line", *spots[n], *spots[n + 1], nodes[n]) for n in range(len(nodes) - 1)]

@@ -78,8 +78,11 @@ def test_the_course_of_every_run_and_of_the_mean_of_a_kind(tmp_path, monkeypatch
     from matplotlib.axes import Axes
 
     drawn = []
-    keep = lambda axes, x, y, *style, **more: drawn.append((list(x), list(y), more.get("label")))
-    monkeypatch.setattr(Axes, "plot", keep)
+
+    def plot(axes, x, y, *style, **more):
+        drawn.append((list(x), list(y), more.get("label")))
+
+    monkeypatch.setattr(Axes, "plot", plot)
     monkeypatch.setattr(Axes, "legend", lambda axes, **more: None)
     for seed, gain in enumerate((0.1, 0.3)):
         for kind in ("default", "no-cap"):
@@ -211,7 +214,10 @@ def test_labels_are_the_truth_or_the_proposers_own(monkeypatch):
     rows, seen = [(known, None), (unknown, None)], []
     for kind in ablations.LABELS:
         monkeypatch.setattr(ablations.mmzero, "solver_data", lambda *_: rows)
-        look = lambda _: seen.append(ablations.mmzero.solver_data(None, None))
+
+        def look(flags):
+            seen.append(ablations.mmzero.solver_data(None, None))
+
         monkeypatch.setattr(ablations.mmzero, "main", look)
         ablations.one_run(kind, [])
     labels = [[row["label"] for row, _ in data] for data in seen]
