@@ -1,4 +1,4 @@
-"""Checkpoint folders: find one by name, load what is in it, write one.
+"""Checkpoint folders: find one by name, check and load what is in it, write one.
 
 A checkpoint is what transformers' save_pretrained leaves (config.json, *.safetensors and more), or
 adapters in peft's format (adapter_config.json, which names their base, adapter_model.safetensors).
@@ -7,16 +7,19 @@ Either may carry `prompts.json`, the prompts of the three roles.
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from support.lora import add_lora
+from support.machine import reason, replacing
 
 transformers.utils.logging.disable_progress_bar()  # a run loads and saves all the time
+transformers.utils.logging.set_verbosity_error()  # what it would warn of, `load_network` refuses
 # model_type in config.json -> class of transformers
 FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -33,20 +36,46 @@ SHORT_NAMES = {
 SHORT_NAMES["MiMo-VL-7B"] = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 ADAPTERS = "adapter_config.json"  # a folder that has it holds adapters
-# Small files which we read or other programs want: kept as they were found, and saved again.
-SIDE_FILES = """preprocessor_config.json processor_config.json video_preprocessor_config.json
-chat_template.json""".split()
+SMALL = ("*.json", "*.jinja", "*.txt")  # all but weights
+# What quantisers write into config.json, and the types of weights that are no quantised ones.
+QUANTISED = {"quantization_config", "quantization", "compression_config"}
+WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+# Of other people's adapters: scaled by anything but alpha / r, or with more than A and B.
+OTHER_ADAPTERS = "use_rslora use_dora alpha_pattern rank_pattern modules_to_save".split()
 
 
-def read_json(folder, name: str):
-    """What a file of the folder holds; None: there is no such file."""
+def read_json(folder, name: str) -> dict | None:
+    """The object in a file of the folder; None: there is no such file."""
     file = Path(folder) / name
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} should hold an object in braces, not a {type(found).__name__}")
+    return found
+
+
+def read_adapters(folder) -> dict | None:
+    """What the folder's adapter_config.json says; None: it holds no adapters. ValueError: it holds
+    some that are not supported, or that lack something."""
+    config = read_json(folder, ADAPTERS)
+    if config is None:
+        return None
+    file = Path(folder) / ADAPTERS
+    if not file.with_name("adapter_model.safetensors").exists():
+        advice = f"if they are merged into whole weights, remove {ADAPTERS}"
+        raise FileNotFoundError(f"{folder} has no adapter_model.safetensors: {advice}")
+    for key, kind in (("base_model_name_or_path", str), ("r", int), ("lora_alpha", int | float)):
+        if not isinstance(config.get(key), kind) or not config[key]:
+            raise ValueError(f"{file}: {key} is {config.get(key)!r}")
+    others = [key for key in OTHER_ADAPTERS if config.get(key)]
+    if others or config.get("peft_type") != "LORA":
+        what = others[0] if others else f"peft_type {config.get('peft_type')!r}"
+        raise ValueError(f"{file}: only LoRA scaled by alpha / r is supported, not {what}")
+    return config
 
 
 def find_checkpoint(name: str, weights=True) -> Path:
@@ -56,13 +85,16 @@ def find_checkpoint(name: str, weights=True) -> Path:
     weights=False: they are not wanted. FileNotFoundError: there is nothing. ValueError: it is of
     another family; it is refused before its weights are fetched.
     """
-    adapters = read_json(name, ADAPTERS)
+    adapters = read_adapters(name)
     if adapters:
+        base = adapters["base_model_name_or_path"]
+        if read_json(base, ADAPTERS):
+            raise ValueError(f"{name}/{ADAPTERS} names {base} as base, which holds adapters itself")
         try:
-            return find_checkpoint(str(adapters["base_model_name_or_path"]), weights)
+            return find_checkpoint(base, weights)
         except FileNotFoundError as error:
-            reason = f"{name} needs the base that its {ADAPTERS} names, where it may be changed"
-            raise FileNotFoundError(f"{reason}: {error}") from error
+            what = f"{name} needs the base that its {ADAPTERS} names, where it may be changed"
+            raise FileNotFoundError(f"{what}: {error}") from error
     if name == "tiny":
         return TINY
     if Path(name).is_dir():
@@ -73,10 +105,9 @@ def find_checkpoint(name: str, weights=True) -> Path:
             f"{name!r} is neither a folder nor a known model; known: tiny, "
             f"{', '.join(SHORT_NAMES)}, or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
         )
-    small = ["*.json", "*.jinja", "*.txt"]
-    folder = fetch(name, hub_id, small)
+    folder = fetch(name, hub_id, SMALL)
     check_family(folder)
-    return fetch(name, hub_id, [*small, "*.safetensors"]) if weights else folder
+    return fetch(name, hub_id, [*SMALL, "*.safetensors"]) if weights else folder
 
 
 def fetch(name: str, hub_id: str, patterns: list[str]) -> Path:
@@ -95,83 +126,158 @@ def fetch(name: str, hub_id: str, patterns: list[str]) -> Path:
 
 
 def check_family(folder: Path) -> str:
-    """The family of the checkpoint in this folder, or an error that says what would be right."""
+    """The family of the checkpoint in this folder, or an error that says what would be right. Of
+    files of weights that are there already, headers alone are read."""
     config = read_json(folder, "config.json")
     if config is None:
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if str(family) not in FAMILIES:
         raise ValueError(
             f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL "
             f"(with MiMo-VL) and Qwen3-VL, of these by name: {', '.join(SHORT_NAMES)}"
         )
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    marks = [key for part in parts for key in QUANTISED if part.get(key)]
+    if marks:
+        refuse_quantised(f"{folder}/config.json has a {marks[0]}")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as weights:
+                types = {weights.get_slice(name).get_dtype() for name in weights.keys()}
+        except (OSError, SafetensorError) as error:
+            raise FileNotFoundError(f"{file} is cut off or damaged: {reason(error)}") from error
+        if types - WHOLE:
+            refuse_quantised(f"{file} holds weights of type {min(types - WHOLE)}")
+    try:
+        getattr(transformers, FAMILIES[family]).config_class.from_pretrained(folder)
+    except Exception as error:  # a value of a wrong type may break it anywhere
+        raise ValueError(f"{folder}/config.json cannot be used: {reason(error)}") from error
     return family
 
 
+def refuse_quantised(found: str):
+    raise ValueError(f"{found}: quantised weights cannot be trained; give those in bf16 or float32")
+
+
 def load_network(folder: Path, dtype, attention: str):
-    """-> (transformers' network, in host memory; its tokenizer)"""
+    """-> (transformers' network, in host memory; its tokenizer)
+
+    FileNotFoundError: a file is missing or damaged. ValueError: one does not go with the others.
+    """
     network = getattr(transformers, FAMILIES[check_family(folder)])
+    if not any((folder / name).exists() for name in ("tokenizer.json", "merges.txt")):
+        # The library would make up an empty one.
+        raise FileNotFoundError(f"{folder} has no tokenizer: no tokenizer.json, no merges.txt")
     try:
         model, report = network.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    # Weights or tokenizer are missing, or cut off.
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]}") from error
-    # The library would make up missing weights at random.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} weights are missing, for example {missing[0]}")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Each file that is damaged or missing raises an error of its own class in there.
+    except Exception as error:
+        raise FileNotFoundError(f"{folder} cannot be loaded: {reason(error)}") from error
+    refuse_odd_weights(folder, model, report)
+
+    rows, pad = model.get_input_embeddings().num_embeddings, tokenizer.pad_token
+    # Padding is no matter: what pads here is masked, whatever it is.
+    highest = max(number for word, number in tokenizer.get_vocab().items() if word != pad)
+    if highest >= rows:
+        what = f"{folder}: the tokenizer has a token {highest}, the embedding {rows} rows"
+        raise ValueError(f"{what}: they are of different models")
     template = read_json(folder, "chat_template.json")
-    if template:  # the tokenizer's own may be for text only
-        tokenizer.chat_template = template["chat_template"]
+    # The tokenizer's own may be for text only. A .jinja file is newer than this one.
+    if template and not (folder / "chat_template.jinja").exists():
+        tokenizer.chat_template = template.get("chat_template")
     return model, tokenizer
 
 
-def end_tokens(model, tokenizer) -> tuple[int, ...]:
-    """Qwen's generation config names <|im_end|> and <|endoftext|>. Replies end with either."""
+def refuse_odd_weights(folder, model, report):
+    """The library would make up those that are missing at random, and leave out others."""
+    others = report["unexpected_keys"]
+    for what, names in (
+        (f"are missing (but there are {len(others)} of other names)", report["missing_keys"]),
+        ("have another shape than by config.json", {key for key, *_ in report["mismatched_keys"]}),
+        # A head of its own kind may be left out, but no layer.
+        ("have no place", [key for key in others if re.search(r"\.(layers|blocks)\.\d", key)]),
+    ):
+        if names:
+            raise ValueError(f"{folder}: {len(names)} weights {what}, for example {min(names)}")
+    for name, weight in model.named_parameters():
+        if not all(end.isfinite() for end in weight.aminmax()):
+            raise ValueError(f"{folder}: {name} holds values that are no finite numbers")
+
+
+def end_tokens(model, chat) -> tuple[int, ...]:
+    """All that end a reply: what the chat template writes behind a turn, what the tokenizer names,
+    and generation_config.json, which may know <|endoftext|> alone."""
     named = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    if not ends:
-        raise ValueError("neither generation_config.json nor the tokenizer names an end token")
+    named = named if isinstance(named, list) else [named]
+    ends = {chat.turn_end(), chat.tokenizer.eos_token_id, *named} - {None}
+    if not ends or not all(isinstance(end, int) for end in ends):
+        folder = chat.tokenizer.name_or_path
+        raise ValueError(f"{folder}/generation_config.json names the end tokens {named}")
     return tuple(sorted(ends))
 
 
-def read_side_files(folder: Path) -> dict[str, str]:
-    """name -> text of those of SIDE_FILES that are there"""
-    files = [folder / name for name in SIDE_FILES]
-    return {file.name: file.read_text() for file in files if file.exists()}
+def side_files(folder: Path) -> dict[str, bytes]:
+    """name -> content of all small files but the prompts, which a role has of its own."""
+    files = {file for pattern in SMALL for file in folder.glob(pattern) if file.is_file()}
+    files -= {folder / "prompts.json", *folder.glob("*.index.json")}
+    return {file.name: file.read_bytes() for file in sorted(files)}
 
 
-def picture_settings(folder: Path) -> dict:
-    """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it."""
-    settings = read_json(folder, "preprocessor_config.json")
+def picture_settings(folder: Path, vision) -> dict:
+    """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it.
+
+    vision: the config of the network's vision tower.
+    """
+    file = "preprocessor_config.json"
+    settings = read_json(folder, file)
     if settings is None:  # where newer versions put it
-        settings = (read_json(folder, "processor_config.json") or {}).get("image_processor")
-    if settings is None:
+        file = "processor_config.json"
+        settings = (read_json(folder, file) or {}).get("image_processor")
+    if not isinstance(settings, dict):
         raise FileNotFoundError(f"{folder}: no preprocessor_config.json: how are pictures cut?")
+
+    def need(name, good, rule):
+        if not good:
+            raise ValueError(f"{folder}/{file}: {name} is {settings.get(name)!r}, not {rule}")
+
     # Three spellings of the limits of a picture's area.
-    size = settings.get("size") or {}
+    size = settings.get("size")
+    size = size if isinstance(size, dict) else {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        settings[name] = settings.get(name) or size.get(edge) or size[name]
+        settings[name] = settings.get(name) or size.get(edge) or size.get(name)
+        need(name, type(settings[name]) is int, f"a whole number (or {edge} under size)")
+    for name, value in (
+        ("patch_size", vision.patch_size),
+        ("merge_size", vision.spatial_merge_size),
+        ("temporal_patch_size", vision.temporal_patch_size),
+    ):
+        need(name, settings.setdefault(name, value) == value, f"{value} as in config.json")
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name)
+        need(name, isinstance(values, list) and len(values) == 3, "three numbers")
     return settings
 
 
 def load_adapters(vlm, folder):
     """Put a folder's adapters on the network, which is their base, and take on their prompts."""
-    config = read_json(folder, ADAPTERS)
-    # Others' adapters, scaled in another way. Those on other layers fail in `load_state`.
-    if config.get("use_rslora") or config.get("alpha_pattern"):
-        raise ValueError(f"{folder}: adapters scaled by anything but alpha / r are not supported")
+    config = read_adapters(folder)
     if not vlm.lora:
         add_lora(vlm, config["r"], config["lora_alpha"])
+    file = Path(folder) / "adapter_model.safetensors"
     try:
-        state = load_file(Path(folder) / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(f"{folder}/adapter_model.safetensors: {error}") from error
-    names = (name.removeprefix("base_model.model.").removesuffix(".weight") for name in state)
-    vlm.load_state(dict(zip(names, state.values())))
+        state = load_file(file)
+        names = (name.removeprefix("base_model.model.").removesuffix(".weight") for name in state)
+        vlm.load_state(dict(zip(names, state.values())))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{file}: {reason(error)}") from error
     vlm.base = config["base_model_name_or_path"]
     vlm.prompts = read_json(folder, "prompts.json") or vlm.prompts
 
@@ -191,27 +297,30 @@ def save_adapters(vlm, weights: dict, folder: Path):
     (folder / ADAPTERS).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def save_whole(vlm, weights: dict, folder: Path):
+    """Weights under the names of the hub; all else is the base's own files, byte for byte: whatever
+    loads the base, another version of transformers or a server, loads this."""
+    weights = revert_weight_conversion(vlm.model, weights)
+    save_torch_state_dict(weights, folder, max_shard_size="50GB")
+    for name, content in vlm.side_files.items():
+        (folder / name).write_bytes(content)
+    config = json.loads(vlm.side_files["config.json"])
+    for part in (config, config.get("text_config", {})):
+        if "lm_head.weight" in weights and part.get("tie_word_embeddings"):
+            # The base's file had a head of its own all the same. Others would drop it.
+            part["tie_word_embeddings"] = False
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def write_checkpoint(vlm, weights: dict, folder) -> None:
     """Write a plain checkpoint of these weights; of a network with LoRA, its adapters alone.
 
     The folder, which replaces one that was there, has this name only when it is whole.
     """
-    folder = Path(folder).absolute()
-    new = folder.with_name(f".{folder.name}.new")
-    # Left by a process that was killed while it wrote here.
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-
-    if vlm.lora:
-        save_adapters(vlm, weights, new)
-    else:
-        # config.json, generation_config.json, model.safetensors
-        vlm.model.save_pretrained(new, state_dict=weights)
-        # tokenizer.json, tokenizer_config.json, chat_template.jinja
-        vlm.tokenizer.save_pretrained(new)
-        for name, text in vlm.side_files.items():
-            (new / name).write_text(text)
-    (new / "prompts.json").write_text(json.dumps(vlm.prompts, indent=2) + "\n")
-
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replacing(Path(folder).absolute()) as new:
+        new.mkdir(parents=True)
+        if vlm.lora:
+            save_adapters(vlm, weights, new)
+        else:
+            save_whole(vlm, weights, new)
+        (new / "prompts.json").write_text(json.dumps(vlm.prompts, indent=2) + "\n")
