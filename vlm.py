@@ -159,8 +159,7 @@ class VLM:
         self.temporal_patch = settings["temporal_patch_size"]
         self.mean = torch.tensor(settings["image_mean"]).view(3, 1, 1)
         self.std = torch.tensor(settings["image_std"]).view(3, 1, 1)
-        # A template that knows no pictures is refused at once.
-        self.encode("?", [Image.new("RGB", (1, 1))])
+        self.encode("?", 2 * [Image.new("RGB", (1, 1))])  # refuses a template without pictures
 
     @property
     def lm_head(self) -> Tensor:
@@ -189,8 +188,9 @@ class VLM:
         image_token = self.config.image_token_id
         once = self.chat.tokens(parts, system)
         if once.count(image_token) != len(pictures):
-            what = "the chat template does not give each picture its image token"
-            raise ValueError(f"{self.tokenizer.name_or_path}: {what}")
+            raise ValueError(
+                f"{self.base}: its template does not give each picture its image token"
+            )
         # The template has a picture's image token once. It stands for all of its merged patches.
         sizes = iter([len(picture.pixels) // self.merge**2 for picture in pictures])
         tokens = []
@@ -322,9 +322,9 @@ class VLM:
         """Copy weights into the network, in place: an optimiser that holds them stays valid."""
         weights = self.weights()
         ours, theirs = ({(n, w.shape) for n, w in one.items()} for one in (weights, state))
-        for name, shape in sorted(ours ^ theirs):
-            what = f"{name} {list(shape)} is not in both"
-            raise ValueError(f"the weights of another model: {what}")
+        if ours != theirs:
+            name, _ = min(ours ^ theirs)
+            raise ValueError(f"the weights of another model: {name} is not in both, of one shape")
         for name, weight in weights.items():
             parallel.assign(weight, state[name])
 
@@ -337,7 +337,6 @@ class VLM:
         for name, weight in self.weights().items():
             whole = parallel.whole(weight.detach())  # all ranks together
             if parallel.rank() == 0:
-                # A copy: where one samples, several are parts of one tensor.
-                weights[name] = whole.to("cpu", copy=True)
+                weights[name] = whole.to("cpu", copy=True)  # a part of a tensor becomes one
         if parallel.rank() == 0:
             checkpoint.write_checkpoint(self, weights, folder)

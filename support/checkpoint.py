@@ -37,11 +37,10 @@ SHORT_NAMES["MiMo-VL-7B"] = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 ADAPTERS = "adapter_config.json"  # a folder that has it holds adapters
 SMALL = ("*.json", "*.jinja", "*.txt")  # all but weights
-# What quantisers write into config.json, and the types of weights that are no quantised ones.
-QUANTISED = {"quantization_config", "quantization", "compression_config"}
-WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
-# Of other people's adapters: scaled by anything but alpha / r, or with more than A and B.
-OTHER_ADAPTERS = "use_rslora use_dora alpha_pattern rank_pattern modules_to_save".split()
+QUANTISED = ("quantization_config", "quantization", "compression_config")  # in config.json
+WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # types of weights that are not quantised
+# What adapters of another kind have: more than A, B, alpha / r on each layer.
+OTHERS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 
 
 def read_json(folder, name: str) -> dict | None:
@@ -59,22 +58,16 @@ def read_json(folder, name: str) -> dict | None:
 
 
 def read_adapters(folder) -> dict | None:
-    """What the folder's adapter_config.json says; None: it holds no adapters. ValueError: it holds
-    some that are not supported, or that lack something."""
+    """What adapter_config.json says; None: the folder holds none. ValueError: of another kind."""
     config = read_json(folder, ADAPTERS)
     if config is None:
         return None
-    file = Path(folder) / ADAPTERS
-    if not file.with_name("adapter_model.safetensors").exists():
-        advice = f"if they are merged into whole weights, remove {ADAPTERS}"
-        raise FileNotFoundError(f"{folder} has no adapter_model.safetensors: {advice}")
-    for key, kind in (("base_model_name_or_path", str), ("r", int), ("lora_alpha", int | float)):
-        if not isinstance(config.get(key), kind) or not config[key]:
-            raise ValueError(f"{file}: {key} is {config.get(key)!r}")
-    others = [key for key in OTHER_ADAPTERS if config.get(key)]
-    if others or config.get("peft_type") != "LORA":
-        what = others[0] if others else f"peft_type {config.get('peft_type')!r}"
-        raise ValueError(f"{file}: only LoRA scaled by alpha / r is supported, not {what}")
+    base, rank, alpha = map(config.get, ("base_model_name_or_path", "r", "lora_alpha"))
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0 < alpha
+    plain = config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
+    if not isinstance(base, str) or not numbers or not plain:
+        wanted = "base_model_name_or_path, r, lora_alpha (scaled by alpha / r), peft_type LORA"
+        raise ValueError(f"{folder}/{ADAPTERS} should have {wanted}, and no {', '.join(OTHERS)}")
     return config
 
 
@@ -137,27 +130,22 @@ def check_family(folder: Path) -> str:
             f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL "
             f"(with MiMo-VL) and Qwen3-VL, of these by name: {', '.join(SHORT_NAMES)}"
         )
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    marks = [key for part in parts for key in QUANTISED if part.get(key)]
-    if marks:
-        refuse_quantised(f"{folder}/config.json has a {marks[0]}")
-    for file in sorted(folder.glob("*.safetensors")):
+    quantised = [f"config.json has a {key}" for key in QUANTISED if config.get(key)]
+    for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "pt") as weights:
                 types = {weights.get_slice(name).get_dtype() for name in weights.keys()}
         except (OSError, SafetensorError) as error:
             raise FileNotFoundError(f"{file} is cut off or damaged: {reason(error)}") from error
-        if types - WHOLE:
-            refuse_quantised(f"{file} holds weights of type {min(types - WHOLE)}")
+        quantised += [f"{file.name} has weights of type {kind}" for kind in types - WHOLE]
+    if quantised:
+        advice = "quantised weights cannot be trained: give those in bf16 or float32"
+        raise ValueError(f"{folder}: {quantised[0]}; {advice}")
     try:
         getattr(transformers, FAMILIES[family]).config_class.from_pretrained(folder)
     except Exception as error:  # a value of a wrong type may break it anywhere
         raise ValueError(f"{folder}/config.json cannot be used: {reason(error)}") from error
     return family
-
-
-def refuse_quantised(found: str):
-    raise ValueError(f"{found}: quantised weights cannot be trained; give those in bf16 or float32")
 
 
 def load_network(folder: Path, dtype, attention: str):
@@ -169,47 +157,36 @@ def load_network(folder: Path, dtype, attention: str):
     if not any((folder / name).exists() for name in ("tokenizer.json", "merges.txt")):
         # The library would make up an empty one.
         raise FileNotFoundError(f"{folder} has no tokenizer: no tokenizer.json, no merges.txt")
+    options = dict(output_loading_info=True, ignore_mismatched_sizes=True)
+    options |= dict(dtype=dtype, attn_implementation=attention)
     try:
-        model, report = network.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        model, report = network.from_pretrained(folder, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Each file that is damaged or missing raises an error of its own class in there.
     except Exception as error:
         raise FileNotFoundError(f"{folder} cannot be loaded: {reason(error)}") from error
-    refuse_odd_weights(folder, model, report)
 
-    rows, pad = model.get_input_embeddings().num_embeddings, tokenizer.pad_token
-    # Padding is no matter: what pads here is masked, whatever it is.
-    highest = max(number for word, number in tokenizer.get_vocab().items() if word != pad)
-    if highest >= rows:
-        what = f"{folder}: the tokenizer has a token {highest}, the embedding {rows} rows"
-        raise ValueError(f"{what}: they are of different models")
+    rows, others = model.get_input_embeddings().num_embeddings, report["unexpected_keys"]
+    # Of any word but padding, for what pads here is masked, whatever it is.
+    word = max(n for word, n in tokenizer.get_vocab().items() if word != tokenizer.pad_token)
+    if word >= rows:
+        raise ValueError(f"{folder}: the tokenizer has a token {word}, the embedding {rows} rows")
+    finite = lambda weight: all(end.isfinite() for end in weight.aminmax())
+    for what, names in (
+        # The library would make them up at random.
+        (f"are missing (but there are {len(others)} of other names)", report["missing_keys"]),
+        ("have another shape than by config.json", [key for key, *_ in report["mismatched_keys"]]),
+        # A head of another kind may be left out, a layer not.
+        ("have no place", [name for name in others if re.search(r"\.(layers|blocks)\.\d", name)]),
+        ("are no finite numbers", [n for n, w in model.named_parameters() if not finite(w)]),
+    ):
+        if names:
+            raise ValueError(f"{folder}: {len(names)} weights {what}, for example {min(names)}")
     template = read_json(folder, "chat_template.json")
     # The tokenizer's own may be for text only. A .jinja file is newer than this one.
     if template and not (folder / "chat_template.jinja").exists():
         tokenizer.chat_template = template.get("chat_template")
     return model, tokenizer
-
-
-def refuse_odd_weights(folder, model, report):
-    """The library would make up those that are missing at random, and leave out others."""
-    others = report["unexpected_keys"]
-    for what, names in (
-        (f"are missing (but there are {len(others)} of other names)", report["missing_keys"]),
-        ("have another shape than by config.json", {key for key, *_ in report["mismatched_keys"]}),
-        # A head of its own kind may be left out, but no layer.
-        ("have no place", [key for key in others if re.search(r"\.(layers|blocks)\.\d", key)]),
-    ):
-        if names:
-            raise ValueError(f"{folder}: {len(names)} weights {what}, for example {min(names)}")
-    for name, weight in model.named_parameters():
-        if not all(end.isfinite() for end in weight.aminmax()):
-            raise ValueError(f"{folder}: {name} holds values that are no finite numbers")
 
 
 def end_tokens(model, chat) -> tuple[int, ...]:
@@ -233,36 +210,28 @@ def side_files(folder: Path) -> dict[str, bytes]:
 
 def picture_settings(folder: Path, vision) -> dict:
     """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it.
-
-    vision: the config of the network's vision tower.
-    """
-    file = "preprocessor_config.json"
-    settings = read_json(folder, file)
+    vision: the config of the network's vision tower."""
+    settings = read_json(folder, "preprocessor_config.json")
     if settings is None:  # where newer versions put it
-        file = "processor_config.json"
-        settings = (read_json(folder, file) or {}).get("image_processor")
+        settings = (read_json(folder, "processor_config.json") or {}).get("image_processor")
     if not isinstance(settings, dict):
         raise FileNotFoundError(f"{folder}: no preprocessor_config.json: how are pictures cut?")
-
-    def need(name, good, rule):
-        if not good:
-            raise ValueError(f"{folder}/{file}: {name} is {settings.get(name)!r}, not {rule}")
-
-    # Three spellings of the limits of a picture's area.
-    size = settings.get("size")
+    size, rules = settings.get("size"), {}
     size = size if isinstance(size, dict) else {}
+    # Three spellings of the limits of a picture's area.
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         settings[name] = settings.get(name) or size.get(edge) or size.get(name)
-        need(name, type(settings[name]) is int, f"a whole number (or {edge} under size)")
-    for name, value in (
-        ("patch_size", vision.patch_size),
-        ("merge_size", vision.spatial_merge_size),
-        ("temporal_patch_size", vision.temporal_patch_size),
-    ):
-        need(name, settings.setdefault(name, value) == value, f"{value} as in config.json")
+        rules[name] = isinstance(settings[name], int), f"a whole number (or {edge} under size)"
     for name in ("image_mean", "image_std"):
-        values = settings.get(name)
-        need(name, isinstance(values, list) and len(values) == 3, "three numbers")
+        value = settings.get(name)
+        rules[name] = isinstance(value, list) and len(value) == 3, "three numbers"
+    known = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    for name, value in (known | {"temporal_patch_size": vision.temporal_patch_size}).items():
+        rules[name] = settings.setdefault(name, value) == value, f"{value} as in config.json"
+    for name, (good, rule) in rules.items():
+        if not good:
+            what = f"{name} is {settings.get(name)!r}, not {rule}"
+            raise ValueError(f"{folder}/preprocessor_config.json: {what}")
     return settings
 
 

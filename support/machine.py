@@ -14,20 +14,22 @@ from safetensors import SafetensorError
 # How long a waiting thread spins before it sleeps. OpenMP's own choice, for ever, makes a machine
 # that does anything else ten times slower; not to spin at all costs a quarter on one that does not.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, "reconfigure"):  # a notebook's cannot, and need not
-        stream.reconfigure(errors="replace")  # a terminal may know no dash
 
 
 def say_stopped(kind, error, trace):
-    """Ctrl-C where nothing catches it, as in the seconds of imports, is no failure to look into."""
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = say_stopped
+# In a program of this project, not in somebody's own that imports from it.
+program = Path(getattr(sys.modules["__main__"], "__file__", "/"))
+if program.resolve().is_relative_to(Path(__file__).resolve().parent.parent):
+    # Ctrl-C in the seconds of imports is no failure to look into.
+    sys.excepthook = say_stopped
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may know no dash
 
 
 def reason(error) -> str:

@@ -69,3 +69,10 @@ def test_a_template_for_text_alone_will_do():
     tokenizer.chat_template = "<|im_start|>{{ 'user\n' + messages[0].content }}<|im_end|>"
     rendered = "<|im_start|>user\nhow many?<|im_end|>"
     assert Chat(tokenizer).tokens(["how many?"]) == tokenizer(rendered).input_ids
+
+
+def test_a_template_that_forgets_pictures_is_refused(tmp_path):
+    model = VLM.load(make_checkpoint(tmp_path / "model"), device="cpu")
+    model.tokenizer.chat_template = "<|im_start|>{{ messages[0].role }}<|im_end|>"
+    with pytest.raises(ValueError, match="does not give each picture its image token"):
+        model.encode("what?", [picture(32, 32)])
