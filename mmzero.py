@@ -113,7 +113,7 @@ class Roles:
         self.rules = rules_of(settings)
         self.weights = read_weights(VLM.load, settings, self.policy, newest)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = settings.workers or max(os.cpu_count() // ranks_here, 1)
+        workers = settings.workers or max(machine.cores() // ranks_here, 1)
         self.renderer = Renderer(workers, settings.render_seconds, settings.unsafe_python)
         if settings.language != "svg" and self.renderer.refusal:
             raise RuntimeError(self.renderer.refusal)

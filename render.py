@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from support import programs, sandbox
+from support import machine, programs, sandbox
 
 MAX_SOURCE = 256_000  # bytes of code
 MAX_SIDE = {"svg": 1024, "python": sandbox.MAX_SIDE}  # pixels; larger pictures are scaled down
@@ -66,7 +66,7 @@ class Renderer(contextlib.AbstractContextManager):
     def __init__(self, workers=None, timeout=5.0, unsafe_python=False):
         if (workers is not None and workers < 1) or not timeout > 0:
             raise ValueError(f"workers at least 1, timeout above 0: not {workers}, {timeout}")
-        self.workers, self.timeout = workers or os.cpu_count(), timeout
+        self.workers, self.timeout = workers or machine.cores(), timeout
         self.unsafe_python, self.refusal, self.helpers = unsafe_python, None, []
         self.scratch = Path(tempfile.mkdtemp(prefix="mmzero-drawings-"))
         # A finalizer also runs at exit and on garbage collection. The list is shared with it.

@@ -149,18 +149,17 @@ class VLM:
         self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
         self.base = str(folder.absolute())  # the name that adapters give of their base
         self.prompts = checkpoint.read_json(folder, "prompts.json") or PROMPTS
-        self.eos_ids = checkpoint.end_tokens(model, tokenizer)
-        self.pad_id = tokenizer.pad_token_id
-        if self.pad_id is None:
-            self.pad_id = self.eos_ids[0]
-        self.side_files = checkpoint.read_side_files(folder)
-        settings = checkpoint.picture_settings(folder)
+        self.chat = Chat(tokenizer)
+        self.eos_ids = checkpoint.end_tokens(model, self.chat)
+        self.pad_id = 0  # any token would do: it is masked
+        self.side_files = checkpoint.side_files(folder)
+        settings = checkpoint.picture_settings(folder, model.config.vision_config)
         self.min_pixels, self.max_pixels = settings["min_pixels"], settings["max_pixels"]
         self.patch, self.merge = settings["patch_size"], settings["merge_size"]
         self.temporal_patch = settings["temporal_patch_size"]
         self.mean = torch.tensor(settings["image_mean"]).view(3, 1, 1)
         self.std = torch.tensor(settings["image_std"]).view(3, 1, 1)
-        self.chat = Chat(tokenizer)
+        self.encode("?", 2 * [Image.new("RGB", (1, 1))])  # refuses a template without pictures
 
     @property
     def lm_head(self) -> Tensor:
@@ -189,7 +188,9 @@ class VLM:
         image_token = self.config.image_token_id
         once = self.chat.tokens(parts, system)
         if once.count(image_token) != len(pictures):
-            raise ValueError("the chat template does not give each picture its image token")
+            raise ValueError(
+                f"{self.base}: its template does not give each picture its image token"
+            )
         # The template has a picture's image token once. It stands for all of its merged patches.
         sizes = iter([len(picture.pixels) // self.merge**2 for picture in pictures])
         tokens = []
@@ -320,9 +321,10 @@ class VLM:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights into the network, in place: an optimiser that holds them stays valid."""
         weights = self.weights()
-        differing = sorted(weights.keys() ^ state.keys())
-        if differing:
-            raise ValueError(f"the weights of another model: {differing[0]} is not in both")
+        ours, theirs = ({(n, w.shape) for n, w in one.items()} for one in (weights, state))
+        if ours != theirs:
+            name, _ = min(ours ^ theirs)
+            raise ValueError(f"the weights of another model: {name} is not in both, of one shape")
         for name, weight in weights.items():
             parallel.assign(weight, state[name])
 
@@ -335,6 +337,6 @@ class VLM:
         for name, weight in self.weights().items():
             whole = parallel.whole(weight.detach())  # all ranks together
             if parallel.rank() == 0:
-                weights[name] = whole.cpu()
+                weights[name] = whole.to("cpu", copy=True)  # a part of a tensor becomes one
         if parallel.rank() == 0:
             checkpoint.write_checkpoint(self, weights, folder)

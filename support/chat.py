@@ -14,6 +14,8 @@ import copy
 import itertools
 import re
 
+from support.machine import reason
+
 
 class Chat:
     """The chat template of a tokenizer of transformers."""
@@ -66,9 +68,7 @@ class Chat:
             turns = [{"role": "user", "content": slot(0) if is_text == (True,) else content}]
             if system:
                 turns.insert(0, {"role": "system", "content": system})
-            rendered = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
+            rendered = self.render(turns, add_generation_prompt=True)
             self.templates[is_text, system] = [
                 self.tokenizer.convert_tokens_to_ids(piece)
                 if self.special.fullmatch(piece)
@@ -77,6 +77,19 @@ class Chat:
                 if piece
             ]
         return self.templates[is_text, system]
+
+    def turn_end(self) -> int | None:
+        """The special token that the template writes behind an assistant's message, if any does."""
+        turns = [{"role": "user", "content": slot(0)}, {"role": "assistant", "content": slot(1)}]
+        end = self.special.search(self.render(turns).partition(slot(1))[2])
+        return self.tokenizer.convert_tokens_to_ids(end[0]) if end else None
+
+    def render(self, turns, **options) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except Exception as error:  # a template may raise anything
+            folder = self.tokenizer.name_or_path
+            raise ValueError(f"{folder}: its chat template fails: {reason(error)}") from error
 
 
 def slot(index: int) -> str:

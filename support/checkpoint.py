@@ -1,4 +1,4 @@
-"""Checkpoint folders: find one by name, load what is in it, write one.
+"""Checkpoint folders: find one by name, check and load what is in it, write one.
 
 A checkpoint is what transformers' save_pretrained leaves (config.json, *.safetensors and more), or
 adapters in peft's format (adapter_config.json, which names their base, adapter_model.safetensors).
@@ -7,16 +7,19 @@ Either may carry `prompts.json`, the prompts of the three roles.
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from support.lora import add_lora
+from support.machine import reason, replacing
 
 transformers.utils.logging.disable_progress_bar()  # a run loads and saves all the time
+transformers.utils.logging.set_verbosity_error()  # what it would warn of, `load_network` refuses
 # model_type in config.json -> class of transformers
 FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -33,20 +36,39 @@ SHORT_NAMES = {
 SHORT_NAMES["MiMo-VL-7B"] = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 ADAPTERS = "adapter_config.json"  # a folder that has it holds adapters
-# Small files which we read or other programs want: kept as they were found, and saved again.
-SIDE_FILES = """preprocessor_config.json processor_config.json video_preprocessor_config.json
-chat_template.json""".split()
+SMALL = ("*.json", "*.jinja", "*.txt")  # all but weights
+QUANTISED = ("quantization_config", "quantization", "compression_config")  # in config.json
+WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # types of weights that are not quantised
+# What adapters of another kind have: more than A, B, alpha / r on each layer.
+OTHERS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 
 
-def read_json(folder, name: str):
-    """What a file of the folder holds; None: there is no such file."""
+def read_json(folder, name: str) -> dict | None:
+    """The object in a file of the folder; None: there is no such file."""
     file = Path(folder) / name
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} should hold an object in braces, not a {type(found).__name__}")
+    return found
+
+
+def read_adapters(folder) -> dict | None:
+    """What adapter_config.json says; None: the folder holds none. ValueError: of another kind."""
+    config = read_json(folder, ADAPTERS)
+    if config is None:
+        return None
+    base, rank, alpha = map(config.get, ("base_model_name_or_path", "r", "lora_alpha"))
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and rank > 0 < alpha
+    plain = config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
+    if not isinstance(base, str) or not numbers or not plain:
+        wanted = "base_model_name_or_path, r, lora_alpha (scaled by alpha / r), peft_type LORA"
+        raise ValueError(f"{folder}/{ADAPTERS} should have {wanted}, and no {', '.join(OTHERS)}")
+    return config
 
 
 def find_checkpoint(name: str, weights=True) -> Path:
@@ -56,13 +78,16 @@ def find_checkpoint(name: str, weights=True) -> Path:
     weights=False: they are not wanted. FileNotFoundError: there is nothing. ValueError: it is of
     another family; it is refused before its weights are fetched.
     """
-    adapters = read_json(name, ADAPTERS)
+    adapters = read_adapters(name)
     if adapters:
+        base = adapters["base_model_name_or_path"]
+        if read_json(base, ADAPTERS):
+            raise ValueError(f"{name}/{ADAPTERS} names {base} as base, which holds adapters itself")
         try:
-            return find_checkpoint(str(adapters["base_model_name_or_path"]), weights)
+            return find_checkpoint(base, weights)
         except FileNotFoundError as error:
-            reason = f"{name} needs the base that its {ADAPTERS} names, where it may be changed"
-            raise FileNotFoundError(f"{reason}: {error}") from error
+            what = f"{name} needs the base that its {ADAPTERS} names, where it may be changed"
+            raise FileNotFoundError(f"{what}: {error}") from error
     if name == "tiny":
         return TINY
     if Path(name).is_dir():
@@ -73,10 +98,9 @@ def find_checkpoint(name: str, weights=True) -> Path:
             f"{name!r} is neither a folder nor a known model; known: tiny, "
             f"{', '.join(SHORT_NAMES)}, or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
         )
-    small = ["*.json", "*.jinja", "*.txt"]
-    folder = fetch(name, hub_id, small)
+    folder = fetch(name, hub_id, SMALL)
     check_family(folder)
-    return fetch(name, hub_id, [*small, "*.safetensors"]) if weights else folder
+    return fetch(name, hub_id, [*SMALL, "*.safetensors"]) if weights else folder
 
 
 def fetch(name: str, hub_id: str, patterns: list[str]) -> Path:
@@ -95,83 +119,134 @@ def fetch(name: str, hub_id: str, patterns: list[str]) -> Path:
 
 
 def check_family(folder: Path) -> str:
-    """The family of the checkpoint in this folder, or an error that says what would be right."""
+    """The family of the checkpoint in this folder, or an error that says what would be right. Of
+    files of weights that are there already, headers alone are read."""
     config = read_json(folder, "config.json")
     if config is None:
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if str(family) not in FAMILIES:
         raise ValueError(
             f"{folder} holds a model of type {family!r}; supported are Qwen2-VL, Qwen2.5-VL "
             f"(with MiMo-VL) and Qwen3-VL, of these by name: {', '.join(SHORT_NAMES)}"
         )
+    quantised = [f"config.json has a {key}" for key in QUANTISED if config.get(key)]
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as weights:
+                types = {weights.get_slice(name).get_dtype() for name in weights.keys()}
+        except (OSError, SafetensorError) as error:
+            raise FileNotFoundError(f"{file} is cut off or damaged: {reason(error)}") from error
+        quantised += [f"{file.name} has weights of type {kind}" for kind in types - WHOLE]
+    if quantised:
+        advice = "quantised weights cannot be trained: give those in bf16 or float32"
+        raise ValueError(f"{folder}: {quantised[0]}; {advice}")
+    try:
+        getattr(transformers, FAMILIES[family]).config_class.from_pretrained(folder)
+    except Exception as error:  # a value of a wrong type may break it anywhere
+        raise ValueError(f"{folder}/config.json cannot be used: {reason(error)}") from error
     return family
 
 
 def load_network(folder: Path, dtype, attention: str):
-    """-> (transformers' network, in host memory; its tokenizer)"""
+    """-> (transformers' network, in host memory; its tokenizer)
+
+    FileNotFoundError: a file is missing or damaged. ValueError: one does not go with the others.
+    """
     network = getattr(transformers, FAMILIES[check_family(folder)])
+    if not any((folder / name).exists() for name in ("tokenizer.json", "merges.txt")):
+        # The library would make up an empty one.
+        raise FileNotFoundError(f"{folder} has no tokenizer: no tokenizer.json, no merges.txt")
+    options = dict(output_loading_info=True, ignore_mismatched_sizes=True)
+    options |= dict(dtype=dtype, attn_implementation=attention)
     try:
-        model, report = network.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    # Weights or tokenizer are missing, or cut off.
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]}") from error
-    # The library would make up missing weights at random.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} weights are missing, for example {missing[0]}")
+        model, report = network.from_pretrained(folder, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Each file that is damaged or missing raises an error of its own class in there.
+    except Exception as error:
+        raise FileNotFoundError(f"{folder} cannot be loaded: {reason(error)}") from error
+
+    rows, others = model.get_input_embeddings().num_embeddings, report["unexpected_keys"]
+    # Of any word but padding, for what pads here is masked, whatever it is.
+    word = max(n for word, n in tokenizer.get_vocab().items() if word != tokenizer.pad_token)
+    if word >= rows:
+        raise ValueError(f"{folder}: the tokenizer has a token {word}, the embedding {rows} rows")
+    finite = lambda weight: all(end.isfinite() for end in weight.aminmax())
+    for what, names in (
+        # The library would make them up at random.
+        (f"are missing (but there are {len(others)} of other names)", report["missing_keys"]),
+        ("have another shape than by config.json", [key for key, *_ in report["mismatched_keys"]]),
+        # A head of another kind may be left out, a layer not.
+        ("have no place", [name for name in others if re.search(r"\.(layers|blocks)\.\d", name)]),
+        ("are no finite numbers", [n for n, w in model.named_parameters() if not finite(w)]),
+    ):
+        if names:
+            raise ValueError(f"{folder}: {len(names)} weights {what}, for example {min(names)}")
     template = read_json(folder, "chat_template.json")
-    if template:  # the tokenizer's own may be for text only
-        tokenizer.chat_template = template["chat_template"]
+    # The tokenizer's own may be for text only. A .jinja file is newer than this one.
+    if template and not (folder / "chat_template.jinja").exists():
+        tokenizer.chat_template = template.get("chat_template")
     return model, tokenizer
 
 
-def end_tokens(model, tokenizer) -> tuple[int, ...]:
-    """Qwen's generation config names <|im_end|> and <|endoftext|>. Replies end with either."""
+def end_tokens(model, chat) -> tuple[int, ...]:
+    """All that end a reply: what the chat template writes behind a turn, what the tokenizer names,
+    and generation_config.json, which may know <|endoftext|> alone."""
     named = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    if not ends:
-        raise ValueError("neither generation_config.json nor the tokenizer names an end token")
+    named = named if isinstance(named, list) else [named]
+    ends = {chat.turn_end(), chat.tokenizer.eos_token_id, *named} - {None}
+    if not ends or not all(isinstance(end, int) for end in ends):
+        folder = chat.tokenizer.name_or_path
+        raise ValueError(f"{folder}/generation_config.json names the end tokens {named}")
     return tuple(sorted(ends))
 
 
-def read_side_files(folder: Path) -> dict[str, str]:
-    """name -> text of those of SIDE_FILES that are there"""
-    files = [folder / name for name in SIDE_FILES]
-    return {file.name: file.read_text() for file in files if file.exists()}
+def side_files(folder: Path) -> dict[str, bytes]:
+    """name -> content of all small files but the prompts, which a role has of its own."""
+    files = {file for pattern in SMALL for file in folder.glob(pattern) if file.is_file()}
+    files -= {folder / "prompts.json", *folder.glob("*.index.json")}
+    return {file.name: file.read_bytes() for file in sorted(files)}
 
 
-def picture_settings(folder: Path) -> dict:
-    """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it."""
+def picture_settings(folder: Path, vision) -> dict:
+    """How pictures are cut, whichever file says so; `min_pixels` and `max_pixels` are among it.
+    vision: the config of the network's vision tower."""
     settings = read_json(folder, "preprocessor_config.json")
     if settings is None:  # where newer versions put it
         settings = (read_json(folder, "processor_config.json") or {}).get("image_processor")
-    if settings is None:
+    if not isinstance(settings, dict):
         raise FileNotFoundError(f"{folder}: no preprocessor_config.json: how are pictures cut?")
+    size, rules = settings.get("size"), {}
+    size = size if isinstance(size, dict) else {}
     # Three spellings of the limits of a picture's area.
-    size = settings.get("size") or {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        settings[name] = settings.get(name) or size.get(edge) or size[name]
+        settings[name] = settings.get(name) or size.get(edge) or size.get(name)
+        rules[name] = isinstance(settings[name], int), f"a whole number (or {edge} under size)"
+    for name in ("image_mean", "image_std"):
+        value = settings.get(name)
+        rules[name] = isinstance(value, list) and len(value) == 3, "three numbers"
+    known = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    for name, value in (known | {"temporal_patch_size": vision.temporal_patch_size}).items():
+        rules[name] = settings.setdefault(name, value) == value, f"{value} as in config.json"
+    for name, (good, rule) in rules.items():
+        if not good:
+            what = f"{name} is {settings.get(name)!r}, not {rule}"
+            raise ValueError(f"{folder}/preprocessor_config.json: {what}")
     return settings
 
 
 def load_adapters(vlm, folder):
     """Put a folder's adapters on the network, which is their base, and take on their prompts."""
-    config = read_json(folder, ADAPTERS)
-    # Others' adapters, scaled in another way. Those on other layers fail in `load_state`.
-    if config.get("use_rslora") or config.get("alpha_pattern"):
-        raise ValueError(f"{folder}: adapters scaled by anything but alpha / r are not supported")
+    config = read_adapters(folder)
     if not vlm.lora:
         add_lora(vlm, config["r"], config["lora_alpha"])
+    file = Path(folder) / "adapter_model.safetensors"
     try:
-        state = load_file(Path(folder) / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(f"{folder}/adapter_model.safetensors: {error}") from error
-    names = (name.removeprefix("base_model.model.").removesuffix(".weight") for name in state)
-    vlm.load_state(dict(zip(names, state.values())))
+        state = load_file(file)
+        names = (name.removeprefix("base_model.model.").removesuffix(".weight") for name in state)
+        vlm.load_state(dict(zip(names, state.values())))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{file}: {reason(error)}") from error
     vlm.base = config["base_model_name_or_path"]
     vlm.prompts = read_json(folder, "prompts.json") or vlm.prompts
 
@@ -191,27 +266,30 @@ def save_adapters(vlm, weights: dict, folder: Path):
     (folder / ADAPTERS).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def save_whole(vlm, weights: dict, folder: Path):
+    """Weights under the names of the hub; all else is the base's own files, byte for byte: whatever
+    loads the base, another version of transformers or a server, loads this."""
+    weights = revert_weight_conversion(vlm.model, weights)
+    save_torch_state_dict(weights, folder, max_shard_size="50GB")
+    for name, content in vlm.side_files.items():
+        (folder / name).write_bytes(content)
+    config = json.loads(vlm.side_files["config.json"])
+    for part in (config, config.get("text_config", {})):
+        if "lm_head.weight" in weights and part.get("tie_word_embeddings"):
+            # The base's file had a head of its own all the same. Others would drop it.
+            part["tie_word_embeddings"] = False
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def write_checkpoint(vlm, weights: dict, folder) -> None:
     """Write a plain checkpoint of these weights; of a network with LoRA, its adapters alone.
 
     The folder, which replaces one that was there, has this name only when it is whole.
     """
-    folder = Path(folder).absolute()
-    new = folder.with_name(f".{folder.name}.new")
-    # Left by a process that was killed while it wrote here.
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-
-    if vlm.lora:
-        save_adapters(vlm, weights, new)
-    else:
-        # config.json, generation_config.json, model.safetensors
-        vlm.model.save_pretrained(new, state_dict=weights)
-        # tokenizer.json, tokenizer_config.json, chat_template.jinja
-        vlm.tokenizer.save_pretrained(new)
-        for name, text in vlm.side_files.items():
-            (new / name).write_text(text)
-    (new / "prompts.json").write_text(json.dumps(vlm.prompts, indent=2) + "\n")
-
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replacing(Path(folder).absolute()) as new:
+        new.mkdir(parents=True)
+        if vlm.lora:
+            save_adapters(vlm, weights, new)
+        else:
+            save_whole(vlm, weights, new)
+        (new / "prompts.json").write_text(json.dumps(vlm.prompts, indent=2) + "\n")

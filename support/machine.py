@@ -1,12 +1,86 @@
 """What a run asks of the computer it is on. To be imported before torch, whose threads it sets."""
 
+import contextlib
 import ctypes
+import math
 import os
+import shutil
+import sys
 import time
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 # How long a waiting thread spins before it sleeps. OpenMP's own choice, for ever, makes a machine
 # that does anything else ten times slower; not to spin at all costs a quarter on one that does not.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def say_stopped(kind, error, trace):
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# In a program of this project, not in somebody's own that imports from it.
+program = Path(getattr(sys.modules["__main__"], "__file__", "/"))
+if program.resolve().is_relative_to(Path(__file__).resolve().parent.parent):
+    # Ctrl-C in the seconds of imports is no failure to look into.
+    sys.excepthook = say_stopped
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may know no dash
+
+
+def reason(error) -> str:
+    """What is wrong, in one line: libraries write pages."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Yields a name to write to, a file's or a folder's, which gets the name `path` when all is
+    written: whoever reads sees what was there before or the new, all of it. OSError, one line, if
+    it cannot be written; then nothing of it is left."""
+    new = path.with_name(f".{path.name}.new")
+    remove(new)  # left by a process that was killed
+    try:
+        yield new
+        if path.is_dir():
+            remove(path)
+        os.replace(new, path)
+    # The writers of torch and of safetensors have no better classes for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        advice = "make room there, and the same command goes on from the state before"
+        raise OSError(f"{path} could not be written ({reason(error)}): {advice}") from error
+    finally:
+        remove(new)
+
+
+def remove(path: Path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cores(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, or the share of a cgroup that it is
+    in, if that is less. "200000 100000" is the time of two cores (one file of v2, two of v1)."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    lines = own.read_text().splitlines() if own.exists() else []
+    for path in (Path(line.split(":", 2)[2].strip("/")) for line in lines):
+        for group in (path, *path.parents):
+            older = root / "cpu" / group
+            older = [older / "cpu.cfs_quota_us", older / "cpu.cfs_period_us"]
+            for files in ([root / group / "cpu.max"], older):
+                with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+                    quota, period = map(int, " ".join(f.read_text() for f in files).split())
+                    if quota > 0:
+                        count = min(count, math.ceil(quota / period))
+    return count
+
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h of glibc
 
@@ -77,9 +151,8 @@ def set_threads(run, work):
     if not threads and "OMP_NUM_THREADS" not in os.environ:
         threads = run.facts["threads"]
         if not threads:
-            cores = len(os.sched_getaffinity(0))
-            threads, reason = choose_threads(work, cores, torch.set_num_threads)
-            print(reason)
+            threads, why = choose_threads(work, cores(), torch.set_num_threads)
+            print(why)
     if threads:
         torch.set_num_threads(threads)
     run.note(threads=torch.get_num_threads())

@@ -1,7 +1,7 @@
 """The two networks of a run: one that samples (the actor), one that is trained (the policy)."""
 
 from support import parallel
-from support.checkpoint import ADAPTERS, check_family, find_checkpoint, load_adapters, read_json
+from support.checkpoint import check_family, find_checkpoint, load_adapters, read_adapters
 from support.lora import add_lora, twin
 from support.settings import starts
 
@@ -11,7 +11,7 @@ def check_model(settings):
     base = find_checkpoint(settings.model)
     family = check_family(base)
     for name in dict.fromkeys([settings.model, *starts(settings).values()]):
-        config, folder = read_json(name, ADAPTERS), find_checkpoint(name)
+        config, folder = read_adapters(name), find_checkpoint(name)
         if config and (config["r"], config["lora_alpha"]) != (settings.lora, settings.lora_alpha):
             flags = "--lora {r} --lora-alpha {lora_alpha}".format(**config)
             raise ValueError(f"{name} holds adapters, which are trained on with {flags}")
@@ -59,10 +59,9 @@ def read_weights(load, settings, policy, newest: dict) -> dict[str, dict]:
             if settings.lora:
                 load_adapters(policy, folder)
             else:
-                state = load(folder, device="cpu", dtype="float32").state()
-                for name, weight in policy.weights().items():
-                    if name in state and state[name].shape != weight.shape:
-                        raise ValueError(f"{folder} is of another size than {settings.model}")
-                policy.load_state(state)
+                try:
+                    policy.load_state(load(folder, device="cpu", dtype="float32").state())
+                except ValueError as error:
+                    raise ValueError(f"{folder}: {error}") from error
             weights[role] = policy.state()
     return weights

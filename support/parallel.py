@@ -27,12 +27,35 @@ import torch.distributed as dist
 from PIL import Image
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from support.machine import cores
+
+if "OMP_NUM_THREADS" not in os.environ:
+    # Torch counts cores, not the share of them that a cgroup gives.
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
+
 # ---- processes -----------------------------------------------------------------------------------
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# Where others say how many they have started: anybody, Open MPI, MPICH, SLURM.
+LAUNCHERS = (
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+)
 
 
 def start():
-    """Join the other processes, if torchrun started this one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    """Join the other processes, if torchrun started this one. Of several that something else has
+    started, each would take itself for all: they end in one line."""
+    if dist.is_initialized():
+        return
+    if not TORCHRUN <= os.environ.keys():
+        for name in LAUNCHERS:
+            if os.environ.get(name, "1") not in ("", "0", "1"):
+                advice = f"start it with torchrun --nproc-per-node N {sys.argv[0]} ..."
+                sys.exit(f"{name} is {os.environ[name]}, and torchrun did not set it: {advice}")
         return
     backend = "gloo"
     if torch.cuda.is_available():

@@ -17,9 +17,9 @@ The folder can be copied anywhere. Under torchrun all ranks read it, and rank 0 
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
-import os
 import random
 import statistics
 import time
@@ -30,6 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import parallel
+from support.machine import replacing
 from support.settings import unusual
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
@@ -94,6 +95,26 @@ def bar(items, title: str, unit: str):
 
 # ------------------------------------------------------------------------------------- the folder
 
+HELD = {}  # folder -> the file whose lock this process has
+
+
+def hold(folder: Path):
+    """Until this process and the other ranks end, no other may write into the folder. ValueError:
+    one does. The lock is the kernel's: a kill leaves none behind, and NFS hands it on."""
+    problem, folder = None, folder.resolve()
+    if parallel.rank() == 0 and folder not in HELD:
+        folder.mkdir(parents=True, exist_ok=True)
+        HELD[folder] = open(folder / ".lock", "a", encoding="utf-8")
+        try:
+            fcntl.flock(HELD[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            del HELD[folder]
+            problem = f"another process writes into {folder}: wait for it, or give another --out"
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}): see to it that nobody shares it")
+    if problem := parallel.gather([problem])[0]:
+        raise ValueError(problem)
+
 
 def folder_of(settings) -> Path:
     name = "-no-".join([settings.language, *settings.without])
@@ -114,7 +135,8 @@ class Run:
         # What config.json holds. threads: those that the run began with.
         self.facts = {"model": settings.model, "settings": config, "threads": None}
         try:
-            (self.folder / "resume").mkdir(parents=True, exist_ok=True)
+            hold(self.folder)
+            (self.folder / "resume").mkdir(exist_ok=True)
             if (self.folder / "config.json").exists():
                 old = json.loads((self.folder / "config.json").read_text())
                 self._refuse_another(old["settings"], config)
@@ -186,18 +208,9 @@ class Run:
         return self.folder / f"resume/{iteration}-{role}-{step}.{ranks}.pt"
 
     def save_state(self, iteration: int, role: str, step: int, state: dict):
-        """A whole file, on all ranks, or (RuntimeError, one line) none under this name."""
-        path = self._state_file(iteration, role, step)
-        new = path.with_suffix(".new")
-        try:
+        """A whole file, on all ranks, or (OSError, one line) none under this name."""
+        with replacing(self._state_file(iteration, role, step)) as new:
             torch.save(state, new)
-            os.replace(new, path)
-        except (OSError, RuntimeError) as error:
-            # torch's writer has no better class for a full disk.
-            new.unlink(missing_ok=True)
-            what = f"{path} could not be written ({str(error).splitlines()[0]})"
-            advice = "make room there, and the same command goes on from the state before"
-            raise RuntimeError(f"{what}: {advice}") from error
         # Only now, when all ranks have theirs, it counts.
         parallel.gather([None])
         self.finish(*self.done, (iteration, role, step))
@@ -216,13 +229,12 @@ class Run:
         return share
 
     def write(self, name: str, text: str):
-        """To a temporary name first: whoever reads sees the old file or the new one, all of it."""
+        """The whole file, by rank 0."""
         if parallel.rank() == 0:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
-            new.write_text(text, encoding="utf-8")
-            os.replace(new, path)
+            with replacing(path) as new:
+                new.write_text(text, encoding="utf-8")
 
     def write_rows(self, name: str, rows):
         self.write(name, "".join(json.dumps(row) + "\n" for row in rows))

@@ -8,8 +8,6 @@ import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from support.checkpoint import FAMILIES
-
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -78,7 +76,7 @@ def make_tokenizer(vocabulary=300):
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=SPECIAL[1:2] + SPECIAL[3:],
+        additional_special_tokens=SPECIAL[1:2] + SPECIAL[3:],
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -95,11 +93,12 @@ def make_checkpoint(
     prompts=True,
     inner=0,
     real=False,
+    picture=None,
 ):
     """Write a random checkpoint, return its folder. `std` is large, so that logits differ clearly.
 
     real: patches, windows, limits of pictures and chat template as in the published checkpoints;
-    else smaller ones.
+    else smaller ones. picture: the content of preprocessor_config.json.
     """
     folder, tokenizer = Path(folder), make_tokenizer()
     end, text_end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
@@ -107,9 +106,12 @@ def make_checkpoint(
     if real:
         patch = 16 if family == "qwen3_vl" else 14
     text = text_config(family, len(tokenizer), hidden, layers, inner or 2 * hidden, std, end)
-    vision = vision_config(family, hidden, patch, 112 if real else 32, std)
-    network = getattr(transformers, FAMILIES[family])
-    config = network.config_class(
+    text["tie_word_embeddings"] = tie  # transformers 4 looks here
+    picture = picture or picture_settings(patch)
+    vision = vision_config(family, hidden, picture, 112 if real else 32, std)
+    # transformers 4 can do all of this as well: see test_other_versions.py.
+    config = transformers.AutoConfig.for_model(
+        family,
         text_config=text,
         vision_config=vision,
         tie_word_embeddings=tie,
@@ -119,7 +121,7 @@ def make_checkpoint(
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )
     torch.manual_seed(seed)
-    model = network(config)
+    model = transformers.AutoModelForImageTextToText.from_config(config)
     for weight in model.parameters():  # biases are 0 and norms 1, which would hide a forgotten one
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn_like(weight)
@@ -128,7 +130,7 @@ def make_checkpoint(
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write(folder / "preprocessor_config.json", picture_settings(patch))
+    write(folder / "preprocessor_config.json", picture)
     if real:  # there, not in the tokenizer
         (folder / "chat_template.jinja").unlink()
         write(folder / "chat_template.json", {"chat_template": REAL_CHAT_TEMPLATE})
@@ -152,19 +154,20 @@ def text_config(family, words, hidden, layers, inner, std, end):
         max_position_embeddings=4096,
         bos_token_id=None,
         eos_token_id=end,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": section},
+        rope_theta=1e4,
+        rope_scaling={"rope_type": "default", "mrope_section": section},
     )
     if family == "qwen3_vl":
         config["head_dim"] = hidden // 4
     return config
 
 
-def vision_config(family, hidden, patch, window, std):
+def vision_config(family, hidden, picture, window, std):
     config = dict(
         num_heads=2,
-        patch_size=patch,
-        temporal_patch_size=2,
-        spatial_merge_size=2,
+        patch_size=picture["patch_size"],
+        temporal_patch_size=picture["temporal_patch_size"],
+        spatial_merge_size=picture["merge_size"],
         initializer_range=std,
     )
     if family == "qwen2_vl":

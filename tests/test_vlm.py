@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import tempfile
 
 import pytest
@@ -80,11 +79,8 @@ QWEN3_VL = {
 
 
 @pytest.mark.parametrize("settings", [QWEN2_VL, OLDER_SPELLING, QWEN3_VL])
-def test_patches_equal_the_library(folders, tmp_path, settings):
-    folder = tmp_path / "model"
-    shutil.copytree(folders["qwen2_vl"], folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    model = load(folder)
+def test_patches_equal_the_library(tmp_path, settings):
+    model = load(make_checkpoint(tmp_path / "model", picture=settings))
     theirs = transformers.Qwen2VLImageProcessorPil(**settings)
     for (width, height), mode in itertools.product(SIZES, ["RGB", "L", "P"]):
         image = picture(width, height, mode)

@@ -66,7 +66,7 @@ class Judge:
         network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.model, self.chat = network.to(DEVICE).eval(), Chat(tokenizer)
-        self.ends = checkpoint.end_tokens(network, tokenizer)
+        self.ends = checkpoint.end_tokens(network, self.chat)
         # The checkpoint's own settings may sample, or punish repetition.
         self.model.generation_config = transformers.GenerationConfig(
             eos_token_id=[*self.ends], pad_token_id=self.ends[0], max_new_tokens=WORDS

@@ -1,14 +1,17 @@
 """Checkpoints are found, loaded, refused in one line, and written so that anyone can load them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers_models import make_checkpoint, picture
+from helpers_models import make_checkpoint, picture, write
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import mmzero
 from prompts import PROMPTS
 from support import checkpoint, packed
 from support.checkpoint import FAMILIES, SHORT_NAMES, find_checkpoint
@@ -17,6 +20,15 @@ from vlm import VLM
 
 def load(folder, **options):
     return VLM.load(folder, device="cpu", **options)
+
+
+def change(folder, name, **values):
+    write(folder / name, json.loads((folder / name).read_text()) | values)
+
+
+def nested(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, "config.json", text_config=config["text_config"] | values)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,13 @@ def test_saved_checkpoint_loads_with_the_library_alone(folders, tmp_path):
             model.lm_head.mul_(1.5)  # so that saving is not just copying files
         with packed.attention(model, "eager"):
             model.save(tmp_path / family)
-        assert not (tmp_path / family / "stale").exists()
+        # All but the weights are the base's own files: whatever loads that loads this.
+        made = {file.name: file.read_bytes() for file in (tmp_path / family).iterdir()}
+        base = {file.name: file.read_bytes() for file in folders[family].iterdir()}
+        assert made.keys() == base.keys()
+        differing = {name for name in made if made[name] != base[name]}
+        assert differing == {"model.safetensors", "prompts.json"}
+        assert json.loads(made["prompts.json"]) == json.loads(base["prompts.json"])
         again = load(tmp_path / family)
         hi = model.encode("hi").tokens
         assert again.prompts == model.prompts and again.encode("hi").tokens == hi
@@ -69,58 +87,84 @@ def test_saved_checkpoint_loads_with_the_library_alone(folders, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(folders, tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(
+    folders, tmp_path, monkeypatch
+):
     model = load(folders["qwen2_vl"])
     model.save(tmp_path / "model")
-    # The disk is full, say.
-    monkeypatch.setattr(model.tokenizer, "save_pretrained", lambda folder: 1 / 0)
     with torch.no_grad():
         model.lm_head.mul_(2)
-    with pytest.raises(ZeroDivisionError):
+
+    def full(weights, folder, **options):
+        save_file({"half": model.lm_head}, folder / "model.safetensors")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_torch_state_dict", full)
+    with pytest.raises(OSError, match="model could not be written .No space left on device.: make"):
         model.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert torch.equal(load(tmp_path / "model").lm_head * 2, model.lm_head)
-    # The next save clears away what that one left.
+    # What a kill has left is in nobody's way.
     monkeypatch.undo()
+    (tmp_path / ".model.new/half").mkdir(parents=True)
     model.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_untied_head_is_saved(tmp_path):
-    model = load(make_checkpoint(tmp_path / "model", tie=False))
-    assert not torch.equal(model.lm_head, model.model.get_input_embeddings().weight)
+@pytest.mark.parametrize("tie", [False, True])
+def test_an_untied_head_is_saved_as_one(tmp_path, tie):
+    """Also where config.json says that there is none, but the file has one."""
+    folder = make_checkpoint(tmp_path / "model", tie=tie)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = 1.05 * weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = load(folder)
     with torch.no_grad():
         model.lm_head.mul_(2)
     model.save(tmp_path / "out")
     assert torch.equal(load(tmp_path / "out").lm_head, model.lm_head)
+    assert not torch.equal(model.lm_head, model.model.get_input_embeddings().weight)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert not config["tie_word_embeddings"] and not config["text_config"]["tie_word_embeddings"]
 
 
 def test_prompts_of_the_project_without_prompts_json(tmp_path):
     assert load(make_checkpoint(tmp_path / "model", prompts=False)).prompts == PROMPTS
 
 
-def test_end_tokens_come_from_both_files(folders, tmp_path):
-    model = load(folders["qwen2_vl"])
-    end, text_end = model.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert set(model.eos_ids) == {end, text_end}
-    model.model.generation_config.eos_token_id = text_end
-    model.save(tmp_path / "one")
-    # The tokenizer names the other.
-    assert set(load(tmp_path / "one").eos_ids) == {end, text_end}
+def test_a_turn_ends_as_the_chat_template_says(folders, tmp_path):
+    """Fine-tunes may name <|endoftext|> alone."""
+    folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
+    end, text_end = load(folder).tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    change(folder, "generation_config.json", eos_token_id=text_end)
+    change(folder, "tokenizer_config.json", eos_token="<|endoftext|>")
+    assert load(folder).eos_ids == tuple(sorted({end, text_end}))
+    # And what is named counts where the template writes nothing behind a turn.
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+        "{% else %}<|image_pad|>{% if message.content[2] %}<|image_pad|>{% endif %}{% endif %}"
+        "{% endfor %}"
+    )
+    assert load(folder).eos_ids == (text_end,)
 
 
 def test_newer_places_of_settings(folders, tmp_path):
-    """Picture settings in processor_config.json; chat_template.json before a tokenizer's own."""
-    model = load(folders["qwen2_vl"])
-    expected = model.encode("what?", [picture(50, 70)]).tokens
-    settings = json.loads(model.side_files.pop("preprocessor_config.json"))
-    model.side_files["processor_config.json"] = json.dumps({"image_processor": settings})
-    template = {"chat_template": model.tokenizer.chat_template}
-    model.side_files["chat_template.json"] = json.dumps(template)
-    model.tokenizer.chat_template = "{{ messages[0].content + 1 }}"
-    model.save(tmp_path / "model")
-    again = load(tmp_path / "model")
+    """Picture settings in processor_config.json; chat_template.json before a tokenizer's own, and
+    behind a chat_template.jinja."""
+    folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
+    expected = load(folder).encode("what?", [picture(50, 70)]).tokens
+    settings = folder / "preprocessor_config.json"
+    write(folder / "processor_config.json", {"image_processor": json.loads(settings.read_text())})
+    settings.unlink()
+    write(folder / "chat_template.json", {"chat_template": "{{ messages[0].content + 1 }}"})
+    again = load(folder)
     assert again.encode("what?", [picture(50, 70)]).tokens == expected
     assert (again.patch, again.min_pixels, again.max_pixels) == (8, 256, 16384)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    change(folder, "tokenizer_config.json", chat_template="{{ messages[0].content + 1 }}")
+    write(folder / "chat_template.json", {"chat_template": template})
+    assert load(folder).encode("what?", [picture(50, 70)]).tokens == expected
 
 
 # ---------------------------------------------------------------------------- finding and refusing
@@ -214,23 +258,169 @@ def test_a_config_that_is_no_json(tmp_path):
         VLM.load(tmp_path)
 
 
-def test_incomplete_checkpoints(tmp_path):
-    folder = make_checkpoint(tmp_path / "model")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(FileNotFoundError) as error:
+# What is changed in a whole checkpoint, and what the one line says.
+
+
+def edit(folder, change):
+    """Of the weights: change(name, weight) -> (another name, another weight), or None."""
+    file = folder / "model.safetensors"
+    changed = (change(*item) for item in load_file(file).items())
+    save_file(dict(filter(None, changed)), file, {"format": "pt"})
+
+
+def cut(folder, name, size):
+    (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def without(folder, name, *keys):
+    file = folder / name
+    write(file, {k: v for k, v in json.loads(file.read_text()).items() if k not in keys})
+
+
+AWQ = {"quant_method": "awq", "bits": 4}
+PICTURES, GENERATION = "preprocessor_config.json", "generation_config.json"
+ODD = {
+    "quantised": (
+        lambda f: change(f, "config.json", quantization_config=AWQ),
+        "config.json has a quantization_config; quantised weights cannot be trained",
+    ),
+    "quantised, in words of MLX": (
+        lambda f: change(f, "config.json", quantization={"bits": 4}),
+        "config.json has a quantization; quantised",
+    ),
+    "quantised without a word": (
+        lambda f: edit(f, lambda n, w: (n, w.to(torch.int8) if "mlp" in n else w)),
+        "model.safetensors has weights of type I8; quantised",
+    ),
+    "weights cut off": (
+        lambda f: cut(f, "model.safetensors", -100),
+        "model.safetensors is cut off or damaged",
+    ),
+    "weights empty": (lambda f: cut(f, "model.safetensors", 0), "model.safetensors is cut off"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "a pickle of something else": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "cannot be loaded",
+    ),
+    "a weight is missing": (
+        lambda f: edit(f, lambda n, w: None if "layers.1.mlp.up" in n else (n, w)),
+        "1 weights are missing .*, for example .*layers.1.mlp.up_proj",
+    ),
+    "names of DDP": (
+        lambda f: edit(f, lambda n, w: (f"module.{n}", w)),
+        "weights are missing .but there are .* of other names.",
+    ),
+    "more layers than config.json knows": (
+        lambda f: edit(f, lambda n, w: (n.replace("layers.1.", "layers.7."), w)),
+        "weights are missing",
+    ),
+    "fewer layers in config.json": (
+        lambda f: nested(f, num_hidden_layers=1, layer_types=["full_attention"]),
+        "weights have no place, for example .*layers.1",
+    ),
+    "another vocabulary": (
+        lambda f: edit(f, lambda n, w: (n, w[:-8] if "embed_tokens" in n else w)),
+        "1 weights have another shape than by config.json, for example .*embed_tokens",
+    ),
+    "a tokenizer of another model": (
+        lambda f: (
+            nested(f, vocab_size=292)
+            or edit(f, lambda n, w: (n, w[:-8].clone() if "embed_tokens" in n else w))
+        ),
+        "the tokenizer has a token 299, the embedding 292 rows",
+    ),
+    "nan": (
+        lambda f: edit(f, lambda n, w: (n, w * torch.nan if "layers.1.mlp.up" in n else w)),
+        "1 weights are no finite numbers, for example .*layers.1.mlp.up_proj",
+    ),
+    "a list": (lambda f: write(f / "config.json", []), "config.json should hold an object"),
+    "a type is a list": (lambda f: change(f, "config.json", model_type=["qwen2_vl"]), "type "),
+    "layers are a text": (
+        lambda f: nested(f, num_hidden_layers="two"),
+        "config.json cannot be used",
+    ),
+    "pictures: no limits": (
+        lambda f: without(f, PICTURES, "size"),
+        "preprocessor_config.json: min_pixels is None, not a whole number .or shortest_edge",
+    ),
+    "pictures: limits of another kind": (
+        lambda f: change(f, PICTURES, size={"height": 96, "width": 96}),
+        "preprocessor_config.json: min_pixels is None",
+    ),
+    "pictures: a number as text": (
+        lambda f: change(f, PICTURES, max_pixels="9216"),
+        "max_pixels is '9216', not a whole number",
+    ),
+    "pictures: patches of another size": (
+        lambda f: change(f, PICTURES, patch_size=14),
+        "patch_size is 14, not 8 as in config.json",
+    ),
+    "pictures: no mean": (lambda f: without(f, PICTURES, "image_mean"), "image_mean is None"),
+    "pictures: an empty file": (lambda f: cut(f, PICTURES, 0), f"{PICTURES} is no JSON"),
+    "pictures: no file": (lambda f: (f / PICTURES).unlink(), f"no {PICTURES}"),
+    "an end that is no number": (
+        lambda f: change(f, GENERATION, eos_token_id=["<|im_end|>"]),
+        f"{GENERATION} names the end tokens",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+    "a tokenizer cut off": (lambda f: cut(f, "tokenizer.json", 900), "cannot be loaded"),
+    "no template": (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
+    "a template that fails": (
+        lambda f: (f / "chat_template.jinja").write_text("{% for %}"),
+        "its chat template fails",
+    ),
+    "a template without pictures": (
+        lambda f: (f / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        "its template does not give each picture its image token",
+    ),
+    "a template that is a text": (
+        lambda f: (
+            (f / "chat_template.jinja").unlink()
+            or write(f / "chat_template.json", "{{ messages }}")
+        ),
+        "chat_template.json should hold an object",
+    ),
+    "prompts that are a list": (lambda f: write(f / "prompts.json", []), "prompts.json should"),
+    "files in a circle": (
+        lambda f: (f / "config.json").unlink() or (f / "config.json").symlink_to("config.json"),
+        "has no config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_checkpoints_are_refused_in_one_line(folders, tmp_path, kind):
+    folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
+    spoil, says = ODD[kind]
+    spoil(folder)
+    with pytest.raises((ValueError, OSError), match=says) as error:
         load(folder)
-    one_line(error)
-    (folder / "model.safetensors").write_bytes(whole)
-    weights = load_file(folder / "model.safetensors")
-    weights.pop(next(name for name in weights if "layers.1.mlp" in name))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="missing.*layers.1.mlp"):  # not: made up at random
-        load(folder)
-    (folder / "model.safetensors").write_bytes(whole)
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="chat template"):
-        load(folder)
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="preprocessor_config.json"):
-        load(folder)
+    assert str(folder) in one_line(error)
+
+
+def test_checkpoints_that_differ_from_ours_and_are_right(folders, tmp_path):
+    folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
+    expected = load(folder)
+    # Half the bits, a value head, a left-over index, no word on patches, an unknown pad token.
+    edit(folder, lambda name, weight: (name, weight.half()))
+    weights = load_file(folder / "model.safetensors") | {"value_head.weight": torch.zeros(1, 32)}
+    save_file(weights, folder / "model.safetensors")
+    write(folder / "model.safetensors.index.json", {"weight_map": {"a": "gone.safetensors"}})
+    without(folder, PICTURES, "patch_size", "merge_size")
+    change(folder, "tokenizer_config.json", pad_token="<|PAD_TOKEN|>")
+    change(folder, "config.json", quantization_config=None)
+    model = load(folder)
+    prompts = [
+        [m.encode("what?", [picture(50, 70)]), m.encode("a longer one")] for m in (model, expected)
+    ]
+    assert [prompt.tokens for prompt in prompts[0]] == [prompt.tokens for prompt in prompts[1]]
+    with torch.no_grad():
+        found, before = (m.hidden(m.collate(p)) for m, p in zip((model, expected), prompts))
+    torch.testing.assert_close(found, before, rtol=0.05, atol=0.05)
+
+
+def test_quantised_weights_are_refused_by_a_dry_run(folders, tmp_path, capsys):
+    folder = shutil.copytree(folders["qwen2_vl"], tmp_path / "model")
+    change(folder, "config.json", quantization_config=AWQ)
+    with pytest.raises(SystemExit, match="mmzero.py: .*quantised weights cannot be trained"):
+        mmzero.main(["--model", str(folder), "--dry-run"])
