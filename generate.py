@@ -109,7 +109,6 @@ class Engine:
         self.vlm, self.text = weakref.proxy(vlm), vlm.model.model.language_model
         self.slots, self.columns = slots, columns
         self.cache = Cache(vlm, slots, columns)
-        self.attend = flash.attend if flash.has_kernel(vlm) else attend
         self.graphs = flash.CapturedSteps(slots, columns) if vlm.device.type == "cuda" else None
 
         # Of each slot the newest token; how many are drawn, and how many may be. It is done when
@@ -226,16 +225,17 @@ class Engine:
         self.logps[slot, drawn] = logp
         self.full_logps[slot, drawn] = full_logp
         more = drawn < limit
-        drawn += more
-        self.cache.advance(more)
+        for count in (drawn, self.cache.column[:m], self.cache.position[:m]):
+            count += more
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
         ended = (token[:, None] == self.ends).any(-1) | ~full_logp.isfinite()
         limit[:] = torch.where(ended, drawn, limit)
 
     def decode(self, m: int, width: int) -> Tensor:
         """The newest tokens' hidden states [m, D]; their keys and values go into the cache."""
-        cos, sin = self.cache.rotation(m)  # [m, 1, H]
-        lengths, mask = self.cache.visible(m, width)
+        position = self.cache.position[:m, None]
+        cos, sin = self.cache.cos[position], self.cache.sin[position]  # [m, 1, H]
+        mask = self.cache.mask(m, width)
         x = self.text.embed_tokens(self.newest[:m])  # [m, D]
         for number, layer in enumerate(self.text.layers):
             attention, mlp = layer.self_attn, layer.mlp
@@ -249,7 +249,7 @@ class Engine:
                 q, k = norm(attention.q_norm, q), norm(attention.k_norm, k)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys, values = self.cache.write(number, k, v)
-            seen = self.attend(q, keys, values, lengths, mask, attention.scaling)
+            seen = attend(q, keys, values, mask, attention.scaling)
             x = x + attention.o_proj(seen)
 
             h = norm(layer.post_attention_layernorm, x)

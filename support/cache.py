@@ -39,32 +39,19 @@ class Cache:
         first, second = sin[0].chunk(2, dim=-1)
         self.cos, self.sin = cos[0], torch.cat([-first, second], dim=-1)
 
-    def rotation(self, m: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for the newest tokens of slots 0 .. m-1, [m, 1, H] each."""
-        position = self.position[:m, None]
-        return self.cos[position], self.sin[position]
-
-    def visible(self, m: int, width: int) -> tuple[Tensor, Tensor]:
-        """What slots 0 .. m-1 see: the columns up to that of their newest token. As lengths [m],
-        and as a mask [m, 1, 1, W], -inf beyond."""
-        column = self.column[:m]
-        beyond = self.columns[:width] > column[:, None]
+    def mask(self, m: int, width: int) -> Tensor:
+        """[m, 1, 1, W]: 0 where slots 0 .. m-1 see, up to their newest token, and -inf beyond."""
+        beyond = self.columns[:width] > self.column[:m, None]
         mask = self.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
-        return column.int() + 1, mask[:, None, None]
+        return mask[:, None, None]
 
     def write(self, number: int, k, v) -> tuple[Tensor, Tensor]:
         """The keys and values [m, K, H] of the newest tokens go into a layer. -> all that slots
         0 .. m-1 have there, keys and values [m, K, C, H]"""
-        m = len(k)
-        keys, values = self.layers[number]
+        m, (keys, values) = len(k), self.layers[number]
         keys[self.slots[:m], :, self.column[:m]] = k
         values[self.slots[:m], :, self.column[:m]] = v
         return keys[:m], values[:m]
-
-    def advance(self, more):
-        """Slots 0 .. m-1 have a new newest token, where `more` [m] says so."""
-        self.column[: len(more)] += more
-        self.position[: len(more)] += more
 
     def place(self, slots, prompt: list, position: int):
         """A prompt's keys and values, of each layer [2, K, L, H], go into the first L columns of
@@ -93,7 +80,7 @@ class Cache:
         return columns
 
 
-def attend(q, keys, values, lengths, mask, scaling) -> Tensor:
+def attend(q, keys, values, mask, scaling) -> Tensor:
     """softmax(q k^T * scaling + mask) v. Queries [m, K * G, H] see keys and values [m, K, C, H] by
     mask [m, 1, 1, W] -> [m, K * G * H]
 

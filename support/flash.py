@@ -1,20 +1,10 @@
-"""What CUDA needs to sample fast: captured steps, and memory that is planned and kept.
-
-Shapes: m slots at work, C columns of their cache, K key/value heads, G query heads for each of
-these, H head size.
-"""
+"""What CUDA needs to sample fast: memory that is planned and kept, and captured steps."""
 
 import os
 import weakref
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-try:
-    from flash_attn import flash_attn_with_kvcache
-except ImportError:
-    flash_attn_with_kvcache = None
 
 # The most slots that are of use; the fewest, and the columns, that a captured step is made for.
 MOST, FEWEST, WIDTHS = 512, 16, 256
@@ -92,19 +82,6 @@ def release():
     KEPT.clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def has_kernel(vlm) -> bool:
-    """Is flash-attn there for this network? It knows no float32."""
-    installed = flash_attn_with_kvcache is not None
-    return installed and vlm.device.type == "cuda" and vlm.dtype.itemsize == 2
-
-
-def attend(q, keys, values, lengths, mask, scaling) -> Tensor:
-    """As in support/cache.py. It reads of each slot the columns that it has, and no mask."""
-    q, keys, values = q[:, None], keys.transpose(1, 2), values.transpose(1, 2)
-    options = dict(cache_seqlens=lengths, softmax_scale=scaling, causal=True)
-    return flash_attn_with_kvcache(q, keys, values, **options).reshape(len(q), -1)
 
 
 class CapturedSteps:

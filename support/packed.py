@@ -275,12 +275,13 @@ def lay_out_pictures(visual, grids, pixels) -> dict:
     layout = {"position_ids": get_vision_position_ids(grids, visual.spatial_merge_size)}
     borders = {"seqlens": get_vision_cu_seqlens(grids)}
     if hasattr(visual, "window_size"):
-        facts = grids, visual.spatial_merge_size, visual.window_size, visual.patch_size
-        layout["window_index"], borders["window_seqlens"] = get_vision_window_index(*facts)
+        sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
+        layout["window_index"], borders["window_seqlens"] = get_vision_window_index(grids, *sizes)
     layout = {name: send(tensor, pixels.device) for name, tensor in layout.items()}
 
     if not has_kernels(pixels.device, working_dtype(pixels)):
         # Picture by picture, as the library does it with borders on the host.
+        visual.config._attn_implementation = "sdpa"
         return layout | {f"cu_{name}": ends for name, ends in borders.items()}
     visual.config._attn_implementation = "flash_pictures"
     for name, ends in borders.items():
