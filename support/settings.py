@@ -76,7 +76,7 @@ class Settings:
     # Measuring, before the first and after every iteration
     questions: int = 420  # held-out questions of either kind; 0: none
     split: str = "test"  # their pictures: test, or validation while choosing settings
-    probe: int = 128  # proposals that the three roles make and answer together
+    probe: int = 128  # proposals that the three roles make and answer together; 0: none
 
 
 PAPER = Settings()
@@ -162,7 +162,7 @@ class Rules:
 
 
 RULES = Rules()
-EVERYTHING = dict(render_rate=(0, 1), easy_consistency=(0, 1), hard_consistency=(0, 1))
+ALL = dict.fromkeys(("render_rate", "easy_consistency", "hard_consistency"), (0.0, 1.0))
 # What --without may name: the rules that it puts in their place, and what becomes of it.
 SWITCHES = {
     "cap": (dict(cap=1.0), "the Proposer is paid for s above 0.5 too"),
@@ -170,16 +170,16 @@ SWITCHES = {
     "type": (dict(T=0.0), "T = 0: a crowded content type costs nothing"),
     "difficulty": (dict(d=0.0), "d earns nothing, for Proposer and Coder"),
     "easy-hard": (dict(E=0.0), "E = 0: questions that are too easy or hopeless cost nothing"),
-    "filters": (EVERYTHING, "Coder and Solver are trained on all data that can be used"),
+    "filters": (ALL, "Coder and Solver are trained on all data that can be used"),
 }
 
 
 def rules_of(settings: Settings) -> Rules:
-    """The rules of a run: those of the paper but for what it does without."""
-    rules = RULES
+    """The paper's, but for what this run does without."""
+    others = {}
     for name in settings.without:
-        rules = replace(rules, **SWITCHES[name][0])
-    return rules
+        others |= SWITCHES[name][0]
+    return replace(RULES, **others)
 
 
 def check(settings: Settings) -> None:
@@ -195,7 +195,7 @@ def check(settings: Settings) -> None:
     need("split", settings.split in ("test", "validation"), "test or validation")
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
-        if f.type is int and f.name not in (*MAY_BE_ZERO, "seed"):
+        if f.type is int and f.name != "seed" and f.name not in MAY_BE_ZERO:
             need(f.name, value >= 1, "a whole number, 1 or more")
         elif f.type in (int, float) and f.name != "seed":  # which may be anything
             need(f.name, value >= 0, "0 or more")
@@ -232,9 +232,11 @@ def unusual(settings: Settings) -> str:
 
 def command_line() -> argparse.ArgumentParser:
     """A flag for each setting, and those that are none."""
-    about = "MM-Zero: three roles of one vision-language model evolve without data."
-    options = dict(allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser = argparse.ArgumentParser(description=about, **options)
+    parser = argparse.ArgumentParser(
+        description="MM-Zero: three roles of one vision-language model evolve without data.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     # The comment behind each field is also its help text.
     comments = re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE)
     for name, comment in comments:
@@ -250,12 +252,16 @@ def command_line() -> argparse.ArgumentParser:
         parser.add_argument("--" + name.replace("_", "-"), **options)
     about = "GRPO steps per iteration of all three roles at once"
     parser.add_argument("--steps", type=int, metavar="INT", help=about)
-    about = "where the other settings come from [tiny for --model tiny, else auto: the largest "
-    about += "that fits this machine]: "
-    about += "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
+    purposes = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
+    about = (
+        "where the other settings come from [tiny for --model tiny, else auto, the largest that "
+    )
+    about += f"fits this machine]: {purposes}"
     parser.add_argument("--preset", choices=["auto", *PRESETS], help=about)
-    about = "only say what the run would need, and whether it fits this machine: no weights are "
-    about += "loaded [GPUs: those in the preset's name, else of this machine]"
+    about = (
+        "only say what the run would need, and whether it fits this machine [GPUs: those in the "
+    )
+    about += "preset's name, else of this machine]"
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
     return parser
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mmzero
+import support
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -74,30 +75,44 @@ COMMANDS = sorted(
 )
 
 
-# All of them in one process: importing torch takes longer than everything else here.
+# These are asked by eval.py and mmzero.py; all else in tools/ and bench/ is a program.
+MODULES = ("__init__", "benchmarks", "compare", "judge", "measure")
+PROGRAMS = [path for folder in ("tools", "bench") for path in (ROOT / folder).glob("*.py")]
+PROGRAMS = sorted(str(p.relative_to(ROOT)) for p in PROGRAMS if p.stem not in MODULES)
+
+# All of them in one process: importing torch takes longer than everything else here. But each as if
+# Python had just started it: its own folder first on the path, and no module of ours loaded.
 PRINT_HELP = """
-import contextlib, io, json, runpy, sys
-found = {}
-for script in sys.argv[1:]:
+import contextlib, io, json, runpy, sys, traceback
+from pathlib import Path
+root, path, found = Path(sys.argv[1]), sys.path[1:], {}
+for script in sys.argv[2:]:
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith(str(root)) and "site-packages" not in file:
+            del sys.modules[name]
+    sys.path[:] = [str((root / script).parent), *path]
     sys.argv = [script, "--help"]
-    printed = io.StringIO()
+    printed, code = io.StringIO(), "it went on"
     try:
         with contextlib.redirect_stdout(printed):
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_path(str(root / script), run_name="__main__")
     except SystemExit as end:
-        assert not end.code, (script, end.code)
-    found[script] = printed.getvalue()
+        code = end.code
+    except Exception:
+        code = traceback.format_exc()
+    found[script] = printed.getvalue() if not code else f"FAILED: {code}"
 print(json.dumps(found))
 """
 
 
 @functools.cache
 def every_help():
-    """{script: what `python SCRIPT --help` prints}, of all whose flags are named."""
-    scripts = sorted({script for _, script, arguments in COMMANDS if arguments})
+    """{script: what `python SCRIPT --help` prints, called from some other folder}."""
+    scripts = sorted({script for _, script, arguments in COMMANDS if arguments} | {*PROGRAMS})
     printed = subprocess.run(
-        [sys.executable, "-c", PRINT_HELP, *scripts],
-        cwd=ROOT,
+        [sys.executable, "-c", PRINT_HELP, str(ROOT), *scripts],
+        cwd=ROOT.anchor,
         capture_output=True,
         text=True,
         check=True,
@@ -130,6 +145,12 @@ def test_ci_finds_the_test_command_below_its_marker():
 def test_commands_are_found():
     assert {script for _, script, _ in COMMANDS} >= {"mmzero.py", "eval.py", "generate.py"}
     assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_every_program_has_a_help_wherever_it_is_called_from(script):
+    found = every_help()[script]
+    assert found.startswith("usage: ") and "--help" in found, found
 
 
 @pytest.mark.parametrize(("page", "script", "arguments"), COMMANDS)
@@ -206,6 +227,13 @@ def test_the_reading_order_is_the_method():
     assert "Letters and words of all files:" in mmzero.__doc__
 
 
+def test_the_list_of_support_names_every_file():
+    named = re.findall(r"^    (\w+)  +\S", support.__doc__, re.MULTILINE)
+    assert len(named) == len({*named})
+    files = {path.stem for path in (ROOT / "support").glob("*.py")} - {"__init__"}
+    assert not files - {*named}
+
+
 def slug(heading):
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
@@ -235,8 +263,8 @@ def test_every_page_is_linked_from_the_readme_and_says_first_what_it_holds():
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """metrics.jsonl of the smallest run that trains all three roles."""
+def run_folder(tmp_path_factory):
+    """Of the smallest run that trains all three roles."""
     folder = tmp_path_factory.mktemp("readme") / "run"
     little = (
         "--iterations 1 --steps 1 --proposer-prompts 2 --coder-proposals 12 --coder-prompts 2 "
@@ -244,12 +272,12 @@ def records(tmp_path_factory):
         "--render-seconds 60"
     )
     mmzero.main([*little.split(), "--out", str(folder)])
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return folder
 
 
-def test_every_logged_figure_is_explained(records):
+def test_every_logged_figure_is_explained(run_folder):
     """Each key that a run writes stands in the first column of a table of docs/metrics.md."""
+    records = [json.loads(line) for line in open(run_folder / "metrics.jsonl", encoding="utf-8")]
     kinds = {(record["kind"], record.get("phase")) for record in records}
     steps = {("step", "proposer"), ("step", "coder"), ("step", "solver")}
     assert kinds >= steps | {("eval", None), ("data", "coder"), ("data", "solver")}
@@ -297,6 +325,33 @@ def test_the_table_of_a_run_has_the_columns_that_are_explained():
     shown = re.findall(r"\| ([^|`]+) \|$", section, re.MULTILINE)
     for column in columns[1:]:
         assert column.replace(" (95 %)", "") in shown, column
+
+
+# ---------------------------------------- the page for the Python prompt
+
+BY_HAND, AS_TABLE = re.findall(r"```python\n(.*?)```", PAGES["docs/python.md"], re.DOTALL)
+
+
+def test_the_roles_can_be_played_by_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(BY_HAND, names)
+    proposal, image = names["proposal"], names["image"]
+    assert proposal in names["proposals"] and proposal.hard_question.endswith("?")
+    assert names["code"].startswith("<svg") and (tmp_path / "picture.png").stat().st_size > 100
+    assert image.size == names["drawings"][names["codes"].index(names["code"])].image.size
+    answers = [names["extract_answer"](reply.text) for reply in names["replies"]]
+    assert len(answers) == 10 and 0.1 <= names["c"] <= 1 and names["label"] in answers
+
+
+def test_a_run_can_be_read_as_a_table(run_folder):
+    pytest.importorskip("pandas")
+    names, usual = {}, "runs/tiny-svg-seed0"
+    assert AS_TABLE.count(usual) == 1
+    exec(AS_TABLE.replace(usual, str(run_folder)), names)
+    assert list(names["accuracy"].index) == [0, 1] and names["accuracy"].notna().all(axis=None)
+    assert set(names["paid"].columns) == {"proposer", "coder", "solver"}
+    assert list(names["paid"].index) == [(1, 1)]
 
 
 # ---------------------------------------- form

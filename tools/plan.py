@@ -133,7 +133,10 @@ def needs(settings: Settings, network, gpus: int) -> dict:
     # encoded. A template has a token for three characters or more.
     vision = network.config.vision_config
     pixels = (vision.patch_size * vision.spatial_merge_size) ** 2  # of a token
-    picture = (settings.max_pixels or largest_picture(settings.model, pixels)) // pixels
+    folder = TINY if settings.model == "tiny" else Path(settings.model)
+    file = folder / "preprocessor_config.json"
+    limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
+    picture = (settings.max_pixels or limit or 16384 * pixels) // pixels  # the hub's limit
     length = settings.proposal_tokens + max(
         len(PROMPTS["proposer"]) // 3,
         max(map(len, PROMPTS["coder"].values())) // 3 + settings.code_tokens,
@@ -152,13 +155,6 @@ def needs(settings: Settings, network, gpus: int) -> dict:
     pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
     disk = settings.iterations * (12 * role + PICTURE * pictures) + 24 * role
     return needed | {"slots": settings.slots or 512, "tokens": tokens, "host": host, "disk": disk}
-
-
-def largest_picture(model: str, pixels: int) -> int:
-    """That of a checkpoint's own settings; the hub's take 16,384 tokens."""
-    file = (TINY if model == "tiny" else Path(model)) / "preprocessor_config.json"
-    limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
-    return limit or 16384 * pixels
 
 
 def fitting(needed: dict, card: float) -> int:
@@ -194,11 +190,14 @@ def work(settings: Settings) -> dict[str, list[int]]:
     >>> work(Settings())["P"]
     [1440, 5760, 57600, 20]
     """
+
+    def of(role, name):
+        return getattr(settings, f"{role}_{name}")
+
     sampled, updates = {}, {}
     for role in LENGTHS:
-        steps, prompts = getattr(settings, f"{role}_steps"), getattr(settings, f"{role}_prompts")
-        sampled[role] = steps * prompts * getattr(settings, f"{role}_rollouts")
-        updates[role] = steps * math.ceil(prompts / getattr(settings, f"{role}_update"))
+        sampled[role] = of(role, "steps") * of(role, "prompts") * of(role, "rollouts")
+        updates[role] = of(role, "steps") * math.ceil(of(role, "prompts") / of(role, "update"))
     proposals, coded, N, K = sampled["proposer"], sampled["coder"], settings.codes, settings.answers
     # A role that is never trained has no phase.
     fresh = settings.coder_proposals if settings.coder_steps else 0
@@ -221,13 +220,11 @@ def describe(settings: Settings, network, where: str, needed: dict):
     print(f"    while training     {gb(training)} more for {needed['tokens']:,} tokens")
     print(f"GB, memory of the host {gb(needed['host'])}")
     print(f"GB, disk               {gb(needed['disk'])} for {settings.iterations} iterations")
-    columns = ("of an iteration, at most", "proposals", "codes", "answers", "updates", "M tokens")
     lengths = [getattr(settings, name) for name in LENGTHS.values()]
-    rows = []
-    for phase, counts in work(settings).items():
+    for phase, (*counts, updates) in work(settings).items():
         tokens = sum(count * length for count, length in zip(counts, lengths))
-        rows.append([f"phase {phase}", *(f"{n:,}" for n in counts), f"{tokens / 1e6:,.0f}"])
-    print(markdown(columns, rows))
+        made = "{:,} proposals, {:,} codes, {:,} answers".format(*counts)
+        print(f"phase {phase}, at most {made}: {tokens / 1e6:,.0f} M tokens, {updates} updates")
 
 
 def plan(settings: Settings, gpus=0):
@@ -238,9 +235,11 @@ def plan(settings: Settings, gpus=0):
     out = Path(settings.out or "runs").absolute()
     there = next(folder for folder in (out, *out.parents) if folder.exists())
 
-    # On the CPU, where there is no GPU and all fits into memory: float32 takes twice as much.
+    # On the CPU, where there is no GPU and all fits into memory. All is float32 there.
     where, needed = "the CPU", needs(settings, network, 1)
-    alone = needed["host"] + 2 * (needed["slots"] * needed["slot"] + needed["training"])
+    for name in ("held", "slot", "training"):
+        needed[name] *= 2
+    alone = needed["host"] + needed["slots"] * needed["slot"] + needed["training"]
     needed["host"] = alone
     if gpus or cards or alone > ram:
         gpus = gpus or max(len(cards), 1)
@@ -248,21 +247,20 @@ def plan(settings: Settings, gpus=0):
         needed = needs(settings, network, gpus)
     describe(settings, network, where, needed)
 
-    least, reason = gb(needed["least"]), ""
-    free = shutil.disk_usage(there).free
+    least, free = gb(needed["least"]), shutil.disk_usage(there).free
     if len(cards) < gpus:
         reason = f"{where} of {least} GB or more are needed, {len(cards) or 'none'} here"
         if not cards:
             reason += f"; on the CPU it would take {gb(alone)} GB of memory, {gb(ram)} are there"
-    elif gpus and needed["least"] > min(cards):
-        reason = f"{least} GB per GPU are needed, {gb(min(cards))} are there: try a --preset, "
-        reason += "--lora 32, a smaller --token-budget, shorter replies or more GPUs"
-    elif needed["host"] > ram:
-        reason = f"{gb(needed['host'])} GB of memory are needed, {gb(ram)} are there"
-    elif needed["disk"] > free:
-        reason = f"{gb(needed['disk'])} GB of disk are needed, {gb(free)} are there"
-    if reason:
         raise ValueError(f"does not fit: {reason}")
+    if gpus and needed["least"] > min(cards):
+        reason = f"{least} GB per GPU are needed, {gb(min(cards))} are there"
+        advice = "a --preset, --lora 32, a smaller --token-budget, shorter replies or more GPUs"
+        raise ValueError(f"does not fit: {reason}: try {advice}")
+    for name, need, have in (("memory", needed["host"], ram), ("disk", needed["disk"], free)):
+        if need > have:
+            reason = f"{gb(need)} GB of {name} are needed, {gb(have)} are there"
+            raise ValueError(f"does not fit: {reason}")
     slots = f", with {fitting(needed, min(cards))} slots" if gpus else ""
     print(f"it fits this machine{slots}")
 
@@ -271,8 +269,8 @@ def plan(settings: Settings, gpus=0):
 
 
 def choose(given: dict, network, gpus: int, card: float) -> tuple[str, Settings]:
-    """The largest preset that fits GPUs of so many bytes, with passes as long as memory allows.
-    given: the settings that were. ValueError: none fits."""
+    """The largest preset that fits GPUs of so many bytes, with passes as long as memory allows; ""
+    and the smallest if none does. given: the settings that were."""
 
     def takes(settings):
         return needs(settings, network, gpus)["least"]
@@ -282,34 +280,36 @@ def choose(given: dict, network, gpus: int, card: float) -> tuple[str, Settings]
         if int(name[0]) <= gpus and takes(settings) <= card:
             break
     else:
-        what = f"{settings.model} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB"
-        advice = "A smaller model, a larger card, or more of them"
-        raise ValueError(f"{what}: {name} takes {gb(takes(settings))}. {advice}")
-    longer = settings
-    while "token_budget" not in given and longer.token_budget <= LONGEST_PASS:
-        settings = longer
-        longer = replace(longer, token_budget=2 * longer.token_budget)
-        if takes(longer) > card:
+        return "", settings
+    while "token_budget" not in given:
+        longer = replace(settings, token_budget=2 * settings.token_budget)
+        if longer.token_budget > LONGEST_PASS or takes(longer) > card:
             break
+        settings = longer
     return name, settings
 
 
 def auto(given: dict, gpus=None) -> Settings:
     """--preset auto: what `choose` finds for the GPUs of this machine. gpus: of a dry run, 0 for
-    those of this machine; None: as many as this run has."""
+    those of this machine; None: as many as this run has. ValueError: none fits."""
     cards = cards_here()
-    if gpus is None:
-        gpus = int(os.environ.get("WORLD_SIZE", 1))
-    gpus = gpus or len(cards) or 1
     if not cards:
         print("--preset auto: no GPU here, so it is --preset paper")
         return replace(PAPER, **given)
-    network, card = measure(read_config(given["model"])), min(cards)
+    if gpus is None:
+        gpus = int(os.environ.get("WORLD_SIZE", 1))
+    gpus, card = gpus or len(cards), min(cards)
+    network = measure(read_config(given["model"]))
     name, settings = choose(given, network, gpus, card)
+    least = gb(needs(settings, network, gpus)["least"])
+    if not name:
+        what = f"{given['model']} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB"
+        advice = "A smaller model, a larger card, or more of them"
+        raise ValueError(f"{what}: {LARGEST_FIRST[-1]} takes {least}. {advice}")
     if os.environ.get("RANK", "0") == "0":
-        takes = f"{gb(needs(settings, network, gpus)['least'])} of {gb(card)} GB on {gpus} GPU"
         budget = "" if "token_budget" in given else f" --token-budget {settings.token_budget}"
-        print(f"--preset auto: {takes}; by hand: --preset {name}{budget}")
+        by_hand = f"by hand: --preset {name}{budget}"
+        print(f"--preset auto: {least} of {gb(card)} GB on {gpus} GPU; {by_hand}")
     return settings
 
 
@@ -320,12 +320,10 @@ def main():
     for model in SHAPES:
         network, row = measure(read_config(model)), [model]
         for gpus, card in CARDS.values():
-            try:
-                name, settings = choose({"model": model}, network, gpus, card)
-                needed = needs(settings, network, gpus)
-                row.append(f"{name}, {needed['least'] / 1e9:.0f}, {fitting(needed, card)}")
-            except ValueError:
-                row.append("no")
+            name, settings = choose({"model": model}, network, gpus, card)
+            needed = needs(settings, network, gpus)
+            cell = f"{name}, {needed['least'] / 1e9:.0f}, {fitting(needed, card)}"
+            row.append(cell if name else "no")
         rows.append(row)
     print(markdown(["model", *CARDS], rows))
 
