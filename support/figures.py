@@ -199,7 +199,7 @@ COMPARED = {
     "majority minus {}": "{majority_gain:+.1%} "
     "({majority_gain_low:+.1%} to {majority_gain_high:+.1%})",
 }
-ROOM = 24  # characters of a name in a table
+ROOM = 20  # characters of a name in a table
 
 
 def overview(results, first):

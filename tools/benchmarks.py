@@ -141,7 +141,7 @@ def load(bench, limit):
         raise ValueError(f"--bench {bench} needs: pip install datasets") from None
     except Exception as error:  # no network, no such set, no such split: many classes
         reason = str(error).strip().split("\n")[0]
-        where = "" if path.exists() else " (and there is no such folder here)"
+        where = "" if path.exists() else "; nor is it a folder here"
         raise ValueError(f"{bench} cannot be loaded: {reason}{where}") from error
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:

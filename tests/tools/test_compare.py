@@ -78,6 +78,32 @@ def test_compare_is_paired():
         compare.gains(a, result(accuracy[:7]))
 
 
+def test_the_majority_counts_choices():
+    """B, "B. blue" and blue are three votes of five, and the letters of two choices are one."""
+    question = dict(text="q", choices=["red", "blue", "green"], tolerance=0, decimals=None)
+    votes = ["red", "A", "B", "B. blue", "blue"]
+    rows = [question | {"answers": ["B"], "replies": [rf"\boxed{{{vote}}}" for vote in votes]}]
+    assert compare.grade(rows)["majority"] == 1
+    both = ["A, C", "green and red", "CA", "B", "blue"]
+    rows[0] |= {"answers": ["A, C"], "replies": [rf"\boxed{{{vote}}}" for vote in both]}
+    assert compare.grade(rows)["majority"] == 1
+
+
+def test_tables_have_100_columns_whatever_their_names_are():
+    result = compare.grade([row_of([r"\boxed{1}"] * 8, r"\boxed{1}")] * 100, accepted=set())
+    result |= compare.gains(result, result) | {"by_rule": 12_345, "questions": 10_000}
+    names = ["tiny", "runs/mine/iter1/solver", "/a/very/long/path/to/runs/of/mine/iter3"]
+    benches = ["charts", "mmmu_pro_4_options", "MMMU/MMMU_Pro:standard (4 options)"]
+    found = {(bench, model): result for bench in benches for model in names}
+    lines = compare.overview(found, names[2]).splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) > 20
+    for text in ("overruled", "majority minus", "iter1/solver", "of/mine/iter3", "(4 options)"):
+        assert any(text in line for line in lines)
+    # Every table says of what it is.
+    assert all(line.startswith("| ") for line in lines if line and not line.startswith("|:"))
+    assert sum(line.startswith("| set ") and " model " in line for line in lines) == 4
+
+
 # ---- asking, keeping, going on, scoring again ----------------------------------------------------
 
 
@@ -368,6 +394,35 @@ def test_what_could_not_be_used_is_tried_again(changing, tmp_path, capsys):
     (tmp_path / "later.png").write_bytes(png())
     assert evaluate("out") == 2
     assert "cannot be used" not in capsys.readouterr().out
+    evaluate("fresh")
+    assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
+
+
+def test_stopped_three_times_with_a_key_and_a_question_changed_in_between(
+    changing, tmp_path, monkeypatch
+):
+    """On two ranks, with the embedded base: tests/tools/test_paper_sets.py, -m slow."""
+    write, evaluate = changing
+    write()
+    ask, calls = compare.generate, []
+
+    def stop_at_the_second(*arguments, **options):
+        calls.append(options)
+        if len(calls) % 2 == 0:
+            raise KeyboardInterrupt
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(compare, "generate", stop_at_the_second)
+    for change in (
+        lambda rows: rows[0].update(answer="one"),
+        lambda rows: rows[0].update(answer="one") or rows[1].update(question="q1, again"),
+        lambda rows: rows[0].update(answer="2") or rows[1].update(question="q1, again"),
+    ):
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            evaluate("out")
+        write(change)
+    monkeypatch.setattr(compare, "generate", ask)
+    assert 0 < evaluate("out") < 12
     evaluate("fresh")
     assert table_of(tmp_path / "out") == table_of(tmp_path / "fresh")
 

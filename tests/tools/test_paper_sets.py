@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,15 +96,15 @@ def command(data, out, *more):
     return [str(word) for word in (*told, "--out", out, *more)]
 
 
-def torchrun(ranks, *arguments):
+def torchrun(ranks, *arguments, script="eval.py", check=True):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += ["--nproc-per-node", str(ranks), "--", "eval.py", *arguments]  # -- for --run
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run += ["--nproc-per-node", str(ranks), "--", script, *arguments]  # -- for --run
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         run, capture_output=True, text=True, env=environment, timeout=450, cwd=ROOT
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0 or not check, done.stderr
+    return done.stdout if check else done
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,56 @@ def test_two_ranks_give_what_one_gives_also_when_the_number_changes_on_the_way(m
         assert files_of(broken) == whole
 
 
+STOPPING = """import os, sys
+import eval
+from tools import compare
+compare.CHUNK = 2
+append, calls = compare.append, []
+def append_and_stop(path, rows):
+    append(path, rows)
+    calls.append(path)
+    if len(calls) == 2:
+        os.kill(os.getpid(), 9)
+if sys.argv.pop(1) == "stop" and os.environ.get("RANK") == "0":
+    compare.append = append_and_stop
+eval.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_three_times_while_the_questions_change(made, tmp_path):
+    data, *_ = made
+    (tmp_path / "eval_and_stop.py").write_text(STOPPING)
+    rows = [json.loads(line) for line in (data / "mathvision.jsonl").read_text().splitlines()]
+    rows = [row | {"id": i} for i in range(8) for row in rows]
+    for row in rows:
+        row["images"] = [str(data / name) for name in row["images"]]
+
+    def changed(**changes):
+        rows[1] |= changes
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (tmp_path / "my.jsonl").write_text("".join(lines))
+
+    words = ["--bench", tmp_path / "my.jsonl", "--prompt", "training", "--max-new-tokens", 48]
+    words = [str(word) for word in (*words, "-n", 2, "--out")]
+    script = str(tmp_path / "eval_and_stop.py")
+    changed()
+    for changes in (
+        {"answer": "7"},
+        {"problem": "<image>How many bars are there?"},
+        {"answer": "4"},
+    ):
+        done = torchrun(2, "stop", *words, str(tmp_path / "out"), script=script, check=False)
+        assert done.returncode != 0
+        changed(**changes)
+    done = torchrun(2, "go on", *words, str(tmp_path / "out"), script=script, check=False)
+    assert done.returncode == 0, done.stderr
+    compare.scores(compare.parse([*words, str(tmp_path / "fresh")]))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+    table = (tmp_path / "fresh/results.md").read_text()
+    assert (tmp_path / "out/results.md").read_text() == table
+
+
 def test_the_judge_may_see_the_start(made, tmp_path):
     data, judge, out, _ = made
     kept = tmp_path / "out"
@@ -235,6 +286,21 @@ def test_without_a_network_all_are_named(tmp_path, monkeypatch):
     assert "\n" not in stop.value.code and "Couldn't reach the hub" in stop.value.code
     with pytest.raises(SystemExit, match="eval.py: MMMU cannot be loaded"):
         evaluation.main(["--bench", "MMMU", "--out", str(tmp_path)])
+
+
+def test_without_a_network_it_ends_within_seconds_and_says_so_once(tmp_path, monkeypatch, capfd):
+    """`datasets` itself tries each of the twelve for half a minute, with a line at each try."""
+    datasets, hub = (pytest.importorskip(name) for name in ("datasets", "huggingface_hub"))
+    for place in (hub.constants, datasets.config):  # so that they are as before when it is over
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    benchmarks.do_without_network.cache_clear()
+    start = time.perf_counter()
+    with pytest.raises(SystemExit, match="no set can be had; MMSI is skipped: .* cannot be loaded"):
+        evaluation.main(["--bench", "paper", "--out", str(tmp_path)])
+    assert time.perf_counter() - start < 20
+    assert "etry" not in "".join(capfd.readouterr())
+    benchmarks.do_without_network.cache_clear()
 
 
 def test_a_file_with_every_flaw_ends_and_names_what_it_could_not_use(tmp_path, capsys):
