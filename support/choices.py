@@ -4,7 +4,7 @@ r"""Multiple choice: the choices as data sets write them, and which of them an a
 
 A letter is written as (B), B., Option B, \text{B}, **B**, $B$ or "B - blue"; several as "A, C",
 "C and A" or "AC". An answer may also be the text of a choice. Where it is both, as with the choices
-D, C, B, A, the right answer is read as a text, a given one as a letter.
+D, C, B, A, a given answer is a letter, and what the right one is depends on the data set.
 """
 
 import ast
@@ -18,8 +18,7 @@ from support.answers import FIRST, OTHER, QUOTES, answers_match, canonical, stri
 from support.writing import plain
 
 LONGEST = 500  # characters of an answer that are looked at
-TRUTH = {"yes": True, "true": True, "correct": True}
-TRUTH |= {"no": False, "false": False, "incorrect": False}
+TRUTH = dict(yes=True, true=True, correct=True, no=False, false=False, incorrect=False)
 # It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
 SAID = re.compile(
     r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
@@ -27,7 +26,8 @@ SAID = re.compile(
 )
 LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?")
 LAST = re.compile(r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]")
-LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LABEL = r"[(\[]?([A-Z])[.):\]]"
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
 
@@ -57,43 +57,33 @@ def truth(text):
 
 
 def agree(text, choice):
-    """Does this text say the same as the choice?
-
-    Among choices a ratio may be given as a fraction, and a fraction as a decimal.
+    """Does this text say the same as a bare choice? Among choices 2/7 is 2:7, and 0.4444 is 4/9.
 
     >>> agree("2/7", "2:7"), agree("0.4444", "4/9"), agree("0.45", "4/9")
     (True, True, False)
     """
-    text, choice = bare(text), bare(choice)
-    exact = re.sub(r"^(\d+) ?: ?(\d+)$", r"\1/\2", choice)
+    text, fraction = bare(text), re.sub(r"^(\d+):(\d+)$", r"\1/\2", choice)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
-    decimals, value = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(exact)
-    if decimals and value and isinstance(value[0], Fraction):
-        return abs(Fraction(text) - value[0]) < Fraction(1, 10 ** len(decimals[1]))
-    if answers_match(text, exact):
-        return True
-    return truth(choice) is not None and truth(text) == truth(choice)
+    decimals, exact = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(fraction)
+    if decimals and exact and isinstance(exact[0], Fraction):
+        return abs(Fraction(text) - exact[0]) < Fraction(1, 10 ** len(decimals[1]))
+    says = truth(choice)
+    return answers_match(text, fraction) or (says is not None and truth(text) == says)
 
 
-def number_of(letter):
-    return ord(letter.upper()) - 65
-
-
-def one(text, choices, as_text):
-    """The number of the choice that a bare text means for sure, or None."""
-    texts = [bare(choice) for choice in choices]
+def one(text, texts):
+    """The number of the bare choice that a bare text means for sure, or None."""
     letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
-    if text in texts and (as_text or not letter):
+    if text in texts and not letter:
         return texts.index(text)
     for found in filter(None, (letter, first, last)):
-        # The first of choices that are equal.
-        for choice in texts[number_of(found["letter"]) :][:1]:
+        for choice in texts[LETTERS.index(found["letter"].upper()) :][:1]:
             if found is letter or agree(found["words"], choice):
-                return texts.index(choice)
+                return texts.index(choice)  # the first of those that are equal
 
     # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, and so is "(B) or (C)".
-    number = number_of(first["letter"]) if first and first["mark"] else len(texts)
+    number = LETTERS.index(first["letter"].upper()) if first and first["mark"] else len(texts)
     if number < len(texts):
         words = first["words"]
         rest = words.casefold().replace(texts[number].casefold(), "")
@@ -104,27 +94,24 @@ def one(text, choices, as_text):
     return fits.pop() if len(fits) == 1 else None
 
 
-def meant(text, choices, as_text=False):
+def meant(text, choices):
     """The numbers of the choices that a text means, by letter or in words. Empty if it means none.
 
     >>> colours = ("red", "blue", "green")
     >>> [sorted(meant(text, colours)) for text in ("(B) blue", "Blue", "C and A", "AC", "a car")]
     [[1], [1], [0, 2], [0, 2], []]
-    >>> [sorted(meant("B", ("D", "C", "B", "A"), as_text)) for as_text in (False, True)]
-    [[1], [2]]
     """
+    texts = [bare(choice) for choice in choices]
     whole = bare(text[:LONGEST])
-    pieces = re.split(r"[,;/&]|\band\b", whole)
-    for parts in ([whole], text.split("\n"), pieces):
-        numbers = [one(bare(part), choices, as_text) for part in parts if part.strip()]
+    for parts in ([whole], text[:LONGEST].split("\n"), re.split(r"[,;/&]|\band\b", whole)):
+        numbers = [one(bare(part), texts) for part in parts if part.strip()]
         if numbers and None not in numbers:
             return frozenset(numbers)
     # Letters alone: "A C", "(A)(C)", "AC".
     words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
     letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
-    known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
-    if len(set(letters)) == len(letters) and set(letters) <= set(known):
-        return frozenset(map(number_of, letters))
+    if len(set(letters)) == len(letters) and set(letters) <= set(LETTERS[: len(texts)]):
+        return frozenset(map(LETTERS.index, letters))
     return frozenset()
 
 
@@ -134,8 +121,24 @@ def same_letters(given, gold):
     >>> same_letters("(B) blue", "B"), same_letters("CA", "A, C"), same_letters("blue", "Blue")
     (True, True, False)
     """
-    is_letters = LETTERS.fullmatch(bare(gold)) is not None
-    return is_letters and meant(given, UNKNOWN) == meant(gold, UNKNOWN)
+    words = set(re.findall(r"\w+", bare(gold))) - {"and"}
+    return words <= set(LETTERS) and meant(given, UNKNOWN) == meant(gold, UNKNOWN) != set()
+
+
+def written_out(numbers, choices):
+    return "\n".join(f"({LETTERS[number]}) {choices[number]}" for number in sorted(numbers))
+
+
+def chosen(answers, question):
+    """The answers as a vote should count them: one that means a choice of the question as this.
+
+    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
+    ['(B) blue', '(B) blue', '(A) red', '7', None]
+    """
+    choices = listed(question)
+    found = [meant(answer or "", choices) for answer in answers]
+    pairs = zip(answers, found)
+    return [written_out(one, choices) if len(one) == 1 else answer for answer, one in pairs]
 
 
 # ------------------------------------------------------------------------- as data sets write them
@@ -153,9 +156,6 @@ def unpacked(value):
     return value
 
 
-LABEL = r"[(\[]?([A-Z])[.):\]]"
-
-
 def listed(text):
     r"""The choices that are written in a text, labelled A, B, ...; empty if there are not two.
 
@@ -165,6 +165,8 @@ def listed(text):
     (['red', 'blue'], [])
     """
     *lead, text = re.split(r"(?i:\b(?:options|choices):)", text)
+    # Labels without a text: "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m".
+    text = re.sub(r"\([A-Z]\)(?=[\s,;]*(?:(?:and|or) )?\([A-Z]\))", "", text)
     forms = [rf"^[ \t]*+{LABEL}", r"\(([A-Z])\)"]
     # "Options: A: left, B: right". Without the word it may be anything.
     forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
@@ -173,18 +175,12 @@ def listed(text):
         _, *parts = re.split(form, text, flags=re.MULTILINE)
         texts = []
         for letter, words in zip(parts[::2], parts[1::2]):
-            # "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m"
-            if letter == "A" and not is_list(texts):
-                texts = []
-            if letter == chr(65 + len(texts)):
-                texts.append(words.split("\n")[0].strip(" ;,"))
-        if is_list(texts):
+            words = words.split("\n")[0].strip(" ;,")
+            if words and LETTERS.index(letter) == len(texts):
+                texts.append(words)
+        if len(texts) > 1:
             return texts
     return []
-
-
-def is_list(texts):
-    return len(texts) > 1 and not {"", "and", "or"} & set(texts)
 
 
 def read_choices(value):
@@ -213,7 +209,7 @@ def read_choices(value):
         own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
     labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
-    if set(labelled) == {chr(65 + i) for i in range(len(labelled))}:
+    if set(labelled) == set(LETTERS[: len(labelled)]):
         labelled = dict(sorted(labelled.items()))
     return [*labelled.values()], [*labelled]
 
@@ -222,48 +218,31 @@ def label_of(value):
     return str(value).strip(" ().[]:").upper()
 
 
-def right_choices(value, choices, labels, as_text=True):
+def right_choices(value, choices, labels, letters=False):
     """The right answer of a row as a text that `meant` reads. ValueError if it is no choice.
 
-    It may be a label, a letter, a text, a number from 0 on, or several of these. as_text: a letter
-    that is also the text of a choice is this text.
+    It may be a label, a letter, a text, a number from 0 on, or several of these. Where it is a
+    letter and also the text of a choice, it is the text, unless the answers are letters.
 
-    >>> right_choices(1, ["red", "blue"], []), right_choices("B", ["red", "blue"], [])
-    ('(B) blue', '(B) blue')
+    >>> right_choices(1, ["red", "blue"], []), right_choices("A", ["B", "A"], [])
+    ('(B) blue', '(B) A')
     """
-    items, found = unpacked(value), set()
+    items, texts, found = unpacked(value), [bare(choice) for choice in choices], set()
     # "[1, 2]" may be one choice.
-    if not isinstance(items, list | tuple) or bare(str(value)) in map(bare, choices):
+    if not isinstance(items, list | tuple) or bare(str(value)) in texts:
         items = [value]
     for item in items:
         text = str(item).strip()
-        by_text = meant(text, choices, as_text)
-        is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
+        numbers = meant(text, choices)
+        place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(texts)
         counts = isinstance(item, int | float) and text not in choices
         if label_of(text) in labels:
-            found.add(labels.index(label_of(text)))
-        elif is_number and (counts or not by_text):
-            found.add(int(float(text)))
-        elif by_text:
-            found |= by_text
-        else:
+            numbers = {labels.index(label_of(text))}
+        elif place < len(texts) and (counts or not numbers):
+            numbers = {place}
+        elif bare(text) in texts and not letters:
+            numbers = {texts.index(bare(text))}
+        if not numbers:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
-    return "\n".join(written_out(number, choices) for number in sorted(found))
-
-
-def written_out(number, choices):
-    return f"({chr(65 + number)}) {choices[number]}"
-
-
-def chosen(answers, question):
-    """The answers as a vote should count them: one that means a choice of the question as this.
-
-    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
-    ['(B) blue', '(B) blue', '(A) red', '7', None]
-    """
-    choices = listed(question)
-    numbers = [sorted(meant(answer or "", choices)) for answer in answers]
-    return [
-        written_out(found[0], choices) if len(found) == 1 else answer
-        for answer, found in zip(answers, numbers)
-    ]
+        found |= numbers
+    return written_out(found, choices)
