@@ -28,9 +28,7 @@ MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
 # A box without braces holds a number or a letter; else the \boxed is only mentioned.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-UNBRACED = re.compile(
-    r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[a-zA-Z](?![^\W_])|[^\s${}*]*\d[^\s${}*]*"
-)
+UNBRACED = r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[a-zA-Z](?![^\W_])|[^\s${}*]*\d[^\s${}*]*"
 
 
 def group_at(text, start):
@@ -64,7 +62,7 @@ def last_box(text):
             while content.startswith("{") and group_at(content, 0) == content:
                 content = content[1:-1].strip()
             return content
-        word = UNBRACED.match(text[box.end() : box.end() + MAX_ANSWER])
+        word = re.match(UNBRACED, text[box.end() : box.end() + MAX_ANSWER])
         if word:
             return word[0].rstrip(".,;:!?)")
     return None
@@ -234,9 +232,6 @@ def wording(text):
     return ORDINALS.get(first, first) + space + rest, ""
 
 
-SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
-
-
 def pieces(text, pair):
     """The parts of a list: A, B and C. The comma may be that of 1,000, but not in a pair: (1,234).
 
@@ -245,28 +240,21 @@ def pieces(text, pair):
     """
     # "2 h 30 min" is a list of two, like "2 h and 30 min".
     text = re.sub(r"(?<=\d) ?([a-zA-Z]+)[ ,]+(?=\d[\d.]* ?[a-zA-Z])", r" \1, ", text)
-    parts = []
-    for part in SEPARATOR.split(text):
-        thousands = "," in part and not pair and quantity(part)
-        parts += [part] if thousands else part.split(",")
-    return [stripped(part) for part in parts]
+    comma = "," if pair else r",(?!(?<=\d,)\d{3}(?!\d))"
+    return [stripped(part) for part in re.split(rf"(?i),? and | ?& ?|;|{comma}", text)]
 
 
 QUOTES = ('""', "''", "**", "__")
+# Brackets that mean something: [1, 2) and the like are intervals, (1)(2) is a product.
+MEANT = re.compile(r"\[.*\d ?,|[(\[].*[()\[\]].")
 
 
 def stripped(text, pairs=("()", "[]", *QUOTES)):
     """Without quotes, bold and brackets around all of it, and without punctuation at the end."""
     text = text.strip().rstrip(" .,;:")
-    if len(text) < 3 or text[0] + text[-1] not in pairs:
+    if len(text) < 3 or text[0] + text[-1] not in pairs or MEANT.match(text):
         return text
-    inside = text[1:-1]
-    brackets = text[0] in "(["
-    # [1, 2) and the like are intervals: their brackets mean something.
-    interval = text[0] == "[" and re.search(r"\d ?,", inside)
-    if interval or (brackets and re.search(r"[()\[\]]", inside)):
-        return text
-    return stripped(inside, pairs)
+    return stripped(text[1:-1], pairs)
 
 
 def single(text):
@@ -275,13 +263,9 @@ def single(text):
 
 
 # A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
-FIRST = re.compile(
-    r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
-)
+FIRST = r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
 # One letter more.
-OTHER = re.compile(
-    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
-)
+OTHER = r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
 
 
 def lettered(text):
@@ -290,8 +274,8 @@ def lettered(text):
     >>> lettered("(B) 7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
     (('b', ') 7 kite'), ('b', ') red '), None)
     """
-    found = FIRST.fullmatch(text)
-    if found is None or not found["mark"] or OTHER.search(found["words"]):
+    found = re.fullmatch(FIRST, text)
+    if found is None or not found["mark"] or re.search(OTHER, found["words"]):
         return None
     return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
 

@@ -24,8 +24,8 @@ SAID = re.compile(
     r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
     r"|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b)\W*(\w*)"
 )
-LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?")
-LAST = re.compile(r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]")
+LETTER = r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?"
+LAST = r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LABEL = r"[(\[]?([A-Z])[.):\]]"
 # Stand for choices that are not known: no text means one of them.
@@ -53,9 +53,6 @@ def truth(text):
     return value if more in (None, value) else None
 
 
-# ---------------------------------------------------------------------------- what an answer means
-
-
 def agree(text, choice):
     """Does this text say the same as a bare choice? Among choices 2/7 is 2:7, and 0.4444 is 4/9.
 
@@ -74,7 +71,7 @@ def agree(text, choice):
 
 def one(text, texts):
     """The number of the bare choice that a bare text means for sure, or None."""
-    letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
+    letter, first, last = (re.fullmatch(form, text) for form in (LETTER, FIRST, LAST))
     if text in texts and not letter:
         return texts.index(text)
     for found in filter(None, (letter, first, last)):
@@ -88,7 +85,7 @@ def one(text, texts):
         words = first["words"]
         rest = words.casefold().replace(texts[number].casefold(), "")
         names = [rf"(?<!\w){re.escape(choice.casefold())}(?!\w)" for choice in texts if choice]
-        clash = OTHER.search(words) or any(re.search(name, rest) for name in names)
+        clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
         return None if clash or any(agree(words, choice) for choice in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
@@ -139,9 +136,6 @@ def chosen(answers, question):
     found = [meant(answer or "", choices) for answer in answers]
     pairs = zip(answers, found)
     return [written_out(one, choices) if len(one) == 1 else answer for answer, one in pairs]
-
-
-# ------------------------------------------------------------------------- as data sets write them
 
 
 def unpacked(value):

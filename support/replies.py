@@ -73,10 +73,7 @@ def label_language(label):
     ('svg', 'python', None, None)
     """
     words = set(re.findall(r"[a-z0-9]+", label.lower()))
-    for language, tags in FENCE_TAGS.items():
-        if words & set(tags):
-            return language
-    return None
+    return next((name for name, tags in FENCE_TAGS.items() if words & set(tags)), None)
 
 
 def fenced_blocks(text):

@@ -59,29 +59,27 @@ def singular(word):
     return re.sub(r"(?<=[a-z])(?<![sui])s$", "", word)
 
 
+# Each name of a unit, also with a prefix, in lower case and in the singular: its symbol.
 SYMBOLS = {name: entry.split()[0] for entry in TABLE.split("|") for name in entry.split()}
 for entry in PREFIXED.split("|"):
     symbol, *names = entry.split()
-    SYMBOLS |= dict.fromkeys([symbol, *names], symbol)
-    for letter, prefix in PREFIXES.items():
-        SYMBOLS[letter + symbol] = letter + symbol
-        SYMBOLS |= {prefix + name: letter + symbol for name in names}
-ANY_CASE = {}
-for name, symbol in SYMBOLS.items():
+    for letter, prefix in {"": "", **PREFIXES}.items():
+        forms = [letter + symbol, *(prefix + name for name in names)]
+        SYMBOLS |= dict.fromkeys(forms, letter + symbol)
+for name, symbol in [*SYMBOLS.items()]:
     for form in (singular(name.lower()), name.lower()):
         if len(form) > 1:
-            ANY_CASE.setdefault(form, symbol)
+            SYMBOLS.setdefault(form, symbol)
 
 
 def symbol_of(word, glued):
     """The symbol of a unit, the singular of another word that can be counted, or None."""
     if glued and len(word) == 1 and word.isascii() and word.isalpha() and word not in GLUED:
         return None
-    low = word.lower()
-    one = singular(low)
-    known = SYMBOLS.get(word) or ANY_CASE.get(low) or ANY_CASE.get(one)
-    if known:
-        return known
+    one = singular(word.lower())
+    for form in (word, word.lower(), one):
+        if form in SYMBOLS:
+            return SYMBOLS[form]
     # 6个 counts something, whatever it is.
     if re.fullmatch("[\u4e00-\u9fff]+", one):
         return one

@@ -5,29 +5,25 @@ Every pattern takes linear time, whatever the text, and groups are opened at mos
 
 import re
 import unicodedata
+from html.entities import html5
 
 INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 CHARACTERS = str.maketrans(
     "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
 )
-LETTERS = [chr(code) for code in range(ord("α"), ord("ω") + 1)]
-GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in LETTERS}
-GREEK["lambda"] = GREEK["lamda"]  # as Unicode has it
+GREEK = {name[:-1]: char for name, char in html5.items() if "α" <= char <= "ω" and name[-1] == ";"}
+# LaTeX commands that HTML knows under another name, or not at all.
 SYMBOLS = dict(
     pair.split("=")
-    for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
-    rightarrow=→ angle=∠ triangle=△ circ=° degree=° ldots=... dots=... left= right= displaystyle=
-    textstyle= bf= it= rm= textdegree=° celsius=°C pounds=£ euro=€""".split()
+    for pair in """cdot=· div=/ neq=≠ infty=∞ to=→ triangle=△ circ=° degree=° textdegree=° pounds=£
+    celsius=°C ldots=... dots=... left= right= displaystyle= textstyle= bf= it= rm=""".split()
 )
 
 
 def command(match):
     r"""The character for a LaTeX command: \le, \pi, \varphi. Other commands stay as they are."""
-    name = match[1]
-    letter = GREEK.get(name.removeprefix("var").lower())
-    if letter:
-        return letter.upper() if name[0].isupper() else letter
-    return SYMBOLS.get(name, match[0])
+    name = match[1].removeprefix("var")
+    return SYMBOLS[name] if name in SYMBOLS else html5.get(f"{name};", match[0])
 
 
 def bracketed(text, simple):
@@ -53,10 +49,6 @@ def root(match):
     return f"√{degree}" + bracketed(inside.strip(), r"[\d.]+|[^\W\d]")
 
 
-def power(match):
-    return match[1] + bracketed(match[2].strip(), r"[+-]?\w+")
-
-
 def rewrite(text, rules, flags=0):
     """Replace what the patterns match, one rule (pattern, replacement) after the other."""
     for pattern, replacement in rules:
@@ -64,9 +56,7 @@ def rewrite(text, rules, flags=0):
     return text
 
 
-WRAPPER = (
-    r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|boldsymbol|bm|emph|underline)"
-)
+WRAPPER = r"\\(?:(?:text|math|bold|under)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|bm|emph)"
 ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
 
 # LaTeX without braces, once.
@@ -87,7 +77,7 @@ GROUPS = [
     (WRAPPER + r" ?\{([^{}]*)\}", r"\1"),
     (ROOT + r"(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]))", root),
     (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\w)) ?(?:\{([^{}]+)\}|(\w))", fraction),
-    (r"(\^|_) ?\{([^{}]*)\}", power),
+    (r"(\^|_) ?\{([^{}]*)\}", lambda power: power[1] + bracketed(power[2].strip(), r"[+-]?\w+")),
 ]
 SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
