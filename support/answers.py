@@ -45,10 +45,16 @@ def group_at(text, start):
     return ""
 
 
-def last_box(text):
-    r"""What the last box holds; "" if it never closes, None if there is none.
+def extract_answer(text):
+    r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
+    closes means that the reply was cut: earlier ones are drafts.
 
     \boxed{42}, \boxed {42}, \boxed{{42}}, \fbox{42}, \boxed 42 are boxes, "in \boxed form" is none.
+
+    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}") is None
+    True
     """
     start = len(text)
     # A mention in prose sends us back to the box before it. A few times are enough.
@@ -61,30 +67,15 @@ def last_box(text):
             content = group_at(text, box.end())
             while content.startswith("{") and group_at(content, 0) == content:
                 content = content[1:-1].strip()
-            return content
+            return content if content and not is_placeholder(content) else None
         word = re.match(UNBRACED, text[box.end() : box.end() + MAX_ANSWER])
         if word:
             return word[0].rstrip(".,;:!?)")
     return None
 
 
-def extract_answer(text):
-    r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
-    closes means that the reply was cut: earlier ones are drafts.
-
-    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
-    '\\frac{1}{2}'
-    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}") is None
-    True
-    """
-    content = last_box(text)
-    return content if content and not is_placeholder(content) else None
-
-
 THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
-FORM = re.compile(
-    rf"\s*+<\s*+think\s*+>.*{THINK_END.pattern}\s*+\\boxed\s*+(?=\{{)", re.I | re.DOTALL
-)
+FORM = re.compile(rf"\s*+<\s*+think\s*+>.*{THINK_END.pattern}\s*+\\boxed\s*+(?=\{{)", re.I | re.S)
 
 
 def in_form(reply):
@@ -192,10 +183,8 @@ MONTHS = {name.lower()[:n]: month for month, name in enumerate(month_name) for n
 DAYS = {name.lower()[:n]: name.lower() for name in day_name for n in range(3, 10)}
 PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 ORDINALS = dict(zip(PLACES, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split()))
-DATE = re.compile(
-    r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
-    r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
-)
+DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+DATE = re.compile(rf"(?:{DAY}(?: of)? )?([a-z]{{3,9}})\.?(?: {DAY})?(?:,? (\d{{4}}))?")
 
 
 def calendar(text):
@@ -269,20 +258,15 @@ OTHER = r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^
 
 
 def lettered(text):
-    """(letter, text) of a choice given with its letter: the letter alone goes with any text.
+    """(letter, key of the text) if a letter stands before a text, else None.
 
     >>> lettered("(B) 7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
-    (('b', ') 7 kite'), ('b', ') red '), None)
+    (('b', (Fraction(7, 1), 'kite')), ('b', ('red', '')), None)
     """
     found = re.fullmatch(FIRST, text)
     if found is None or not found["mark"] or re.search(OTHER, found["words"]):
         return None
-    return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
-
-
-def spelled(key):
-    """A key as one text, as it stands behind a letter."""
-    return f") {key[0]} {key[1]}"
+    return found["letter"].lower(), canonical(found["words"]) or wording(found["words"])
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -324,7 +308,7 @@ def canonical(answer):
     # 5 and 6 cm are two lengths.
     if not any(units[:-1]) or len(set(units)) == 1:
         units = units[-1:]
-    return ", ".join(str(value) for value, _ in keys), ",".join(units) or name
+    return ", ".join(str(value) for value, _ in keys), ",".join(map(str, units)) or name
 
 
 def answers_match(a, b):
@@ -340,7 +324,7 @@ def answers_match(a, b):
     if a is None or b is None:
         return False
     same = a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
-    return same or a[1] == spelled(b) or b[1] == spelled(a)
+    return same or a[1] == b or b[1] == a
 
 
 # ----------------------------------------------------------------------------------- the majority
@@ -365,7 +349,7 @@ def tally(answers):
         if united and not key[1]:
             # The first of equals.
             key = max(united, key=counts.get)
-        carriers = [other for other in counts if other and other[1] == spelled(key)]
+        carriers = [other for other in counts if other and other[1] == key]
         return carriers[0] if len(carriers) == 1 else key
 
     votes = Counter(map(camp, keys))

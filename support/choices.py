@@ -75,18 +75,17 @@ def one(text, texts):
     if text in texts and not letter:
         return texts.index(text)
     for found in filter(None, (letter, first, last)):
-        for choice in texts[LETTERS.index(found["letter"].upper()) :][:1]:
-            if found is letter or agree(found["words"], choice):
-                return texts.index(choice)  # the first of those that are equal
-
-    # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, and so is "(B) or (C)".
-    number = LETTERS.index(first["letter"].upper()) if first and first["mark"] else len(texts)
-    if number < len(texts):
-        words = first["words"]
-        rest = words.casefold().replace(texts[number].casefold(), "")
-        names = [rf"(?<!\w){re.escape(choice.casefold())}(?!\w)" for choice in texts if choice]
-        clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
-        return None if clash or any(agree(words, choice) for choice in texts) else number
+        number = LETTERS.index(found["letter"].upper())
+        choice = texts[number] if number < len(texts) else None
+        if choice is not None and (found is letter or agree(found["words"], choice)):
+            return texts.index(choice)  # the first of those that are equal
+        # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, nor is "(B) or (C)".
+        if choice is not None and found is first and first["mark"]:
+            words = first["words"]
+            rest = words.casefold().replace(choice.casefold(), "")
+            names = [rf"(?<!\w){re.escape(text.casefold())}(?!\w)" for text in texts if text]
+            clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
+            return None if clash or any(agree(words, text) for text in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 

@@ -11,8 +11,6 @@ from support.answers import THINK_END
 # How models label their code, by the language that was asked for.
 FENCE_TAGS = {"svg": ("svg", "xml", "html"), "python": ("python", "py", "python3")}
 
-# -------------------------------------------------------------------------- reasoning, XML blocks
-
 
 def after_reasoning(text):
     """What follows the last </think>, or the whole text if that is nothing.
@@ -39,15 +37,11 @@ def tagged_blocks(text, names):
     outside = block.sub(lambda found: "-" * len(found[0]), text)
     blocks = {}
     for found in block.finditer(text, len(text) - len(after_reasoning(outside))):
-        content = found[2].strip()
         # **<caption>** ... **</caption>**: the bold is that of the tags.
-        if len(content) > 4 and content.startswith("**") and content.endswith("**"):
-            content = content[2:-2].strip()
-        blocks.setdefault(found[1].lower(), content)
+        content = re.sub(r"\A\*\*(.+)\*\*\Z", r"\1", found[2].strip(), flags=re.DOTALL)
+        blocks.setdefault(found[1].lower(), content.strip())
     return blocks
 
-
-# ------------------------------------------------------------------------------------------- code
 
 FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})([ \t]*)([^\s`~<]*)(.*)")
 SVG_TAG = re.compile(r"<svg(?=[\s/>])[^<>]*+>|</svg\s*+>", re.IGNORECASE)

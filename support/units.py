@@ -12,13 +12,12 @@ m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp am
 W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV | mol mole
 """
 TABLE = """
-in inch | ft foot feet | yd yard | mi mile | ha hectare | acre | gal gallon | qt quart | oz ounce |
-kg kilo | t tonne | ton | lb pound | min minute | h hr hour | day | wk week | mo mth month |
+in inch | ft foot feet | yd yard | mi mile | ha hectare | gal gallon | qt quart | oz ounce |
+kg kilo | t tonne | lb pound | min minute | h hr hour | day | wk week | mo mth month |
 yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
-kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree |
-rad radian |
-MW | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
-¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot |
+kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree | MW | ton |
+rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
+¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot | acre |
 tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
 woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
 """
@@ -74,18 +73,15 @@ for name, symbol in [*SYMBOLS.items()]:
 
 def symbol_of(word, glued):
     """The symbol of a unit, the singular of another word that can be counted, or None."""
-    if glued and len(word) == 1 and word.isascii() and word.isalpha() and word not in GLUED:
+    if glued and re.fullmatch("[a-zA-Z]", word) and word not in GLUED:
         return None
     one = singular(word.lower())
     for form in (word, word.lower(), one):
         if form in SYMBOLS:
             return SYMBOLS[form]
     # 6个 counts something, whatever it is.
-    if re.fullmatch("[\u4e00-\u9fff]+", one):
-        return one
-    if glued or len(one) < 3 or one in NOT_UNITS or not re.fullmatch(r"[^\W\d_]+", one):
-        return None
-    return one
+    counted = re.fullmatch(r"[^\W\d_]{3,}|[\u4e00-\u9fff]+", one)
+    return one if counted and one not in NOT_UNITS and not (glued and one.isascii()) else None
 
 
 def unit_of(text, currency=""):
@@ -102,9 +98,7 @@ def unit_of(text, currency=""):
     text = rewrite(text.strip(" ."), PHRASES, re.IGNORECASE)
     powers, others = Counter(), []
     for place, side in enumerate(text.split("/")):
-        for factor in re.split(r"[ ·*×()]+", side.strip()):
-            if not factor:
-                continue
+        for factor in re.findall(r"[^ ·*×()]+", side):
             parts = re.fullmatch(r"([^\d^]+)(?:\^?([+-]?\d))?", factor)
             word = parts and symbol_of(parts[1].rstrip("."), glued)
             if word is None:

@@ -96,8 +96,7 @@ def part_of_one(match):
     whole, count, name = match.groups()
     if not count and name.lower() != "half":
         return match[0]  # "third" alone is a place
-    if not (count or "").isdigit():
-        count = "1"
+    count = count if (count or "").isdigit() else "1"
     return f"{whole or ''} {count}/{PARTS.index(name.lower()) + 2}"
 
 
