@@ -343,9 +343,7 @@ def tally(answers):
     counts = Counter(keys)  # it keeps the order of first appearance
 
     def camp(key):
-        if key is None:
-            return None
-        united = [other for other in counts if other and other[0] == key[0] and other[1]]
+        united = [other for other in counts if key and other and other[0] == key[0] and other[1]]
         if united and not key[1]:
             # The first of equals.
             key = max(united, key=counts.get)

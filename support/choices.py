@@ -20,10 +20,7 @@ from support.writing import plain
 LONGEST = 500  # characters of an answer that are looked at
 TRUTH = dict(yes=True, true=True, correct=True, no=False, false=False, incorrect=False)
 # It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
-SAID = re.compile(
-    r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
-    r"|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b)\W*(\w*)"
-)
+SAID = r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)|[ -](?:it|the(?:y|re)?|this|that|because)\b)\W*(\w*)"
 LETTER = r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?"
 LAST = r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -48,7 +45,7 @@ def truth(text):
     >>> truth("No, it is not"), truth("No answer"), truth("Yes, no")
     (False, None, None)
     """
-    said = SAID.match(bare(text))
+    said = re.match(SAID, bare(text))
     value, more = [TRUTH.get(word.casefold()) for word in said.groups()] if said else (None, None)
     return value if more in (None, value) else None
 
@@ -83,9 +80,9 @@ def one(text, texts):
         if choice is not None and found is first and first["mark"]:
             words = first["words"]
             rest = words.casefold().replace(choice.casefold(), "")
-            names = [rf"(?<!\w){re.escape(text.casefold())}(?!\w)" for text in texts if text]
+            names = [rf"(?<!\w){re.escape(other.casefold())}(?!\w)" for other in texts if other]
             clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
-            return None if clash or any(agree(words, text) for text in texts) else number
+            return None if clash or any(agree(words, other) for other in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 

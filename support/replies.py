@@ -129,22 +129,20 @@ def whole_svgs(text):
     return [text[start:end] for start, end in spans]
 
 
-def draws(code):
-    """An SVG draws if there are elements in it, a program only if it imports something."""
-    return code.count("<") > 2 if language_of(code) == "svg" else bool(IMPORT.search(code))
-
-
 def candidates(blocks, language):
-    """(does it draw, how well it is labelled, code) for all that may be meant, as it comes."""
+    """(does it draw, how well it is labelled, code) for all that may be meant, as it comes.
+
+    An SVG draws if there are elements in it, a program only if it imports something.
+    """
     for label, code, closed in blocks:
         asked = label_language(label or "")
         labelled = 0 if label is None else 2 if asked else 1
         if language == "svg" and asked in (None, "svg"):
             for svg in whole_svgs(code):
-                yield draws(svg), labelled, svg
+                yield svg.count("<") > 2, labelled, svg
         program = asked == "python" or (label == "" and language_of(code) == "python")
         if language == "python" and closed and program:
-            yield draws(code), labelled, code
+            yield bool(IMPORT.search(code)), labelled, code
         # It will not render, but the reward sees what was written.
         if closed and labelled:
             yield False, -1 if asked == language else -2, code

@@ -33,10 +33,8 @@ PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),
     (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
     (r"\bper cent\b", "%"),
-    (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
-    (r"\b(?:cubic|cu\.?) ([a-z]+)", r"\1^3"),
-    (r"([a-z]) squared\b", r"\1^2"),
-    (r"([a-z]) cubed\b", r"\1^3"),
+    (r"\b(?:square|sq\.?) ([a-z]+)|([a-z]) squared\b", r"\1\2^2"),
+    (r"\b(?:cubic|cu\.?) ([a-z]+)|([a-z]) cubed\b", r"\1\2^3"),
     (r" ?\bper ", "/"),
     (r"[^\W\d_]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
 ]

@@ -30,13 +30,11 @@ def bracketed(text, simple):
     return text if re.fullmatch(simple, text) else f"({text})"
 
 
-# The space before a factor: 3 π, 3 x.
-FACTOR = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
-
-
 def fraction(match):
     r"""\frac{a}{b} as a/b. The space keeps 1\frac{1}{2} a mixed number, 1 1/2."""
-    top, bottom = (re.sub(FACTOR, "", part.strip()) for part in match.groups() if part)
+    # A space before a factor means nothing: 3 π, 3 x.
+    factor = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
+    top, bottom = (re.sub(factor, "", part.strip()) for part in match.groups() if part)
     top = bracketed(top, r"[+-]?[\w.√]+")
     bottom = bracketed(bottom, r"[\d.]+|√?\d+|√?[^\W\d]")
     return f" {top}/{bottom}"
@@ -121,8 +119,7 @@ WORDS = [
     # (17/6)cm has brackets that mean nothing, and so has [(2,3)].
     (r"^([+-]?)\(([\d./]+)\)(?= ?[^\W\d]|[°%√])", r"\1\2"),
     (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
-    (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
-    (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
+    (r"(?<=[\dα-ω)])(?:[·*×](?=[^\W\d]|√|\()| (?=[√α-ω]))", ""),
     (r"->|[<>]=", lambda sign: {"->": "→", "<=": "≤", ">=": "≥"}[sign[0]]),
     (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
     (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
