@@ -143,8 +143,9 @@ NUMBER = re.compile(
 )
 
 # What stands before "=": x, S_(△ABC), P(A), (x,y) are names, 13×6 is a calculation.
-NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
-BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
+NAME = r"(?:\\[a-z]{2,9} ?)?(?:[^\W\d]|[∠△|])[\w∠△|]{0,19}(?:_?\([^()=]{1,20}\))?"
+NAME += r"|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
+BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$! ]++)=)*")
 
 
 def quantity(text):
@@ -210,7 +211,7 @@ def calendar(text):
 def wording(text):
     """(text, "") for an answer in words: without case, hyphens, a leading "the", a footnote's *."""
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
-    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
+    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})[*†]+$", "", text)
     # 4 x y is 4xy, but 1 1/2 is not 11/2.
     if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
         text = re.sub(r"(?<!\d) | (?!\d)", "", text)

@@ -24,6 +24,7 @@ SAID = r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)|[ -](?:it|the(?:y|re)?|this|that|b
 LETTER = r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?"
 LAST = r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BRACKETS = " ().[]:"  # around the label of a choice
 LABEL = r"[(\[]?([A-Z])[.):\]]"
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
@@ -156,7 +157,7 @@ def listed(text):
     """
     *lead, text = re.split(r"(?i:\b(?:options|choices):)", text)
     # Labels without a text: "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m".
-    text = re.sub(r"\([A-Z]\)(?=[\s,;]*(?:(?:and|or) )?\([A-Z]\))", "", text)
+    text = re.sub(r"\([A-Z]\)(?=[\s,;/&]*(?:(?:and|or) )?\([A-Z]\))", "", text)
     forms = [rf"^[ \t]*+{LABEL}", r"\(([A-Z])\)"]
     # "Options: A: left, B: right". Without the word it may be anything.
     forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
@@ -198,14 +199,11 @@ def read_choices(value):
         # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
         own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
-    labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
+    filled = [(str(label), str(text)) for label, text in value.items() if text is not None]
+    labelled = {label.strip(BRACKETS).upper(): text for label, text in filled}
     if set(labelled) == set(LETTERS[: len(labelled)]):
         labelled = dict(sorted(labelled.items()))
     return [*labelled.values()], [*labelled]
-
-
-def label_of(value):
-    return str(value).strip(" ().[]:").upper()
 
 
 def right_choices(value, choices, labels, letters=False):
@@ -226,8 +224,8 @@ def right_choices(value, choices, labels, letters=False):
         numbers = meant(text, choices)
         place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(texts)
         counts = isinstance(item, int | float) and text not in choices
-        if label_of(text) in labels:
-            numbers = {labels.index(label_of(text))}
+        if text.strip(BRACKETS).upper() in labels:
+            numbers = {labels.index(text.strip(BRACKETS).upper())}
         elif place < len(texts) and (counts or not numbers):
             numbers = {place}
         elif bare(text) in texts and not letters:

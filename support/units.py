@@ -26,15 +26,15 @@ PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", 
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 平方米=m^2 度=°
-    平方厘米=cm^2 克=g 公斤=kg 千克=kg 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 度=° 克=g
+    公斤=kg 千克=kg 吨=t 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
 )
 PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),
     (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
     (r"\bper cent\b", "%"),
-    (r"\b(?:square|sq\.?) ([a-z]+)|([a-z]) squared\b", r"\1\2^2"),
-    (r"\b(?:cubic|cu\.?) ([a-z]+)|([a-z]) cubed\b", r"\1\2^3"),
+    (r"(?:\b(?:square|sq\.?) |平方)([^\W\d_]+)|([a-z]) squared\b", r"\1\2^2"),
+    (r"(?:\b(?:cubic|cu\.?) |立方)([^\W\d_]+)|([a-z]) cubed\b", r"\1\2^3"),
     (r" ?\bper ", "/"),
     (r"[^\W\d_]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
 ]
@@ -79,7 +79,7 @@ def symbol_of(word, glued):
             return SYMBOLS[form]
     # 6个 counts something, whatever it is.
     counted = re.fullmatch(r"[^\W\d_]{3,}|[\u4e00-\u9fff]+", one)
-    return one if counted and one not in NOT_UNITS and not (glued and one.isascii()) else None
+    return one if counted and one not in NOT_UNITS and not glued else None
 
 
 def unit_of(text, currency=""):
@@ -92,7 +92,7 @@ def unit_of(text, currency=""):
     """
     if len(text) > 60:
         return None
-    glued = not text.startswith(" ")
+    glued = text[:1] != " " and text[:1].isascii()
     text = rewrite(text.strip(" ."), PHRASES, re.IGNORECASE)
     powers, others = Counter(), []
     for place, side in enumerate(text.split("/")):

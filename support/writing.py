@@ -7,7 +7,7 @@ import re
 import unicodedata
 from html.entities import html5
 
-INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202c\ufeff"
 CHARACTERS = str.maketrans(
     "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
 )
@@ -130,7 +130,7 @@ WORDS = [
     (SENTENCE, ""),
     (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})*(?=.)", ""),
     (r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?\.?$", ""),
-    (r"^(?:approximately |about |≈)(?=\d)", ""),
+    (r"^(?:approximately |about |≈|约)(?=\d)", ""),
 ]
 
 
