@@ -28,9 +28,7 @@ MAX_ANSWER = 500  # characters; anything longer is prose, not an answer
 
 # A box without braces holds a number or a letter; else the \boxed is only mentioned.
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-UNBRACED = re.compile(
-    r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[a-zA-Z](?![^\W_])|[^\s${}*]*\d[^\s${}*]*"
-)
+UNBRACED = r"\\[dt]?frac ?\{[^{}]*\} ?\{[^{}]*\}|[a-zA-Z](?![^\W_])|[^\s${}*]*\d[^\s${}*]*"
 
 
 def group_at(text, start):
@@ -47,10 +45,16 @@ def group_at(text, start):
     return ""
 
 
-def last_box(text):
-    r"""What the last box holds; "" if it never closes, None if there is none.
+def extract_answer(text, shown=frozenset()):
+    r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
+    closes means that the reply was cut: earlier ones are drafts. shown: see `is_placeholder`.
 
     \boxed{42}, \boxed {42}, \boxed{{42}}, \fbox{42}, \boxed 42 are boxes, "in \boxed form" is none.
+
+    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}") is None
+    True
     """
     start = len(text)
     # A mention in prose sends us back to the box before it. A few times are enough.
@@ -63,30 +67,15 @@ def last_box(text):
             content = group_at(text, box.end())
             while content.startswith("{") and group_at(content, 0) == content:
                 content = content[1:-1].strip()
-            return content
-        word = UNBRACED.match(text[box.end() : box.end() + MAX_ANSWER])
+            return content if content and not is_placeholder(content, shown) else None
+        word = re.match(UNBRACED, text[box.end() : box.end() + MAX_ANSWER])
         if word:
             return word[0].rstrip(".,;:!?)")
     return None
 
 
-def extract_answer(text, shown=frozenset()):
-    r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
-    closes means that the reply was cut: earlier ones are drafts. shown: see `is_placeholder`.
-
-    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
-    '\\frac{1}{2}'
-    >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}") is None
-    True
-    """
-    content = last_box(text)
-    return content if content and not is_placeholder(content, shown) else None
-
-
 THINK_END = re.compile(r"<\s*+/\s*+think\s*+>", re.IGNORECASE)
-FORM = re.compile(
-    rf"\s*+<\s*+think\s*+>.*{THINK_END.pattern}\s*+\\boxed\s*+(?=\{{)", re.I | re.DOTALL
-)
+FORM = re.compile(rf"\s*+<\s*+think\s*+>.*{THINK_END.pattern}\s*+\\boxed\s*+(?=\{{)", re.I | re.S)
 
 
 def in_form(reply, shown=frozenset()):
@@ -154,8 +143,9 @@ NUMBER = re.compile(
 )
 
 # What stands before "=": x, S_(△ABC), P(A), (x,y) are names, 13×6 is a calculation.
-NAME = r"\\?[a-zA-Z∠△][\w∠△]{0,19}(?:_?\([^()=]{1,20}\))?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
-BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$ ]++)=)*")
+NAME = r"(?:\\[a-z]{2,9} ?)?(?:[^\W\d]|[∠△|])[\w∠△|]{0,19}(?:_?\([^()=]{1,20}\))?"
+NAME += r"|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
+BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$! ]++)=)*")
 
 
 def quantity(text):
@@ -194,10 +184,8 @@ MONTHS = {name.lower()[:n]: month for month, name in enumerate(month_name) for n
 DAYS = {name.lower()[:n]: name.lower() for name in day_name for n in range(3, 10)}
 PLACES = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 ORDINALS = dict(zip(PLACES, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th".split()))
-DATE = re.compile(
-    r"(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? )?([a-z]{3,9})\.?"
-    r"(?: (\d{1,2})(?:st|nd|rd|th)?)?(?:,? (\d{4}))?"
-)
+DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+DATE = re.compile(rf"(?:{DAY}(?: of)? )?([a-z]{{3,9}})\.?(?: {DAY})?(?:,? (\d{{4}}))?")
 
 
 def calendar(text):
@@ -223,7 +211,7 @@ def calendar(text):
 def wording(text):
     """(text, "") for an answer in words: without case, hyphens, a leading "the", a footnote's *."""
     text = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", text.casefold())
-    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})\*+$", "", text)
+    text = re.sub(r"^(?:the|both) (?=.)|\)$(?<=^.\))|(?<=[^\W\d_]{2})[*†]+$", "", text)
     # 4 x y is 4xy, but 1 1/2 is not 11/2.
     if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
         text = re.sub(r"(?<!\d) | (?!\d)", "", text)
@@ -234,9 +222,6 @@ def wording(text):
     return ORDINALS.get(first, first) + space + rest, ""
 
 
-SEPARATOR = re.compile(r",? and | ?& ?| ?; ?| ?, ", re.IGNORECASE)
-
-
 def pieces(text, pair):
     """The parts of a list: A, B and C. The comma may be that of 1,000, but not in a pair: (1,234).
 
@@ -245,28 +230,21 @@ def pieces(text, pair):
     """
     # "2 h 30 min" is a list of two, like "2 h and 30 min".
     text = re.sub(r"(?<=\d) ?([a-zA-Z]+)[ ,]+(?=\d[\d.]* ?[a-zA-Z])", r" \1, ", text)
-    parts = []
-    for part in SEPARATOR.split(text):
-        thousands = "," in part and not pair and quantity(part)
-        parts += [part] if thousands else part.split(",")
-    return [stripped(part) for part in parts]
+    comma = "," if pair else r",(?!(?<=\d,)\d{3}(?!\d))"
+    return [stripped(part) for part in re.split(rf"(?i),? and | ?& ?|;|{comma}", text)]
 
 
 QUOTES = ('""', "''", "**", "__")
+# Brackets that mean something: [1, 2) and the like are intervals, (1)(2) is a product.
+MEANT = re.compile(r"\[.*\d ?,|[(\[].*[()\[\]].")
 
 
 def stripped(text, pairs=("()", "[]", *QUOTES)):
     """Without quotes, bold and brackets around all of it, and without punctuation at the end."""
     text = text.strip().rstrip(" .,;:")
-    if len(text) < 3 or text[0] + text[-1] not in pairs:
+    if len(text) < 3 or text[0] + text[-1] not in pairs or MEANT.match(text):
         return text
-    inside = text[1:-1]
-    brackets = text[0] in "(["
-    # [1, 2) and the like are intervals: their brackets mean something.
-    interval = text[0] == "[" and re.search(r"\d ?,", inside)
-    if interval or (brackets and re.search(r"[()\[\]]", inside)):
-        return text
-    return stripped(inside, pairs)
+    return stripped(text[1:-1], pairs)
 
 
 def single(text):
@@ -275,30 +253,21 @@ def single(text):
 
 
 # A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
-FIRST = re.compile(
-    r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
-)
+FIRST = r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
 # One letter more.
-OTHER = re.compile(
-    r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
-)
+OTHER = r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
 
 
 def lettered(text):
-    """(letter, text) of a choice given with its letter: the letter alone goes with any text.
+    """(letter, key of the text) if a letter stands before a text, else None.
 
     >>> lettered("(B) 7 kites"), lettered("B. Red"), lettered("A. 5, B. 6")
-    (('b', ') 7 kite'), ('b', ') red '), None)
+    (('b', (Fraction(7, 1), 'kite')), ('b', ('red', '')), None)
     """
-    found = FIRST.fullmatch(text)
-    if found is None or not found["mark"] or OTHER.search(found["words"]):
+    found = re.fullmatch(FIRST, text)
+    if found is None or not found["mark"] or re.search(OTHER, found["words"]):
         return None
-    return found["letter"].lower(), spelled(canonical(found["words"]) or wording(found["words"]))
-
-
-def spelled(key):
-    """A key as one text, as it stands behind a letter."""
-    return f") {key[0]} {key[1]}"
+    return found["letter"].lower(), canonical(found["words"]) or wording(found["words"])
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -340,7 +309,7 @@ def canonical(answer):
     # 5 and 6 cm are two lengths.
     if not any(units[:-1]) or len(set(units)) == 1:
         units = units[-1:]
-    return ", ".join(str(value) for value, _ in keys), ",".join(units) or name
+    return ", ".join(str(value) for value, _ in keys), ",".join(map(str, units)) or name
 
 
 def answers_match(a, b):
@@ -356,7 +325,7 @@ def answers_match(a, b):
     if a is None or b is None:
         return False
     same = a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
-    return same or a[1] == spelled(b) or b[1] == spelled(a)
+    return same or a[1] == b or b[1] == a
 
 
 # ----------------------------------------------------------------------------------- the majority
@@ -375,13 +344,11 @@ def tally(answers):
     counts = Counter(keys)  # it keeps the order of first appearance
 
     def camp(key):
-        if key is None:
-            return None
-        united = [other for other in counts if other and other[0] == key[0] and other[1]]
+        united = [other for other in counts if key and other and other[0] == key[0] and other[1]]
         if united and not key[1]:
             # The first of equals.
             key = max(united, key=counts.get)
-        carriers = [other for other in counts if other and other[1] == spelled(key)]
+        carriers = [other for other in counts if other and other[1] == key]
         return carriers[0] if len(carriers) == 1 else key
 
     votes = Counter(map(camp, keys))

@@ -4,7 +4,7 @@ r"""Multiple choice: the choices as data sets write them, and which of them an a
 
 A letter is written as (B), B., Option B, \text{B}, **B**, $B$ or "B - blue"; several as "A, C",
 "C and A" or "AC". An answer may also be the text of a choice. Where it is both, as with the choices
-D, C, B, A, the right answer is read as a text, a given one as a letter.
+D, C, B, A, a given answer is a letter, and what the right one is depends on the data set.
 """
 
 import ast
@@ -18,16 +18,14 @@ from support.answers import FIRST, OTHER, QUOTES, answers_match, canonical, stri
 from support.writing import plain
 
 LONGEST = 500  # characters of an answer that are looked at
-TRUTH = {"yes": True, "true": True, "correct": True}
-TRUTH |= {"no": False, "false": False, "incorrect": False}
+TRUTH = dict(yes=True, true=True, correct=True, no=False, false=False, incorrect=False)
 # It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
-SAID = re.compile(
-    r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)"
-    r"|[ -](?:it|he|she|they|there|this|that|the|because|since|as)\b)\W*(\w*)"
-)
-LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?")
-LAST = re.compile(r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]")
-LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:\W+(?:and )?[A-Z]\b\)?)*")
+SAID = r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)|[ -](?:it|the(?:y|re)?|this|that|because)\b)\W*(\w*)"
+LETTER = r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?"
+LAST = r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BRACKETS = " ().[]:"  # around the label of a choice
+LABEL = r"[(\[]?([A-Z])[.):\]]"
 # Stand for choices that are not known: no text means one of them.
 UNKNOWN = [chr(0xE000 + i) for i in range(26)]
 
@@ -48,83 +46,66 @@ def truth(text):
     >>> truth("No, it is not"), truth("No answer"), truth("Yes, no")
     (False, None, None)
     """
-    said = SAID.match(bare(text))
+    said = re.match(SAID, bare(text))
     value, more = [TRUTH.get(word.casefold()) for word in said.groups()] if said else (None, None)
     return value if more in (None, value) else None
 
 
-# ---------------------------------------------------------------------------- what an answer means
-
-
 def agree(text, choice):
-    """Does this text say the same as the choice?
-
-    Among choices a ratio may be given as a fraction, and a fraction as a decimal.
+    """Does this text say the same as a bare choice? Among choices 2/7 is 2:7, and 0.4444 is 4/9.
 
     >>> agree("2/7", "2:7"), agree("0.4444", "4/9"), agree("0.45", "4/9")
     (True, True, False)
     """
-    text, choice = bare(text), bare(choice)
-    exact = re.sub(r"^(\d+) ?: ?(\d+)$", r"\1/\2", choice)
+    text, fraction = bare(text), re.sub(r"^(\d+):(\d+)$", r"\1/\2", choice)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
-    decimals, value = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(exact)
-    if decimals and value and isinstance(value[0], Fraction):
-        return abs(Fraction(text) - value[0]) < Fraction(1, 10 ** len(decimals[1]))
-    if answers_match(text, exact):
-        return True
-    return truth(choice) is not None and truth(text) == truth(choice)
+    decimals, exact = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(fraction)
+    if decimals and exact and isinstance(exact[0], Fraction):
+        return abs(Fraction(text) - exact[0]) < Fraction(1, 10 ** len(decimals[1]))
+    says = truth(choice)
+    return answers_match(text, fraction) or (says is not None and truth(text) == says)
 
 
-def number_of(letter):
-    return ord(letter.upper()) - 65
-
-
-def one(text, choices, as_text):
-    """The number of the choice that a bare text means for sure, or None."""
-    texts = [bare(choice) for choice in choices]
-    letter, first, last = (form.fullmatch(text) for form in (LETTER, FIRST, LAST))
-    if text in texts and (as_text or not letter):
+def one(text, texts):
+    """The number of the bare choice that a bare text means for sure, or None."""
+    letter, first, last = (re.fullmatch(form, text) for form in (LETTER, FIRST, LAST))
+    if text in texts and not letter:
         return texts.index(text)
     for found in filter(None, (letter, first, last)):
-        # The first of choices that are equal.
-        for choice in texts[number_of(found["letter"]) :][:1]:
-            if found is letter or agree(found["words"], choice):
-                return texts.index(choice)
-
-    # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, and so is "(B) or (C)".
-    number = number_of(first["letter"]) if first and first["mark"] else len(texts)
-    if number < len(texts):
-        words = first["words"]
-        rest = words.casefold().replace(texts[number].casefold(), "")
-        names = [rf"(?<!\w){re.escape(choice.casefold())}(?!\w)" for choice in texts if choice]
-        clash = OTHER.search(words) or any(re.search(name, rest) for name in names)
-        return None if clash or any(agree(words, choice) for choice in texts) else number
+        number = LETTERS.index(found["letter"].upper())
+        choice = texts[number] if number < len(texts) else None
+        if choice is not None and (found is letter or agree(found["words"], choice)):
+            return texts.index(choice)  # the first of those that are equal
+        # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, nor is "(B) or (C)".
+        if choice is not None and found is first and first["mark"]:
+            words = first["words"]
+            rest = words.casefold().replace(choice.casefold(), "")
+            names = [rf"(?<!\w){re.escape(other.casefold())}(?!\w)" for other in texts if other]
+            clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
+            return None if clash or any(agree(words, other) for other in texts) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 
 
-def meant(text, choices, as_text=False):
+def meant(text, choices):
     """The numbers of the choices that a text means, by letter or in words. Empty if it means none.
 
     >>> colours = ("red", "blue", "green")
     >>> [sorted(meant(text, colours)) for text in ("(B) blue", "Blue", "C and A", "AC", "a car")]
     [[1], [1], [0, 2], [0, 2], []]
-    >>> [sorted(meant("B", ("D", "C", "B", "A"), as_text)) for as_text in (False, True)]
-    [[1], [2]]
     """
+    texts = [bare(choice) for choice in choices]
     whole = bare(text[:LONGEST])
-    pieces = re.split(r"[,;/&]|\band\b", whole)
-    for parts in ([whole], text.split("\n"), pieces):
-        numbers = [one(bare(part), choices, as_text) for part in parts if part.strip()]
+    for parts in ([whole], text[:LONGEST].split("\n"), re.split(r"[,;/&]|\band\b", whole)):
+        numbers = [one(bare(part), texts) for part in parts if part.strip()]
         if numbers and None not in numbers:
             return frozenset(numbers)
     # Letters alone: "A C", "(A)(C)", "AC".
     words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
     letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
-    known = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
-    if len(set(letters)) == len(letters) and set(letters) <= set(known):
-        return frozenset(map(number_of, letters))
+    if len(set(letters)) == len(letters) and set(letters) <= set(LETTERS[: len(texts)]):
+        return frozenset(map(LETTERS.index, letters))
     return frozenset()
 
 
@@ -134,11 +115,24 @@ def same_letters(given, gold):
     >>> same_letters("(B) blue", "B"), same_letters("CA", "A, C"), same_letters("blue", "Blue")
     (True, True, False)
     """
-    is_letters = LETTERS.fullmatch(bare(gold)) is not None
-    return is_letters and meant(given, UNKNOWN) == meant(gold, UNKNOWN)
+    words = set(re.findall(r"\w+", bare(gold))) - {"and"}
+    return words <= set(LETTERS) and meant(given, UNKNOWN) == meant(gold, UNKNOWN) != set()
 
 
-# ------------------------------------------------------------------------- as data sets write them
+def written_out(numbers, choices):
+    return "\n".join(f"({LETTERS[number]}) {choices[number]}" for number in sorted(numbers))
+
+
+def chosen(answers, question):
+    """The answers as a vote should count them: one that means a choice of the question as this.
+
+    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
+    ['(B) blue', '(B) blue', '(A) red', '7', None]
+    """
+    choices = listed(question)
+    found = [meant(answer or "", choices) for answer in answers]
+    pairs = zip(answers, found)
+    return [written_out(one, choices) if len(one) == 1 else answer for answer, one in pairs]
 
 
 def unpacked(value):
@@ -153,9 +147,6 @@ def unpacked(value):
     return value
 
 
-LABEL = r"[(\[]?([A-Z])[.):\]]"
-
-
 def listed(text):
     r"""The choices that are written in a text, labelled A, B, ...; empty if there are not two.
 
@@ -165,6 +156,8 @@ def listed(text):
     (['red', 'blue'], [])
     """
     *lead, text = re.split(r"(?i:\b(?:options|choices):)", text)
+    # Labels without a text: "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m".
+    text = re.sub(r"\([A-Z]\)(?=[\s,;/&]*(?:(?:and|or) )?\([A-Z]\))", "", text)
     forms = [rf"^[ \t]*+{LABEL}", r"\(([A-Z])\)"]
     # "Options: A: left, B: right". Without the word it may be anything.
     forms += [rf"(?<![^\s,;]){LABEL}(?=\s)"] if lead else []
@@ -173,18 +166,12 @@ def listed(text):
         _, *parts = re.split(form, text, flags=re.MULTILINE)
         texts = []
         for letter, words in zip(parts[::2], parts[1::2]):
-            # "Poles (A) and (B) stand apart. How far? (A) 3 m (B) 5 m"
-            if letter == "A" and not is_list(texts):
-                texts = []
-            if letter == chr(65 + len(texts)):
-                texts.append(words.split("\n")[0].strip(" ;,"))
-        if is_list(texts):
+            words = words.split("\n")[0].strip(" ;,")
+            if words and LETTERS.index(letter) == len(texts):
+                texts.append(words)
+        if len(texts) > 1:
             return texts
     return []
-
-
-def is_list(texts):
-    return len(texts) > 1 and not {"", "and", "or"} & set(texts)
 
 
 def is_empty(value):
@@ -192,6 +179,10 @@ def is_empty(value):
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and value != value)
+
+
+def label_of(value):
+    return str(value).strip(BRACKETS).upper()
 
 
 def read_choices(value):
@@ -217,11 +208,11 @@ def read_choices(value):
     while isinstance(value, list) and value and is_empty(value[-1]):
         value = value[:-1]
     if isinstance(value, list) and any(map(is_empty, value)):  # the others keep their letters
-        value = {chr(65 + i): choice for i, choice in enumerate(value)}
+        value = dict(zip(LETTERS, value))
     labels = []
     if isinstance(value, dict):
         filled = {label_of(label): text for label, text in value.items() if not is_empty(text)}
-        if set(filled) == {chr(65 + i) for i in range(len(filled))}:
+        if set(filled) == set(LETTERS[: len(filled)]):
             filled = dict(sorted(filled.items()))
         labels, value = [*filled], [*filled.values()]
     texts = [str(choice) for choice in value or []]
@@ -230,55 +221,37 @@ def read_choices(value):
     return own if len(own) == len(texts) else texts, labels
 
 
-def label_of(value):
-    return str(value).strip(" ().[]:").upper()
-
-
-def right_choices(value, choices, labels, as_text=True):
+def right_choices(value, choices, labels, letters=False):
     """The right answer of a row as a text that `meant` reads. ValueError if it is no choice.
 
-    It may be a label, a letter, a text, a number from 0 on, or several of these. as_text: a letter
-    that is also the text of a choice is this text.
+    It may be a label, a letter, a text, a number from 0 on, or several of these. Where it is a
+    letter and also the text of a choice, it is the text, unless the answers are letters.
 
-    >>> right_choices(1, ["red", "blue"], []), right_choices("B", ["red", "blue"], [])
-    ('(B) blue', '(B) blue')
+    >>> right_choices(1, ["red", "blue"], []), right_choices("A", ["B", "A"], [])
+    ('(B) blue', '(B) A')
     """
-    items, found = unpacked(value), set()
+    items, texts, found = unpacked(value), [bare(choice) for choice in choices], set()
     # "[1, 2]" may be one choice.
-    if not isinstance(items, list | tuple) or bare(str(value)) in map(bare, choices):
+    if not isinstance(items, list | tuple) or bare(str(value)) in texts:
         items = [value]
-    numbers = [number_of(label) for label in labels if re.fullmatch("[A-Z]", label)]
-    if len(numbers) < len(choices):
-        numbers = [*range(len(choices))]
+    # The letters of the choices. Where one was left empty, those behind it keep theirs.
+    known = [label for label in labels if label in LETTERS]
+    if len(known) < len(texts):
+        known = [*LETTERS[: len(texts)]]
     for item in items:
-        text = str(item).strip()
-        by_text, letter = meant(text, choices, as_text), re.fullmatch("[A-Z]", label_of(text))
-        is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) in numbers
+        text, label = str(item).strip(), label_of(item)
+        numbers = meant(text, choices)
+        place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(LETTERS)
         counts = isinstance(item, int | float) and text not in choices
-        if label_of(text) in labels:
-            found.add(labels.index(label_of(text)))
-        elif is_number and (counts or not by_text):
-            found.add(numbers.index(int(float(text))))
-        elif by_text and (text in choices or not letter or number_of(letter[0]) in numbers):
-            found |= by_text
-        else:
+        if label in labels:
+            numbers = {labels.index(label)}
+        elif LETTERS[place : place + 1] in known and (counts or not numbers):
+            numbers = {known.index(LETTERS[place])}
+        elif bare(text) in texts and not letters:
+            numbers = {texts.index(bare(text))}
+        elif len(label) == 1 and label in LETTERS and label not in known:
+            numbers = frozenset()
+        if not numbers:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
-    return "\n".join(written_out(number, choices) for number in sorted(found))
-
-
-def written_out(number, choices):
-    return f"({chr(65 + number)}) {choices[number]}"
-
-
-def chosen(answers, question):
-    """The answers as a vote should count them: one that means a choice of the question as this.
-
-    >>> chosen(["B", "Blue", "(A) red", "7", None], "Which? (A) red (B) blue")
-    ['(B) blue', '(B) blue', '(A) red', '7', None]
-    """
-    choices = listed(question)
-    numbers = [sorted(meant(answer or "", choices)) for answer in answers]
-    return [
-        written_out(found[0], choices) if len(found) == 1 else answer
-        for answer, found in zip(answers, numbers)
-    ]
+        found |= numbers
+    return written_out(found, choices)

@@ -11,8 +11,6 @@ from support.answers import THINK_END
 # How models label their code, by the language that was asked for.
 FENCE_TAGS = {"svg": ("svg", "xml", "html"), "python": ("python", "py", "python3")}
 
-# -------------------------------------------------------------------------- reasoning, XML blocks
-
 
 def after_reasoning(text):
     """What follows the last </think>, or the whole text if that is nothing.
@@ -39,15 +37,11 @@ def tagged_blocks(text, names):
     outside = block.sub(lambda found: "-" * len(found[0]), text)
     blocks = {}
     for found in block.finditer(text, len(text) - len(after_reasoning(outside))):
-        content = found[2].strip()
         # **<caption>** ... **</caption>**: the bold is that of the tags.
-        if len(content) > 4 and content.startswith("**") and content.endswith("**"):
-            content = content[2:-2].strip()
-        blocks.setdefault(found[1].lower(), content)
+        content = re.sub(r"\A\*\*(.+)\*\*\Z", r"\1", found[2].strip(), flags=re.DOTALL)
+        blocks.setdefault(found[1].lower(), content.strip())
     return blocks
 
-
-# ------------------------------------------------------------------------------------------- code
 
 FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})([ \t]*)([^\s`~<]*)(.*)")
 SVG_TAG = re.compile(r"<svg(?=[\s/>])[^<>]*+>|</svg\s*+>", re.IGNORECASE)
@@ -73,10 +67,7 @@ def label_language(label):
     ('svg', 'python', None, None)
     """
     words = set(re.findall(r"[a-z0-9]+", label.lower()))
-    for language, tags in FENCE_TAGS.items():
-        if words & set(tags):
-            return language
-    return None
+    return next((name for name, tags in FENCE_TAGS.items() if words & set(tags)), None)
 
 
 def fenced_blocks(text):
@@ -138,22 +129,20 @@ def whole_svgs(text):
     return [text[start:end] for start, end in spans]
 
 
-def draws(code):
-    """An SVG draws if there are elements in it, a program only if it imports something."""
-    return code.count("<") > 2 if language_of(code) == "svg" else bool(IMPORT.search(code))
-
-
 def candidates(blocks, language):
-    """(does it draw, how well it is labelled, code) for all that may be meant, as it comes."""
+    """(does it draw, how well it is labelled, code) for all that may be meant, as it comes.
+
+    An SVG draws if there are elements in it, a program only if it imports something.
+    """
     for label, code, closed in blocks:
         asked = label_language(label or "")
         labelled = 0 if label is None else 2 if asked else 1
         if language == "svg" and asked in (None, "svg"):
             for svg in whole_svgs(code):
-                yield draws(svg), labelled, svg
+                yield svg.count("<") > 2, labelled, svg
         program = asked == "python" or (label == "" and language_of(code) == "python")
         if language == "python" and closed and program:
-            yield draws(code), labelled, code
+            yield bool(IMPORT.search(code)), labelled, code
         # It will not render, but the reward sees what was written.
         if closed and labelled:
             yield False, -1 if asked == language else -2, code

@@ -12,13 +12,12 @@ m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp am
 W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV | mol mole
 """
 TABLE = """
-in inch | ft foot feet | yd yard | mi mile | ha hectare | acre | gal gallon | qt quart | oz ounce |
-kg kilo | t tonne | ton | lb pound | min minute | h hr hour | day | wk week | mo mth month |
+in inch | ft foot feet | yd yard | mi mile | ha hectare | gal gallon | qt quart | oz ounce |
+kg kilo | t tonne | lb pound | min minute | h hr hour | day | wk week | mo mth month |
 yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
-kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree |
-rad radian |
-MW | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
-¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot |
+kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree | MW | ton |
+rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
+¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot | acre |
 tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
 woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
 """
@@ -27,17 +26,15 @@ PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", 
 COMPOUNDS = dict(
     pair.split("=")
     for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 平方米=m^2 度=°
-    平方厘米=cm^2 克=g 公斤=kg 千克=kg 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
+    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 度=° 克=g
+    公斤=kg 千克=kg 吨=t 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
 )
 PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),
     (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
     (r"\bper cent\b", "%"),
-    (r"\b(?:square|sq\.?) ([a-z]+)", r"\1^2"),
-    (r"\b(?:cubic|cu\.?) ([a-z]+)", r"\1^3"),
-    (r"([a-z]) squared\b", r"\1^2"),
-    (r"([a-z]) cubed\b", r"\1^3"),
+    (r"(?:\b(?:square|sq\.?) |平方)([^\W\d_]+)|([a-z]) squared\b", r"\1\2^2"),
+    (r"(?:\b(?:cubic|cu\.?) |立方)([^\W\d_]+)|([a-z]) cubed\b", r"\1\2^3"),
     (r" ?\bper ", "/"),
     (r"[^\W\d_]+", lambda word: COMPOUNDS.get(word[0]) or COMPOUNDS.get(word[0].lower(), word[0])),
 ]
@@ -59,35 +56,30 @@ def singular(word):
     return re.sub(r"(?<=[a-z])(?<![sui])s$", "", word)
 
 
+# Each name of a unit, also with a prefix, in lower case and in the singular: its symbol.
 SYMBOLS = {name: entry.split()[0] for entry in TABLE.split("|") for name in entry.split()}
 for entry in PREFIXED.split("|"):
     symbol, *names = entry.split()
-    SYMBOLS |= dict.fromkeys([symbol, *names], symbol)
-    for letter, prefix in PREFIXES.items():
-        SYMBOLS[letter + symbol] = letter + symbol
-        SYMBOLS |= {prefix + name: letter + symbol for name in names}
-ANY_CASE = {}
-for name, symbol in SYMBOLS.items():
+    for letter, prefix in {"": "", **PREFIXES}.items():
+        forms = [letter + symbol, *(prefix + name for name in names)]
+        SYMBOLS |= dict.fromkeys(forms, letter + symbol)
+for name, symbol in [*SYMBOLS.items()]:
     for form in (singular(name.lower()), name.lower()):
         if len(form) > 1:
-            ANY_CASE.setdefault(form, symbol)
+            SYMBOLS.setdefault(form, symbol)
 
 
 def symbol_of(word, glued):
     """The symbol of a unit, the singular of another word that can be counted, or None."""
-    if glued and len(word) == 1 and word.isascii() and word.isalpha() and word not in GLUED:
+    if glued and re.fullmatch("[a-zA-Z]", word) and word not in GLUED:
         return None
-    low = word.lower()
-    one = singular(low)
-    known = SYMBOLS.get(word) or ANY_CASE.get(low) or ANY_CASE.get(one)
-    if known:
-        return known
+    one = singular(word.lower())
+    for form in (word, word.lower(), one):
+        if form in SYMBOLS:
+            return SYMBOLS[form]
     # 6个 counts something, whatever it is.
-    if re.fullmatch("[\u4e00-\u9fff]+", one):
-        return one
-    if glued or len(one) < 3 or one in NOT_UNITS or not re.fullmatch(r"[^\W\d_]+", one):
-        return None
-    return one
+    counted = re.fullmatch(r"[^\W\d_]{3,}|[\u4e00-\u9fff]+", one)
+    return one if counted and one not in NOT_UNITS and not glued else None
 
 
 def unit_of(text, currency=""):
@@ -100,13 +92,11 @@ def unit_of(text, currency=""):
     """
     if len(text) > 60:
         return None
-    glued = not text.startswith(" ")
+    glued = text[:1] != " " and text[:1].isascii()
     text = rewrite(text.strip(" ."), PHRASES, re.IGNORECASE)
     powers, others = Counter(), []
     for place, side in enumerate(text.split("/")):
-        for factor in re.split(r"[ ·*×()]+", side.strip()):
-            if not factor:
-                continue
+        for factor in re.findall(r"[^ ·*×()]+", side):
             parts = re.fullmatch(r"([^\d^]+)(?:\^?([+-]?\d))?", factor)
             word = parts and symbol_of(parts[1].rstrip("."), glued)
             if word is None:

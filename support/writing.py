@@ -5,42 +5,36 @@ Every pattern takes linear time, whatever the text, and groups are opened at mos
 
 import re
 import unicodedata
+from html.entities import html5
 
-INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202c\ufeff"
 CHARACTERS = str.maketrans(
     "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
 )
-LETTERS = [chr(code) for code in range(ord("α"), ord("ω") + 1)]
-GREEK = {unicodedata.name(letter).split()[-1].lower(): letter for letter in LETTERS}
-GREEK["lambda"] = GREEK["lamda"]  # as Unicode has it
+GREEK = {name[:-1]: char for name, char in html5.items() if "α" <= char <= "ω" and name[-1] == ";"}
+# LaTeX commands that HTML knows under another name, or not at all.
 SYMBOLS = dict(
     pair.split("=")
-    for pair in """times=× cdot=· div=/ pm=± le=≤ leq=≤ ge=≥ geq=≥ ne=≠ neq=≠ approx=≈ infty=∞ to=→
-    rightarrow=→ angle=∠ triangle=△ circ=° degree=° ldots=... dots=... left= right= displaystyle=
-    textstyle= bf= it= rm= textdegree=° celsius=°C pounds=£ euro=€""".split()
+    for pair in """cdot=· div=/ neq=≠ infty=∞ to=→ triangle=△ circ=° degree=° textdegree=° pounds=£
+    celsius=°C ldots=... dots=... left= right= displaystyle= textstyle= bf= it= rm=""".split()
 )
 
 
 def command(match):
     r"""The character for a LaTeX command: \le, \pi, \varphi. Other commands stay as they are."""
-    name = match[1]
-    letter = GREEK.get(name.removeprefix("var").lower())
-    if letter:
-        return letter.upper() if name[0].isupper() else letter
-    return SYMBOLS.get(name, match[0])
+    name = match[1].removeprefix("var")
+    return SYMBOLS[name] if name in SYMBOLS else html5.get(f"{name};", match[0])
 
 
 def bracketed(text, simple):
     return text if re.fullmatch(simple, text) else f"({text})"
 
 
-# The space before a factor: 3 π, 3 x.
-FACTOR = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
-
-
 def fraction(match):
     r"""\frac{a}{b} as a/b. The space keeps 1\frac{1}{2} a mixed number, 1 1/2."""
-    top, bottom = (re.sub(FACTOR, "", part.strip()) for part in match.groups() if part)
+    # A space before a factor means nothing: 3 π, 3 x.
+    factor = r"(?<=[\dα-ω]) (?=[√α-ω]|[^\W\d](?![^\W\d]))"
+    top, bottom = (re.sub(factor, "", part.strip()) for part in match.groups() if part)
     top = bracketed(top, r"[+-]?[\w.√]+")
     bottom = bracketed(bottom, r"[\d.]+|√?\d+|√?[^\W\d]")
     return f" {top}/{bottom}"
@@ -53,10 +47,6 @@ def root(match):
     return f"√{degree}" + bracketed(inside.strip(), r"[\d.]+|[^\W\d]")
 
 
-def power(match):
-    return match[1] + bracketed(match[2].strip(), r"[+-]?\w+")
-
-
 def rewrite(text, rules, flags=0):
     """Replace what the patterns match, one rule (pattern, replacement) after the other."""
     for pattern, replacement in rules:
@@ -64,9 +54,7 @@ def rewrite(text, rules, flags=0):
     return text
 
 
-WRAPPER = (
-    r"\\(?:(?:text|math)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|boldsymbol|bm|emph|underline)"
-)
+WRAPPER = r"\\(?:(?:text|math|bold|under)(?!color)[a-z]*|operatorname|[mhf]?box(?:ed)?|bm|emph)"
 ROOT = r"(?:\\sqrt|√|(?<![a-zA-Z\\])sqrt) ?(?:\[(\d)\])? ?"
 
 # LaTeX without braces, once.
@@ -87,7 +75,7 @@ GROUPS = [
     (WRAPPER + r" ?\{([^{}]*)\}", r"\1"),
     (ROOT + r"(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[^\W\d_]))", root),
     (r"\\[dtc]?frac ?(?:\{([^{}]+)\}|(\w)) ?(?:\{([^{}]+)\}|(\w))", fraction),
-    (r"(\^|_) ?\{([^{}]*)\}", power),
+    (r"(\^|_) ?\{([^{}]*)\}", lambda power: power[1] + bracketed(power[2].strip(), r"[+-]?\w+")),
 ]
 SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
@@ -106,8 +94,7 @@ def part_of_one(match):
     whole, count, name = match.groups()
     if not count and name.lower() != "half":
         return match[0]  # "third" alone is a place
-    if not (count or "").isdigit():
-        count = "1"
+    count = count if (count or "").isdigit() else "1"
     return f"{whole or ''} {count}/{PARTS.index(name.lower()) + 2}"
 
 
@@ -132,8 +119,7 @@ WORDS = [
     # (17/6)cm has brackets that mean nothing, and so has [(2,3)].
     (r"^([+-]?)\(([\d./]+)\)(?= ?[^\W\d]|[°%√])", r"\1\2"),
     (r"^[(\[](\([^()]*\))[)\]]$", r"\1"),
-    (r"(?<=[\dα-ω)])[·*×](?=[^\W\d]|√|\()", ""),
-    (r"(?<=[\dα-ω)]) (?=[√α-ω])", ""),
+    (r"(?<=[\dα-ω)])(?:[·*×](?=[^\W\d]|√|\()| (?=[√α-ω]))", ""),
     (r"->|[<>]=", lambda sign: {"->": "→", "<=": "≤", ">=": "≥"}[sign[0]]),
     (r"(?<=\d)\^(st|nd|rd|th)\b", r"\1"),
     (r"(?<=\d) ?([ap])\.?m\b\.?", r" \1m"),
@@ -144,7 +130,7 @@ WORDS = [
     (SENTENCE, ""),
     (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})*(?=.)", ""),
     (r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?\.?$", ""),
-    (r"^(?:approximately |about |≈)(?=\d)", ""),
+    (r"^(?:approximately |about |≈|约)(?=\d)", ""),
 ]
 
 

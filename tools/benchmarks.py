@@ -253,19 +253,19 @@ def read(row, name, folder, decode):
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
-    as_text = not LETTERED.search(name)
+    letters = bool(LETTERED.search(name))
     if not is_empty(row.get("hint")) and row["hint"] != "nan":
         text = f"{row['hint']}\n{text}"
     if choices:
         if isinstance(unpacked(answer), dict):
             answer = leaves(unpacked(answer))
-        answers = (right_choices(answer, choices, labels, as_text),)
+        answers = (right_choices(answer, choices, labels, letters),)
     else:
         answers = right_answers(answer)
         # Choices that stand in the problem count if the answer is one of them.
-        if all(meant(right, written, as_text) for right in answers):
+        if all(meant(right, written) for right in answers):
             choices = written
-            answers = tuple(right_choices(right, written, [], as_text) for right in answers)
+            answers = tuple(right_choices(right, written, [], letters) for right in answers)
 
     # ChartQA's "relaxed accuracy": a number may be off by 5 % (so may a year: its rule).
     tolerance = float(row.get("tolerance") or (0.05 if "chartqa" in name.lower() else 0))
@@ -392,7 +392,7 @@ def right(given, q):
 
 def same(given, gold, q):
     if q["choices"]:
-        wanted = meant(gold, q["choices"], as_text=True)
+        wanted = meant(gold, q["choices"])
         return bool(wanted) and meant(given, q["choices"]) == wanted
     if truth(gold) is not None:
         return truth(given) == truth(gold)
