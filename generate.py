@@ -91,8 +91,8 @@ def generate(
         try:
             room = flash.room_for(vlm, slots, limits.numel(), longest, share)
             room.engine = room.engine or Engine(vlm, room.slots, room.columns)
-            run = room.engine.run
-            return run(prompts, limits.tolist(), sampler, seed, numbers, slots, progress)
+            asked = prompts, limits.tolist(), sampler, seed, numbers
+            return room.engine.run(*asked, slots, progress)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
             if share == 2:
@@ -219,16 +219,15 @@ class Engine:
         """Decode the newest token of slots 0 .. m-1, draw the next; slots that are done stay so."""
         slot, drawn, limit = self.cache.slots[:m], self.drawn[:m], self.limit[:m]
         logits = self.decode(m, width) @ self.vlm.lm_head.T  # [m, V]
-        u = self.random[slot, drawn]
-        token, logp, full_logp = sample(logits, u, *self.settings, self.never)
+        token, logp, full = sample(logits, self.random[slot, drawn], *self.settings, self.never)
         self.newest[:m] = self.tokens[slot, drawn] = token
         self.logps[slot, drawn] = logp
-        self.full_logps[slot, drawn] = full_logp
+        self.full_logps[slot, drawn] = full
         more = drawn < limit
         for count in (drawn, self.cache.column[:m], self.cache.position[:m]):
             count += more
         # A log-prob that is no number ends a reply: `retire` then says what is wrong.
-        ended = (token[:, None] == self.ends).any(-1) | ~full_logp.isfinite()
+        ended = (token[:, None] == self.ends).any(-1) | ~full.isfinite()
         limit[:] = torch.where(ended, drawn, limit)
 
     def decode(self, m: int, width: int) -> Tensor:

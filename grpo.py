@@ -194,15 +194,13 @@ def train_step(
     temperature,
     token_budget,
     max_grad_norm,
-    **loss,
+    **settings,
 ):
     """One GRPO step: mini-batches of whole groups, one update each -> statistics, see `summary`.
-
-    loss: settings of `policy_loss`. With kl_coef 0 no reference is needed.
-    """
+    settings: those of `policy_loss`."""
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
-    everything = mini_batches(rollouts, groups_per_update)
-    minis = [mini for mini in everything if any(rollout.advantage for rollout in mini)]
+    updates = mini_batches(rollouts, groups_per_update)
+    minis = [mini for mini in updates if any(rollout.advantage for rollout in mini)]
     token_budget = min(token_budget, policy.token_limit)
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
@@ -215,11 +213,11 @@ def train_step(
             for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
                 # Around the backward pass too: checkpointed layers are computed again in it.
                 with packed.attention(policy):
-                    summed, parts, gap = policy_pass(
-                        policy, reference, bundles, old_logps, temperature, **loss
+                    loss, parts, gap = policy_pass(
+                        policy, reference, bundles, old_logps, temperature, **settings
                     )
                     # The mean over all tokens of the update, whichever pass and rank they are in.
-                    (summed * weight / count).backward()
+                    (loss * weight / count).backward()
                 gaps.append(gap)
                 if weight:
                     sums.update(parts)
@@ -236,8 +234,7 @@ def train_step(
             tokens += count
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
-    silent = len(everything) - len(minis)
-    return summary(rollouts, totals, norms, gaps, tokens) | {"no_signal": silent}
+    return summary(rollouts, totals, norms, gaps, tokens) | {"no_signal": len(updates) - len(minis)}
 
 
 def summary(rollouts, totals, norms, gaps, tokens):

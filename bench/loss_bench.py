@@ -1,4 +1,4 @@
-"""Log-probs of reply tokens, forward and backward: in pieces against full logits, in turns.
+"""Log-probs of reply tokens, forward and backward: in chunks against full logits, in turns.
 
     python bench/loss_bench.py                            2048 tokens x 151936 words: Qwen2-VL-2B
     python bench/loss_bench.py --tokens 512 --rounds 3    quicker
@@ -9,7 +9,7 @@ Three ways that give the same numbers (checked before anything is timed):
     selective  gather - logsumexp, token by token, as TRL's `selective_log_softmax` does: the
                logits are there, the log-softmax is not. (TRL itself where it is installed,
                otherwise its three lines written out.)
-    pieces     ours (`Logps` of support/packed.py): some tokens at a time, and in the backward pass
+    chunks     ours (`Logps` of support/packed.py): some tokens at a time, and in the backward pass
                once more, some words at a time; with the entropy
 
 Memory: the highest peak while one way runs, less what is there before it, less the two gradients
@@ -54,7 +54,7 @@ def selective(hidden, lm_head, targets, temperature, weights):
     return logp.detach(), (logp * weights).sum()
 
 
-def pieces(hidden, lm_head, targets, temperature, weights):
+def chunks(hidden, lm_head, targets, temperature, weights):
     logp, _ = Logps.apply(hidden, targets, lm_head, temperature)
     return logp.detach(), (logp * weights).sum()
 
@@ -114,7 +114,7 @@ def compare(args, device, dtype):
     upstream = torch.randn(args.tokens, device=device)
     gradients = sum(t.numel() * t.element_size() for t in (hidden, lm_head))
 
-    ways = {"full": full, SELECTIVE: selective, "pieces": pieces}
+    ways = {"full": full, SELECTIVE: selective, "chunks": chunks}
     seconds, peaks, found = {name: [] for name in ways}, {name: [] for name in ways}, {}
     # The first round warms up, and is compared.
     for number in range(args.rounds + 1):

@@ -1,7 +1,7 @@
-"""The same training step, faster: packed sequences, log-probs in pieces, pictures without waiting.
+"""The same training step, faster: packed sequences, log-probs in chunks, pictures without waiting.
 
 Shapes: L tokens of a packed sequence, H head size; n reply tokens, D hidden size, V vocabulary, t
-tokens or v words of a piece. Tests hold each fast path equal to its plain twin.
+tokens or v words of a chunk. Tests hold each fast path equal to its plain twin.
 """
 
 from contextlib import contextmanager
@@ -85,17 +85,9 @@ class Segments:
     longest_key: int
 
 
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """For scaled_dot_product_attention: prompts padded to one block, replies to another."""
-
-    blocks: list  # of (queries [B, q], keys [B, k], visible [B, 1, q, k]): places of B segments
-    places: Tensor  # [L] where each token's result stands in the flattened blocks
-
-
 def lay_out(lengths, device, dtype=torch.float32):
-    """Where the segments of a packed sequence are, as attention in `dtype` wants it -> Segments or
-    Blocks.
+    """Where the segments of a packed sequence are, as attention in `dtype` wants it: see
+    `rows_of_segments` and `padded_blocks`.
 
     The queries of a segment are its tokens. Its keys are the same tokens, and for a reply those of
     its prompt before them.
@@ -125,8 +117,12 @@ def rows_of_segments(segments, device) -> Segments:
     return Segments(send(keys, device), *ends, *map(max, lengths))
 
 
-def padded_blocks(segments, total, device) -> Blocks:
-    """Two blocks and not one, because prompts are much longer than replies, or much shorter."""
+def padded_blocks(segments, total, device) -> tuple[list, Tensor]:
+    """Prompts padded to one block, replies to another: one kind is much longer than the other.
+
+    -> blocks (queries [B, q], keys [B, k], visible [B, 1, q, k]: places of B segments), and places
+    [L]: where each token's result stands in the flattened blocks.
+    """
     prompts = [(queries, keys) for queries, keys in segments if queries is keys]
     replies = [(queries, keys) for queries, keys in segments if queries is not keys]
     blocks, places, done = [], torch.empty(total, dtype=torch.long), 0
@@ -145,7 +141,7 @@ def padded_blocks(segments, total, device) -> Blocks:
         places[torch.cat([queries for queries, _ in block])] = results[i < own]
         done += queries.numel()
         blocks.append([send(tensor, device) for tensor in (queries, keys, visible[:, None])])
-    return Blocks(blocks, send(places, device))
+    return blocks, send(places, device)
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, layout=None, **_):
@@ -160,13 +156,13 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, la
 
     # As many heads as queries have: on CUDA no fast kernel takes both a mask and grouped heads.
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    found = []
-    for queries, keys, visible in layout.blocks:
+    (blocks, places), found = layout, []
+    for queries, keys, visible in blocks:
         block = F.scaled_dot_product_attention(
             pick(q, queries), pick(k, keys), pick(v, keys), visible, scale=scaling
         )
         found.append(block.transpose(1, 2).flatten(0, 1))
-    return torch.cat(found).index_select(0, layout.places)[None], None
+    return torch.cat(found).index_select(0, places)[None], None
 
 
 @contextmanager
@@ -201,7 +197,7 @@ class Logps(torch.autograd.Function):
         z = h W^T / tau        h [n, D] hidden states, W [V, D] lm_head, tau temperature
         p = softmax(z),  logp = log p[target],  entropy = - sum p log p
 
-    Autograd would keep all of z. Here the backward pass makes it once more, a piece at a time.
+    Autograd would keep all of z. Here the backward pass makes it once more, a chunk at a time.
     """
 
     @staticmethod
@@ -212,13 +208,12 @@ class Logps(torch.autograd.Function):
         h, weight = hidden.to(ctx.dtype), lm_head.to(ctx.dtype)
         logp, lse, entropy = torch.empty(3, len(h), device=h.device)
         # Some tokens at a time, because each needs all words.
-        for at in pieces(len(h), len(weight), h.device):
+        for at in chunks(len(h), len(weight), h.device):
             z = (h[at] @ weight.T).float().div_(temperature)  # [t, V]
             lse[at] = z.logsumexp(1)
             logp[at] = z.gather(1, targets[at, None])[:, 0] - lse[at]
             # - sum p log p = lse - E[z]
-            p = z.softmax(1)
-            entropy[at] = lse[at] - z.mul_(p).sum(1)
+            entropy[at] = lse[at] - z.softmax(1).mul_(z).sum(1)
         ctx.save_for_backward(hidden, targets, lm_head, lse)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -232,7 +227,7 @@ class Logps(torch.autograd.Function):
         if ctx.needs_input_grad[2]:  # with LoRA it is frozen
             dW = torch.empty_like(lm_head)
         # Some words at a time, because then each row of dW is written once.
-        for at in pieces(len(lm_head), len(h), h.device):
+        for at in chunks(len(lm_head), len(h), h.device):
             weight = lm_head[at].to(ctx.dtype)  # [v, D]
             z = (h @ weight.T).float().div_(ctx.temperature)  # [n, v]
             dz = z.sub_(lse[:, None]).exp_().mul_(-g)
@@ -246,7 +241,7 @@ class Logps(torch.autograd.Function):
         return dh.to(hidden.dtype), None, dW, None
 
 
-def pieces(length, width, device):
+def chunks(length, width, device):
     """Slices of `length` rows with `width` logits each, as many rows as LOGITS lets them have."""
     size = max(1, LOGITS[device.type] // width)
     return [slice(start, start + size) for start in range(0, length, size)]

@@ -1,4 +1,4 @@
-"""Log-probs and their gradients in pieces, against autograd with all logits at once."""
+"""Log-probs and their gradients in chunks, against autograd with all logits at once."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ def near(found, wanted, scale=1):
     torch.testing.assert_close(found / scale, wanted / scale, atol=1e-5, rtol=1e-5)
 
 
-# Pieces of a token and of three words; with a rest; all at once.
+# Chunks of a token and of three words; with a rest; all at once.
 @pytest.mark.parametrize("logits", [50, 7 * 50, 16 * 50, 100 * 50])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_pieces_are_the_whole(logits, temperature, frozen, monkeypatch):
+def test_chunks_are_the_whole(logits, temperature, frozen, monkeypatch):
     """Values, and gradients by hidden states and lm_head."""
     torch.manual_seed(0)
     monkeypatch.setitem(packed.LOGITS, "cpu", logits)
@@ -56,7 +56,7 @@ def test_two_words_by_hand():
     torch.testing.assert_close(entropy, -(p * p.log()).sum()[None])
 
 
-def test_in_bf16_many_pieces_round_no_more_than_one(monkeypatch):
+def test_in_bf16_many_chunks_round_no_more_than_one(monkeypatch):
     """FSDP hands over a bf16 copy of lm_head, and with adapters hidden states are bf16 as well."""
     torch.manual_seed(0)
     hidden, lm_head = torch.randn(512, 16).bfloat16(), torch.randn(400, 16).bfloat16()
@@ -72,7 +72,7 @@ def test_in_bf16_many_pieces_round_no_more_than_one(monkeypatch):
 
 
 def test_logits_of_all_tokens_never_exist(monkeypatch):
-    """A piece holds what it may, 25 million numbers on a CPU: forward, and once more backward."""
+    """A chunk holds what it may, 25 million numbers on a CPU: forward, and once more backward."""
     sizes, original = [], torch.Tensor.float
 
     def watch(tensor):  # all logits pass here
