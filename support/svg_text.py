@@ -12,6 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 
 from cairosvg import surface
+from cairosvg.bounding_box import EMPTY_BOUNDING_BOX, extend_bounding_box
 from cairosvg.helpers import paint, point_angle, size
 from cairosvg.surface import cairo
 from PIL import ImageFont
@@ -56,11 +57,11 @@ def draw_text(canvas, node):
         return
     pieces[-1].text = pieces[-1].text.removesuffix(" ")
     place(canvas, pieces)
-    # The box of the whole <text>: over it runs a gradient.
-    tops = [piece.y + piece.shift - round(0.928 * height_of(piece.node)) for piece in pieces]
-    bottoms = [piece.y + piece.shift + round(0.236 * height_of(piece.node)) for piece in pieces]
-    left, right = min(piece.x for piece in pieces), max(piece.x + piece.width for piece in pieces)
-    box = left, min(tops), right - left, max(bottoms) - min(tops)
+    box = EMPTY_BOUNDING_BOX  # of the whole <text>: over it runs a gradient
+    for piece in pieces:
+        y, height = piece.y + piece.shift, height_of(piece.node)
+        ends = (piece.x, y - 0.928 * height), (piece.x + piece.width, y + 0.236 * height)
+        box = extend_bounding_box(box, ends)
     for piece in pieces:
         piece.node["text_bounding_box"] = box
         paint_piece(canvas, piece)

@@ -154,8 +154,7 @@ def css_parts(name, value):
     if name == "font":
         return {} if "--" in value else parse_font(BOLD.sub("bold", value.lower()))
     if name == "transform":
-        value = value.lower().replace("skewx", "skewX").replace("skewy", "skewY")
-        value = value.replace("translatex(", "translate(").replace("translatey(", "translate(0 ")
+        value = value.replace("translateX(", "translate(").replace("translateY(", "translate(0 ")
         if UNITLESS.search(value):
             value = "an error"
         value = UNIT.sub(lambda match: f"{float(match[1]) * ANGLES[match[2]]:.7g}", value)
