@@ -46,8 +46,7 @@ def replacing(path: Path):
     remove(new)  # left by a process that was killed
     try:
         yield new
-        if path.is_dir():
-            remove(path)
+        shutil.rmtree(path, ignore_errors=True)
         os.replace(new, path)
     # The writers of torch and of safetensors have no better classes for a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -58,10 +57,8 @@ def replacing(path: Path):
 
 
 def remove(path: Path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)  # a folder
+    path.unlink(missing_ok=True)  # a file
 
 
 def cores(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> int:

@@ -35,24 +35,17 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 # ---- processes -----------------------------------------------------------------------------------
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# Where others say how many they have started: anybody, Open MPI, MPICH, SLURM.
-LAUNCHERS = (
-    "WORLD_SIZE",
-    "OMPI_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-    "SLURM_NTASKS",
-)
+# Where whoever starts several processes says how many they are.
+SIZES = "WORLD_SIZE OMPI_COMM_WORLD_SIZE PMI_SIZE SLURM_STEP_NUM_TASKS SLURM_NTASKS".split()
 
 
 def start():
-    """Join the other processes, if torchrun started this one. Of several that something else has
-    started, each would take itself for all: they end in one line."""
+    """Join the other processes, if torchrun started this one. Those that something else started
+    know nothing of each other: each ends in one line."""
     if dist.is_initialized():
         return
-    if not TORCHRUN <= os.environ.keys():
-        for name in LAUNCHERS:
+    if not {"TORCHELASTIC_RUN_ID", "MASTER_ADDR"} <= os.environ.keys():
+        for name in SIZES:
             if os.environ.get(name, "1") not in ("", "0", "1"):
                 advice = f"start it with torchrun --nproc-per-node N {sys.argv[0]} ..."
                 sys.exit(f"{name} is {os.environ[name]}, and torchrun did not set it: {advice}")
@@ -316,9 +309,7 @@ def restore(policy, optimizer, state: dict):
     for name, weight in policy.weights().items():
         local(weight).copy_(state["weights"][name])
         for key, value in state["moments"][name].items():
-            # The step count is a number, the moments have the weight's shape.
-            moment = torch.zeros((), device=weight.device)
-            if value.dim():
-                moment = torch.zeros_like(weight)
+            # The moments have the weight's shape, the step count is a number.
+            moment = torch.zeros_like(weight if value.dim() else value.to(weight.device))
             local(moment).copy_(value)
             optimizer.state[weight][key] = moment

@@ -278,7 +278,7 @@ def without(folder, name, *keys):
 
 
 AWQ = {"quant_method": "awq", "bits": 4}
-PICTURES, GENERATION = "preprocessor_config.json", "generation_config.json"
+PICTURES = "preprocessor_config.json"
 ODD = {
     "quantised": (
         lambda f: change(f, "config.json", quantization_config=AWQ),
@@ -341,27 +341,22 @@ ODD = {
     ),
     "pictures: no limits": (
         lambda f: without(f, PICTURES, "size"),
-        "preprocessor_config.json: min_pixels is None, not a whole number .or shortest_edge",
+        "min_pixels of the preprocessor is None, not a whole number",
     ),
     "pictures: limits of another kind": (
         lambda f: change(f, PICTURES, size={"height": 96, "width": 96}),
-        "preprocessor_config.json: min_pixels is None",
+        "min_pixels of the preprocessor is None",
     ),
     "pictures: a number as text": (
         lambda f: change(f, PICTURES, max_pixels="9216"),
-        "max_pixels is '9216', not a whole number",
+        "max_pixels of the preprocessor is '9216', not a whole number",
     ),
-    "pictures: patches of another size": (
-        lambda f: change(f, PICTURES, patch_size=14),
-        "patch_size is 14, not 8 as in config.json",
+    "pictures: no mean": (
+        lambda f: without(f, PICTURES, "image_mean"),
+        "image_mean of the preprocessor is None, not three numbers",
     ),
-    "pictures: no mean": (lambda f: without(f, PICTURES, "image_mean"), "image_mean is None"),
     "pictures: an empty file": (lambda f: cut(f, PICTURES, 0), f"{PICTURES} is no JSON"),
     "pictures: no file": (lambda f: (f / PICTURES).unlink(), f"no {PICTURES}"),
-    "an end that is no number": (
-        lambda f: change(f, GENERATION, eos_token_id=["<|im_end|>"]),
-        f"{GENERATION} names the end tokens",
-    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     "a tokenizer cut off": (lambda f: cut(f, "tokenizer.json", 900), "cannot be loaded"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
