@@ -147,7 +147,7 @@ def keep_one_folder():
     """
     here, mkdir, replace = os.getcwd(), os.mkdir, os.replace
     made, asked = {Path(here)}, set()
-    fonts = {font.name: font.readlink() for font in Path.home().joinpath("fonts").iterdir()}
+    fonts = {font.name: os.readlink(font) for font in os.scandir(os.path.expanduser("~/fonts"))}
 
     def local(path):
         if not isinstance(path, (str, os.PathLike)):
