@@ -1,5 +1,6 @@
 """Reading, comparing and counting answers: pairs that are the same or differ, hostile text."""
 
+import json
 import logging
 import random
 from collections import Counter
@@ -297,7 +298,7 @@ OTHERWISE = [
     ("Jan 5, 2020", "2020-01-05", False, True, "we: it knows no dates"),
     ("\\sqrt{12}", "2\\sqrt{3}", True, False, "it, by algebra, which is not for us"),
     ("2^3", "8", True, False, "it, by algebra"),
-    ("\\frac{\\pi}{2}", "0.5\\pi", True, False, "it, by algebra"),
+    ("1/\\sqrt{2}", "\\sqrt{2}/2", True, False, "it, by algebra"),
     ("0.3333333", "1/3", True, False, "we: it rounds"),
     ("5 cm", "5 km", True, False, "we: it drops the units"),
     ("3:2", "3/2", True, False, "we: a ratio was asked for, or it was not"),
@@ -375,6 +376,12 @@ def test_vote(answers, winner, consistency):
     assert vote(answers) == (winner, approx(consistency))
 
 
+def test_votes_of_real_models():
+    for line in (CASES / "votes.jsonl").read_text("utf-8").splitlines():
+        case = json.loads(line)
+        assert vote(case["answers"])[1] == approx(case["share"], abs=5e-4), case
+
+
 def test_tally_merges_what_says_the_same_and_counts_what_could_not_be_read():
     votes = tally(["3", None, "4", "4.0", "none", "4", "?"])
     assert list(votes.items()) == [("3", 1), (None, 3), ("4", 3)]
@@ -386,6 +393,7 @@ def test_consistency_is_the_share_that_matches_the_winner_and_no_answer_beats_it
     pool = [
         None,
         *"5|5.0|5 cm|5cm|5 m|7|7 m|-7|none|b|(B)|25%|25|0.25|5, 7|5 and 7|5, 7 cm".split("|"),
+        *"(B) red|B. red|red|(B) blue".split("|"),
     ]
     for _ in range(600):
         answers = rng.choices(pool, k=rng.randrange(1, 11))
