@@ -44,6 +44,7 @@ from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
 from support.answers import refuse
+from support.choices import chosen
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
@@ -188,7 +189,8 @@ class Roles:
         replies = self.speak("solver", prompts, n, seed)
         answers = [[rewards.extract_answer(reply.text) for reply in group] for group in replies]
         for draft, easy, hard in zip(drawn, answers[0::2], answers[1::2]):
-            draft.easy_answers, draft.hard_answers = easy, hard
+            draft.easy_answers = chosen(easy, draft.proposal.easy_question)
+            draft.hard_answers = chosen(hard, draft.proposal.hard_question)
         # Kept for `probe`, which counts what could not be read.
         self.judgements = [reply.text for reply in flat(replies)], flat(answers)
 

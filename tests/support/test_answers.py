@@ -217,7 +217,8 @@ PIECES = (
     "\\frac{1}{2}|\\boxed{|\0|\ud800|\udfff|x=|=|-|−|--|1×10^|1e999|°|%|\"|'*|square |a |a,| , |ﬃ|"
     "İ|٣|½|²|1½|km/|k|~|\t|\\sqrt{|√|√(|sqrt(|^|and |a and |&|;|one |twenty-|π|\\pi |5 km |per |"
     "²⁻|1 000|1:|10:30 |jan |the |\ufdfa|5 a |5a,|5 cm, |1e|→|<=|x 1|×|()|((1)|[1]|answer is |"
-    "minus |m^2|s·|·|/|5/|\\color{|$1|\\,|1\\,|{,}|_1|st|half |1 to |5pm |a.m."
+    "minus |m^2|s·|·|/|5/|\\color{|$1|\\,|1\\,|{,}|_1|st|half |1 to |5pm |a.m.|(A) |A. |is (A) |"
+    "not |the answer is |option A |a=|\\vec a=|a(|(a,|=(1,|1+1=|厘米|1米|*|aa*|†|\u200b|**|`|a b "
 ).split("|")
 HOSTILE += [(piece * MAX_ANSWER)[:MAX_ANSWER] for piece in PIECES]
 
