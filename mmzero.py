@@ -52,6 +52,7 @@ from grpo import Rollout, flat, group_advantages, make_optimizer, train_step
 from prompts import fill, placeholders, topics_of
 from render import Renderer
 from support import parallel
+from support.choices import chosen
 from support.figures import table
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
@@ -193,7 +194,8 @@ class Roles:
         for draft, easy, hard in zip(drawn, replies[0::2], replies[1::2]):
             draft.judgements = [reply.text for reply in easy + hard]
             answers = [rewards.extract_answer(text, self.shown) for text in draft.judgements]
-            draft.easy_answers, draft.hard_answers = answers[:n], answers[n:]
+            draft.easy_answers = chosen(answers[:n], draft.proposal.easy_question)
+            draft.hard_answers = chosen(answers[n:], draft.proposal.hard_question)
 
     def adopt(self, role: str):
         """The role is what the policy has learnt. Its old weights' memory is used again, if own."""

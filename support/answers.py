@@ -48,7 +48,6 @@ def group_at(text, start):
 def extract_answer(text, shown=frozenset()):
     r"""The content of the last box; None for none, an empty one, a placeholder. A box that never
     closes means that the reply was cut: earlier ones are drafts. shown: see `is_placeholder`.
-
     \boxed{42}, \boxed {42}, \boxed{{42}}, \fbox{42}, \boxed 42 are boxes, "in \boxed form" is none.
 
     >>> extract_answer(r"I try \boxed{3}, no: \boxed{\frac{1}{2}}.")
@@ -92,8 +91,6 @@ def in_form(reply, shown=frozenset()):
     content = box.strip("{} \n")
     return content != "" and group_at(box, 0) == box and not is_placeholder(content, shown)
 
-
-# ------------------------------------------------------------------------------ what is no answer
 
 # What models write when they have no answer.
 NOT_ANSWERS = {"", "?", "...", "none", "n/a", "unknown", "null", "nan"}
@@ -151,10 +148,8 @@ BEFORE = re.compile(rf"(?:({NAME})=)?(?:(?:{NAME}|[-+\d×*/·.()^√π%$! ]++)=)
 def quantity(text):
     """(value, unit) if the text is one number, else None; unit: "" or what stands around it.
 
-    >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9")
-    ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None)
-    >>> quantity("7π/4"), quantity("1.75π"), quantity("√3")
-    (('7/4π', ''), ('7/4π', ''), ('1√3', ''))
+    >>> quantity("$2.5M"), quantity("x=1/2 cm"), quantity("7 of 9"), quantity("1.75π")
+    ((Fraction(2500000, 1), '$'), (Fraction(1, 2), 'cm'), None, ('7/4π', ''))
     """
     before = BEFORE.match(text)
     text = text[before.end() :]
@@ -196,12 +191,11 @@ def calendar(text):
     """
     # January 5, 2020; 5th of January; March 2021; Monday
     date = DATE.fullmatch(text)
-    if date:
-        before, word, after, year = date.groups()
-        if word in MONTHS and not (before and after):
-            return f"{year or ''}-{MONTHS[word]}-{int(before or after or 0)}", ""
-        if word in DAYS and date[0].rstrip(".") == word:
-            return DAYS[word], ""
+    before, word, after, year = date.groups() if date else [None] * 4
+    if word in MONTHS and not (before and after):
+        return f"{year or ''}-{MONTHS[word]}-{int(before or after or 0)}", ""
+    if word in DAYS and date[0].rstrip(".") == word:
+        return DAYS[word], ""
 
     # 9:30, 9:30 am; but 9 am is a number
     time = re.fullmatch(r"(\d{1,2}:\d\d)(?: ([ap]m))?", text)
@@ -253,7 +247,7 @@ def single(text):
 
 
 # A letter before a text; it has a mark if it is set off, as in "B. blue", "(B) blue".
-FIRST = r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.+)"
+FIRST = r"[(\[]?(?P<letter>[A-Za-z])(?P<mark>\.?[)\]][.:]?|\.(?= )|:)?[ ,.=|-]*(?P<words>.*)"
 # One letter more.
 OTHER = r"(?<![\w.])[(\[]?[A-Za-z][.:)\]](?!\w)|\b(?:and|or|not|maybe) [A-Z]\b|^[A-Z]\b(?! \w)"
 
@@ -265,9 +259,10 @@ def lettered(text):
     (('b', (Fraction(7, 1), 'kite')), ('b', ('red', '')), None)
     """
     found = re.fullmatch(FIRST, text)
-    if found is None or not found["mark"] or re.search(OTHER, found["words"]):
+    words = found["words"] if found and found["mark"] else ""
+    if not words or re.search(OTHER, words):
         return None
-    return found["letter"].lower(), canonical(found["words"]) or wording(found["words"])
+    return found["letter"].lower(), canonical(words) or wording(words)
 
 
 @functools.lru_cache(maxsize=4096)  # the same few answers are compared over and over
@@ -276,8 +271,8 @@ def canonical(answer):
 
     value: an exact Fraction if the whole answer is one number, else a text. No algebra and no
     rounding: 2/4 is 0.5, but 0.33 is not 1/3 (0.33 = 1/3 = 0.333 would make 0.33 = 0.333).
-    unit: "" or a unit, a currency, "%", or the name in "x = 5". A percentage is a number with the
-    unit %: 25% goes with 25, not with 0.25 (which may be one as well).
+    unit: "" or a unit, a currency, "%", the name in "x = 5", the key of the text behind a letter. A
+    percentage is a number with the unit %: 25% goes with 25, not with 0.25 (which may be one).
 
     >>> canonical("1,000"), canonical(r"$\frac{1}{2}$ cm"), canonical(" Q1. "), canonical("n/a")
     ((Fraction(1000, 1), ''), (Fraction(1, 2), 'cm'), ('q1', ''), None)
@@ -335,7 +330,8 @@ def tally(answers):
     """{answer: votes}, in the order in which they came; None stands for those that were not read.
 
     Answers with equal keys form a camp, named by its first. "5" matches both "5 cm" and "5 m",
-    which differ: a bare number joins the unit most often given with it, and no other.
+    which differ: a bare number joins the unit most often given with it, and no other. So does a
+    letter the text most often given with it, and a text its letter if it was given with one only.
 
     >>> tally(["7", "5", None, "7.0"]), tally(["5", "5 cm", "5 cm", "5 m"])
     ({'7': 2, '5': 1, None: 1}, {'5 cm': 3, '5 m': 1})

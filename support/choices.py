@@ -21,7 +21,6 @@ LONGEST = 500  # characters of an answer that are looked at
 TRUTH = dict(yes=True, true=True, correct=True, no=False, false=False, incorrect=False)
 # It may go on: "Yes, it is", "No (see above)", but not "No answer", "Yes/No", "No. 5".
 SAID = r"\W*(\w+)(?=\W*$| ?[,;:!(]|\.(?! ?\d)|[ -](?:it|the(?:y|re)?|this|that|because)\b)\W*(\w*)"
-LETTER = r"[(\[]?(?P<letter>[A-Za-z])[.:]?[)\]]?"
 LAST = r"(?P<words>.+?) ?[(\[](?P<letter>[A-Za-z])[)\]]"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BRACKETS = " ().[]:"  # around the label of a choice
@@ -69,13 +68,13 @@ def agree(text, choice):
 
 def one(text, texts):
     """The number of the bare choice that a bare text means for sure, or None."""
-    letter, first, last = (re.fullmatch(form, text) for form in (LETTER, FIRST, LAST))
-    if text in texts and not letter:
+    first, last = re.fullmatch(FIRST, text), re.fullmatch(LAST, text)
+    if text in texts and (first is None or first["words"]):
         return texts.index(text)
-    for found in filter(None, (letter, first, last)):
+    for found in filter(None, (first, last)):
         number = LETTERS.index(found["letter"].upper())
         choice = texts[number] if number < len(texts) else None
-        if choice is not None and (found is letter or agree(found["words"], choice)):
+        if choice is not None and (not found["words"] or agree(found["words"], choice)):
             return texts.index(choice)  # the first of those that are equal
         # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, nor is "(B) or (C)".
         if choice is not None and found is first and first["mark"]:
@@ -130,9 +129,8 @@ def chosen(answers, question):
     ['(B) blue', '(B) blue', '(A) red', '7', None]
     """
     choices = listed(question)
-    found = [meant(answer or "", choices) for answer in answers]
-    pairs = zip(answers, found)
-    return [written_out(one, choices) if len(one) == 1 else answer for answer, one in pairs]
+    found = [(answer, meant(answer or "", choices)) for answer in answers]
+    return [written_out(said, choices) if len(said) == 1 else answer for answer, said in found]
 
 
 def unpacked(value):

@@ -7,28 +7,23 @@ from support.writing import rewrite
 
 # A unit and its other names, plurals aside. Upper and lower case tell only mW from MW and the like.
 # The first ones are used with prefixes as well: km, kilometer.
-PREFIXED = """
-m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp ampere | V volt |
-W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV | mol mole
-"""
-TABLE = """
-in inch | ft foot feet | yd yard | mi mile | ha hectare | gal gallon | qt quart | oz ounce |
-kg kilo | t tonne | lb pound | min minute | h hr hour | day | wk week | mo mth month |
+PREFIXED = """m meter metre | g gram gramme gm | l L liter litre ltr | s sec second | A amp ampere |
+V volt | W watt | J joule | N newton | Pa pascal | Hz hertz | Ω ω ohm | cal calorie | eV |
+mol mole"""
+TABLE = """in inch | ft foot feet | yd yard | mi mile | ha hectare | gal gallon | qt quart |
+oz ounce | kg kilo | t tonne | lb pound | min minute | h hr hour | day | wk week | mo mth month |
 yr year | am | pm | psi ψ | bar | atm | rpm | bpm | dB decibel | px pixel | K kelvin | bit | byte |
 kb KB kilobyte | MB megabyte | GB gigabyte | TB terabyte | % percent pct | ° deg degree | MW | ton |
 rad radian | °C C celsius centigrade | °F F fahrenheit | $ dollar usd us$ | € euro eur | £ gbp |
 ¥ yen jpy | yuan cny rmb | ₹ rupee inr rs | ₩ won krw | ¢ cent | hp horsepower | kn knot | acre |
 tbsp tablespoon | tsp teaspoon | μm micron | pt point | person people | child children | man men |
-woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives
-"""
+woman women | pc piece | bus buses | leaf leaves | shelf shelves | knife knives"""
 PREFIXES = dict(m="milli", k="kilo", c="centi", M="mega", G="giga", μ="micro", n="nano", h="hecto")
 # Several units written as one word, and Chinese ones.
-COMPOUNDS = dict(
-    pair.split("=")
-    for pair in """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3
-    wh=W*h kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 度=° 克=g
-    公斤=kg 千克=kg 吨=t 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan""".split()
-)
+WORDS = """kph=km/h kmh=km/h kmph=km/h mph=mi/h mps=m/s sqft=ft^2 sqm=m^2 sqkm=km^2 cc=cm^3 wh=W*h
+kwh=kW*h mwh=MW*h gwh=GW*h Nm=N*m 米=m 公里=km 千米=km 厘米=cm 毫米=mm 度=° 克=g 公斤=kg 千克=kg
+吨=t 升=L 毫升=mL 秒=s 分钟=min 小时=h 天=day 元=yuan"""
+COMPOUNDS = dict(pair.split("=") for pair in WORDS.split())
 PHRASES = [
     (r"(?<=[a-z])-(?=[a-z])", " "),
     (r"(?:°|\bdeg(?:ree)?s?) ?(c|f)(?:elsius|ahrenheit)?\b", r"°\1"),
@@ -43,10 +38,8 @@ GLUED = set("m s g h l L V W N J".split())
 # They only describe a number: 5 units are 5, 5 m wide are 5 m.
 SILENT = set("unit total long wide tall high deep old".split())
 # What a number counts may be any word, but these change the number.
-NOT_UNITS = set(
-    """and or of to by sin cos tan log exp sqrt half halve third quarter dozen less fewer below
-    minus plus than""".split()
-)
+NOT_UNITS = """and or of to by sin cos tan log exp sqrt half halve third quarter dozen
+less fewer below minus plus than""".split()
 
 
 def singular(word):

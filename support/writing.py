@@ -13,11 +13,9 @@ CHARACTERS = str.maketrans(
 )
 GREEK = {name[:-1]: char for name, char in html5.items() if "α" <= char <= "ω" and name[-1] == ";"}
 # LaTeX commands that HTML knows under another name, or not at all.
-SYMBOLS = dict(
-    pair.split("=")
-    for pair in """cdot=· div=/ neq=≠ infty=∞ to=→ triangle=△ circ=° degree=° textdegree=° pounds=£
-    celsius=°C ldots=... dots=... left= right= displaystyle= textstyle= bf= it= rm=""".split()
-)
+COMMAND_SYMBOLS = """cdot=· div=/ neq=≠ infty=∞ to=→ triangle=△ circ=° degree=° textdegree=°
+pounds=£ celsius=°C ldots=... dots=... left= right= displaystyle= textstyle= bf= it= rm="""
+SYMBOLS = dict(pair.split("=") for pair in COMMAND_SYMBOLS.split())
 
 
 def command(match):
@@ -80,8 +78,7 @@ GROUPS = [
 SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NAMES = GREEK | {word: str(number) for number, word in enumerate(SMALL)}
-NAMES["infinity"] = "∞"
+NAMES = {**GREEK, "infinity": "∞", **{word: str(number) for number, word in enumerate(SMALL)}}
 for number in range(20, 100):
     ten, one = TENS[number // 10 - 2], SMALL[number % 10]
     NAMES[f"{ten}-{one}" if number % 10 else ten] = str(number)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -416,6 +417,22 @@ def test_phases_use_the_roles_of_section_2(monkeypatch, tmp_path):
     phase_s = [("proposer", "proposer", c), ("coder", "coder", c), ("solver", "solver", c)]
     phase_s += [("policy", "solver", c)]
     assert seen == phase_p + phase_c + phase_s
+
+
+def test_choices_that_stand_in_a_question_decide_what_an_answer_means():
+    """One vote for a letter, the letter with its text, and the text alone."""
+    said = [["4", "(B) 4", "B"], ["A", "seven", "9"]]
+    roles = object.__new__(mmzero.Roles)
+    roles.actor = SimpleNamespace(cut=lambda image: None)
+    roles.solver_prompt = lambda picture, question: question
+    roles.speak = lambda *_: [
+        [SimpleNamespace(text=rf"\boxed{{{answer}}}") for answer in group] for group in said
+    ]
+    questions = ("How many? (A) 3 (B) 4", "B", "How many?\n(A) seven\n(B) eight", "A")
+    draft = mmzero.Draft(rewards.Proposal("", "", *questions), "svg", image=object())
+    roles.judge([draft], 3, 0)
+    assert draft.judged == rewards.Judged(1.0, consistency=2 / 3)
+    assert (draft.row()["label"], draft.hard_answers[2]) == ("(A) seven", "9")
 
 
 @pytest.mark.parametrize(

@@ -286,10 +286,13 @@ def lettered(row):
 
 
 def leaves(value):
-    """What stands in lists and dicts, and is not empty: {"value": "7", "short": None} -> ["7"]"""
+    """What stands in lists and dicts, and is not empty: {"value": "7", "short": None} -> ["7"]
+
+    A pair is one value: "[(4, 5)]" holds a point.
+    """
     if isinstance(value, dict):
         value = list(value.values())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [leaf for item in value for leaf in leaves(item)]
     return [] if is_empty(value) else [value]
 
@@ -297,10 +300,10 @@ def leaves(value):
 def right_answers(value):
     """Any of these is right: a list or a dict, also as text, or A<OR>B (MM-Vet)."""
     items = unpacked(value)
-    if not isinstance(items, list | tuple | dict):
+    if not isinstance(items, list | dict):
         return tuple(str(value).split("<OR>"))
     # "[1, 2]" is an answer; "[1]" and "['one', 'two']" are lists of answers.
-    is_list = isinstance(value, str) and isinstance(items, list | tuple)
+    is_list = isinstance(value, str) and isinstance(items, list)
     if is_list and len(items) > 1 and not isinstance(items[0], str):
         return (value,)
     return tuple(map(str, leaves(items)))

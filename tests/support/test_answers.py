@@ -1,5 +1,6 @@
 """Reading, comparing and counting answers: pairs that are the same or differ, hostile text."""
 
+import json
 import logging
 import random
 from collections import Counter
@@ -216,7 +217,8 @@ PIECES = (
     "\\frac{1}{2}|\\boxed{|\0|\ud800|\udfff|x=|=|-|−|--|1×10^|1e999|°|%|\"|'*|square |a |a,| , |ﬃ|"
     "İ|٣|½|²|1½|km/|k|~|\t|\\sqrt{|√|√(|sqrt(|^|and |a and |&|;|one |twenty-|π|\\pi |5 km |per |"
     "²⁻|1 000|1:|10:30 |jan |the |\ufdfa|5 a |5a,|5 cm, |1e|→|<=|x 1|×|()|((1)|[1]|answer is |"
-    "minus |m^2|s·|·|/|5/|\\color{|$1|\\,|1\\,|{,}|_1|st|half |1 to |5pm |a.m."
+    "minus |m^2|s·|·|/|5/|\\color{|$1|\\,|1\\,|{,}|_1|st|half |1 to |5pm |a.m.|(A) |A. |is (A) |"
+    "not |the answer is |option A |a=|\\vec a=|a(|(a,|=(1,|1+1=|厘米|1米|*|aa*|†|\u200b|**|`|a b "
 ).split("|")
 HOSTILE += [(piece * MAX_ANSWER)[:MAX_ANSWER] for piece in PIECES]
 
@@ -297,7 +299,7 @@ OTHERWISE = [
     ("Jan 5, 2020", "2020-01-05", False, True, "we: it knows no dates"),
     ("\\sqrt{12}", "2\\sqrt{3}", True, False, "it, by algebra, which is not for us"),
     ("2^3", "8", True, False, "it, by algebra"),
-    ("\\frac{\\pi}{2}", "0.5\\pi", True, False, "it, by algebra"),
+    ("1/\\sqrt{2}", "\\sqrt{2}/2", True, False, "it, by algebra"),
     ("0.3333333", "1/3", True, False, "we: it rounds"),
     ("5 cm", "5 km", True, False, "we: it drops the units"),
     ("3:2", "3/2", True, False, "we: a ratio was asked for, or it was not"),
@@ -375,6 +377,12 @@ def test_vote(answers, winner, consistency):
     assert vote(answers) == (winner, approx(consistency))
 
 
+def test_votes_of_real_models():
+    for line in (CASES / "votes.jsonl").read_text("utf-8").splitlines():
+        case = json.loads(line)
+        assert vote(case["answers"])[1] == approx(case["share"], abs=5e-4), case
+
+
 def test_tally_merges_what_says_the_same_and_counts_what_could_not_be_read():
     votes = tally(["3", None, "4", "4.0", "none", "4", "?"])
     assert list(votes.items()) == [("3", 1), (None, 3), ("4", 3)]
@@ -386,6 +394,7 @@ def test_consistency_is_the_share_that_matches_the_winner_and_no_answer_beats_it
     pool = [
         None,
         *"5|5.0|5 cm|5cm|5 m|7|7 m|-7|none|b|(B)|25%|25|0.25|5, 7|5 and 7|5, 7 cm".split("|"),
+        *"(B) red|B. red|red|(B) blue".split("|"),
     ]
     for _ in range(600):
         answers = rng.choices(pool, k=rng.randrange(1, 11))

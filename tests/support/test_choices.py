@@ -1,10 +1,32 @@
 """Which choice an answer means, and choices as data sets write them (support/choices.py)."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
-from support.choices import bare, listed, meant, read_choices, right_choices, truth
+from rewards import solver_reward
+from support.answers import vote
+from support.choices import bare, chosen, listed, meant, read_choices, right_choices, truth
+from tools import benchmarks
+
+CASES = Path(__file__).resolve().parent.parent / "cases" / "kinds.jsonl"
+KINDS = [json.loads(line) for line in CASES.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in KINDS}))
+def test_answers_of_real_models_are_judged_as_a_person_would(kind):
+    for case in KINDS:
+        if case["kind"] == kind:
+            row = {"question": "How many?"} | case["row"]
+            question = benchmarks.question(row, case.get("set", "mine"), ".")
+            judged = {
+                side: [given for given in case[side] if benchmarks.right(given, question)]
+                for side in ("right", "wrong")
+            }
+            assert judged == {"right": case["right"], "wrong": []}, case
+
 
 ANIMALS = ["a dog", "a cat", "a horse"]
 COLOURS = ["red", "blue", "green", "yellow"]
@@ -230,9 +252,40 @@ def test_what_is_no_choice_is_refused(value):
         right_choices(value, TEXTS, [])
 
 
+def test_in_a_vote_the_choices_of_the_question_decide():
+    question = "Which flies highest?\n(A) seven kites\n(B) eight kites"
+    answers = ["B", "(B) eight kites", "8 kites", "Eight kites.", "(A) eight kites", "A", None]
+    label, share = vote(chosen(answers, question))
+    assert (label, share) == ("(B) eight kites", 4 / 7)
+    paid = [solver_reward(rf"\boxed{{{answer}}}", label)["accuracy"] for answer in answers]
+    assert paid == [1, 1, 1, 1, 0, 0, 0]
+    # Without choices in it, or with none that is meant, an answer stays as it is.
+    assert chosen(answers, "Which of (A) and (B)?") == answers
+    assert chosen(["C", "nine", "A and B"], question) == ["C", "nine", "A and B"]
+
+
 def test_hostile_answers_take_no_time():
-    hostile = [c * 100_000 for c in ("A, ", "(", "$", "{", "**", r"\text{", "1", "the ", "“", "a.")]
+    pieces = (
+        "A, ",
+        "(",
+        "$",
+        "{",
+        "**",
+        r"\text{",
+        "1",
+        "the ",
+        "“",
+        "a.",
+        "(A) ",
+        "A: ",
+        "\n",
+        " ",
+    )
+    hostile = [piece * 100_000 for piece in (*pieces, "(A)(B)", "yes, ", "is (A) ", "not ")]
     start = time.perf_counter()
     for text in hostile:
         assert meant(text, COLOURS) in (set(), {0})
-    assert time.perf_counter() - start < 2
+    for text in hostile:
+        for question in (text[:100_000], "Options:" + text[:100_000]):
+            assert chosen([text[:200]], question) == [text[:200]]
+    assert time.perf_counter() - start < 3
