@@ -57,14 +57,14 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     prompts = []
     for picture, text, _ in rank_slice(questions):
         prompts.append(vlm.encode(fill(template, question=text), [picture]))
-    same = {"max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
-    same["numbers"] = rank_slice(range(len(questions)))
-    sampled = gather(generate(vlm, prompts, n=n, temperature=1.0, **same))  # [Q][n]
-    greedy = gather(generate(vlm, prompts, n=1, temperature=0.0, **same))  # [Q][1]
+    limits = {"max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+    numbers = rank_slice(range(len(questions)))
+    sampled = generate(vlm, prompts, n=n, temperature=1.0, numbers=numbers, **limits)
+    greedy = generate(vlm, prompts, n=1, temperature=0.0, numbers=numbers, **limits)
 
     # A share in [0, 1] for each question.
     unread, hits = 0, {"sampled": [], "majority": [], "greedy": []}
-    for replies, (best,), (_, _, truth) in zip(sampled, greedy, questions):
+    for replies, (best,), (_, _, truth) in zip(gather(sampled), gather(greedy), questions):
         # None, an answer that cannot be read, is wrong.
         answers = [extract_answer(reply.text) for reply in replies]
         winner, _ = vote(answers)

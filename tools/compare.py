@@ -14,10 +14,13 @@ import argparse
 import hashlib
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval import charts
 from generate import generate
@@ -256,32 +259,31 @@ def ask_all(options):
 
 
 def comparable(found, missing, options):
-    """{(set, model): rows} -> {set: {model: rows}}, {set: how many are left out}, notes.
+    """-> {(set, model): rows that can be compared}, {set: how many others}, notes.
 
     A question that one model could not be asked is left out for all. ValueError: a set has none.
     """
     used, left_out, notes = {}, {}, []
     for bench, source in options.sets.items():
         own = {model: found.get((bench, model), []) for model in options.models}
-        flaws = {}
-        for rows in own.values():
-            for row in rows:
-                if "unusable" in row:
-                    flaws[row["index"]] = f"question {row['index'] + 1}: {row['unusable']}"
-        left_out[bench], count = len(flaws), len(rows)
-        flaw = missing.get(bench)
-        if flaw is None and len(flaws) == count:
-            flaw = f"no question can be used; {flaws[min(flaws)]}"
-        if flaw is None:
-            for model, rows in own.items():
-                used[bench, model] = [row for row in rows if row["index"] not in flaws]
-        elif source != options.paper.get(bench):
+        flaws, flaw = {}, missing.get(bench)
+        for row in itertools.chain(*own.values()):
+            if "unusable" in row:
+                flaws[row["index"]] = f"question {row['index'] + 1}: {row['unusable']}"
+        for model, rows in own.items():
+            used[bench, model] = [row for row in rows if row["index"] not in flaws]
+        named = [flaws[number] for number in sorted(flaws)]
+        if flaw is None and not used[bench, model]:
+            flaw = f"no question can be used; {named[0]}"
+        if flaw is not None and source != options.paper.get(bench):
             raise ValueError(f"{bench}: {flaw}")
-        else:
+        if flaw is not None:
             notes.append(f"{bench} is skipped: {flaw}")
-        if flaw is None and flaws:
-            about = f"{bench}: {len(flaws)} of {count} questions cannot be used and are left out"
-            notes.append("\n  ".join([about, *(flaws[i] for i in sorted(flaws))]))
+        elif flaws:
+            count = f"{len(flaws)} of {len(rows)} questions"
+            notes.append("\n  ".join([f"{bench}: {count} cannot be used and are left out", *named]))
+        left_out[bench] = len(flaws)
+    used = {key: rows for key, rows in used.items() if rows}
     if not used:
         raise ValueError(f"no set can be had; {notes[0]}")
     return used, left_out, notes
@@ -401,3 +403,9 @@ def solvers(run):
     folders = {int(path.parent.name[4:]): path for path in Path(run).glob("iter*/solver")}
     base = config["settings"].get("start_solver") or config["model"]
     return {"base": base} | {f"it {k}": str(folders[k]) for k in sorted(folders)}
+
+
+if __name__ == "__main__":
+    import eval
+
+    eval.main()

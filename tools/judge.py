@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -118,24 +117,15 @@ def verdict(reply):
 
 
 def fingerprint(name):
-    """A hash of a checkpoint's files, for rank 0 to read: it tells other weights of the same name.
-
-    All of every file: few weights may differ, and prompts.json says how the Solver is asked.
-    """
-    folders = [checkpoint.find_checkpoint(name)]
+    """A hash of a checkpoint's files, all of each: few weights may differ. Rank 0 reads them."""
+    folders, found = [checkpoint.find_checkpoint(name)], hashlib.sha256()
     if checkpoint.read_json(name, checkpoint.ADAPTERS):
         folders.append(Path(name))
-    files = [file for folder in folders for file in folder.iterdir() if file.suffix in HASHED]
-    found = []
-    if rank() == 0:
-        with ThreadPoolExecutor() as pool:
-            found.append(sorted(zip([file.name for file in files], pool.map(hash_of, files))))
-    return hashlib.sha256(repr(gather(found)).encode()).hexdigest()[:16]
-
-
-def hash_of(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
+        if rank() == 0 and path.suffix in HASHED:
+            with open(path, "rb") as file:
+                found.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return gather([found.hexdigest()[:16]])[0]
 
 
 def append(path, rows):

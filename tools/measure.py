@@ -16,8 +16,10 @@ def held_out(settings) -> dict[str, list]:
     """The questions that a run is measured on, "hard" and "easy" ones; {} where none are asked."""
     if not settings.questions:
         return {}
-    kinds = "hard", "easy"
-    return {kind: charts(settings.questions, kind=kind, of=settings.split)[0] for kind in kinds}
+    found = {}
+    for kind in ("hard", "easy"):
+        found[kind], _ = charts(settings.questions, kind=kind, of=settings.split)
+    return found
 
 
 def measure(roles, run, iteration: int, questions: dict):
@@ -28,7 +30,7 @@ def measure(roles, run, iteration: int, questions: dict):
     settings, begun, figures = roles.settings, time.perf_counter(), {}
     if questions:
         roles.actor.load_state(roles.weights["solver"])
-        limits = dict(seed=settings.seed, max_new_tokens=settings.answer_tokens)
+        limits = {"seed": settings.seed, "max_new_tokens": settings.answer_tokens}
         limits["progress"] = parallel.shows_progress()
         figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
         figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]

@@ -375,6 +375,16 @@ def test_a_run_from_base_to_last(trained, made, capsys):
     assert "Solvers and base" not in report(trained).read_text()
     (trained / "eval/kept").rename(trained / "eval/results.jsonl")
 
+    # Another call, of one of the sets: its page keeps the others, whose means are no more.
+    evaluation.main([*arguments[:3], "charts", *arguments[5:]])
+    rows = [json.loads(line) for line in (trained / "eval/results.jsonl").read_text().splitlines()]
+    assert [(row["set"], row["model"]) for row in rows] == [
+        (name, label) for name in (sets[1], "charts") for label in labels
+    ]
+    assert all(row["left_out"] == 0 and row["judge"] is None for row in rows)
+    assert "mathvision.jsonl" in (trained / "report.html").read_text()
+    capsys.readouterr()
+
     # The run is copied elsewhere, and two ranks ask what is missing there.
     copy = trained.with_name("copy")
     shutil.copytree(trained, copy)
