@@ -149,7 +149,10 @@ def group_of(recorder: Recorder, learn: Call, number: int) -> SimpleNamespace:
     """A group of a step: its prompt's replies, the terms of their rewards, and its advantages."""
     roles, _, _, replies, terms = learn.arguments
     (advantages,) = recorder.inside(learn, "group_advantages")
-    decode = lambda token: roles.actor.tokenizer.decode([token])
+
+    def decode(token):
+        return roles.actor.tokenizer.decode([token])
+
     paid = [one["reward"] for one in terms[number]]
     return SimpleNamespace(
         number=number + 1,

@@ -4,6 +4,7 @@ flash-attn and CUDA graphs are stand-ins here: what is tested is how they are ca
 """
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
@@ -87,8 +88,9 @@ def test_fixed_shapes_and_seldom_looks(models, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(engine.EVERY, "cpu", 4)
             patch.setattr(Engine, "advance", fixed)
-            whole = lambda self, *_: grow(self, len(self.columns), len(self.index))
-            patch.setattr(Cache, "grow", whole)
+            patch.setattr(
+                Cache, "grow", lambda self, *_: grow(self, len(self.columns), len(self.index))
+            )
             assert_same(replies_of(model), plain)
 
 
@@ -245,7 +247,7 @@ def test_the_last_engine_is_kept(models, monkeypatch):
     cuda = property(lambda self: torch.device("cuda"))
     monkeypatch.setattr(VLM, "device", cuda)
     monkeypatch.setattr(flash, "free_bytes", lambda device: 10**9)
-    make = lambda *work, **more: flash.engine_for(Machine, *work, **more)
+    make = partial(flash.engine_for, Machine)
     first = make(model, None, 40, 300)
     assert (first.slots, first.columns) == (40, 512)
     assert make(model, None, 30, 512) is first and make(model, 7, 90, 100) is first

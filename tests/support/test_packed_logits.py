@@ -34,7 +34,10 @@ def test_chunks_are_the_whole(size, temperature, frozen, monkeypatch):
     targets, upstream = torch.randint(50, (16,)), torch.randn(16)
     hidden = torch.randn(16, 8, requires_grad=True)
     lm_head = torch.randn(50, 8, requires_grad=not frozen)
-    loss_of = lambda logp, at: (logp.square() * upstream[at]).sum()
+
+    def loss_of(logp, at):
+        return (logp.square() * upstream[at]).sum()
+
     logp, entropy, loss = chunked(hidden, lm_head, targets, temperature, loss_of)
     (3 * loss).backward()
     assert not entropy.requires_grad and not logp.requires_grad
