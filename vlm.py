@@ -310,10 +310,10 @@ class VLM:
         older state, whose memory is used again: on a GPU it is pinned, and that takes long."""
         if self.device.type == "cpu" or parallel.world() > 1:
             return {name: w.detach().to("cpu", copy=True) for name, w in self.weights().items()}
-        weights = self.weights()
-        pinned = lambda w: torch.empty(w.shape, dtype=w.dtype, pin_memory=True)
-        into = into or {name: pinned(weight) for name, weight in weights.items()}
-        for name, weight in weights.items():
+        into = into or {}
+        for name, weight in self.weights().items():
+            if name not in into:
+                into[name] = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
             into[name].copy_(weight.detach(), non_blocking=True)
         torch.cuda.synchronize()
         return into

@@ -115,8 +115,9 @@ def as_rollouts(prompts, replies) -> list:
     rollouts = []
     for i, group in enumerate(replies):
         for k, reply in enumerate(group):
-            facts = reply.tokens, reply.full_logps, (-1.0) ** k, reply.finished
-            rollouts.append(grpo.Rollout(prompts[i], *facts, group=i))
+            logps, advantage, finished = reply.full_logps, (-1.0) ** k, reply.finished
+            one = grpo.Rollout(prompts[i], reply.tokens, logps, advantage, finished, group=i)
+            rollouts.append(one)
     return rollouts
 
 

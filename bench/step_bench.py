@@ -127,8 +127,8 @@ def ours(name, folder):
         rollouts = []
         for i, group in enumerate(replies):
             for reply, a in zip(group, advantages[i].tolist()):
-                facts = reply.tokens, reply.full_logps, a, reply.finished
-                rollouts.append(Rollout(asked[i], *facts, group=i))
+                logps, finished = reply.full_logps, reply.finished
+                rollouts.append(Rollout(asked[i], reply.tokens, logps, a, finished, group=i))
         actor.load_state(reference)
         statistics_ = train_step(
             policy,

@@ -171,7 +171,10 @@ def load_network(folder: Path, dtype, attention: str):
     word = max(n for word, n in tokenizer.get_vocab().items() if word != tokenizer.pad_token)
     if word >= rows:
         raise ValueError(f"{folder}: the tokenizer has a token {word}, the embedding {rows} rows")
-    finite = lambda weight: all(end.isfinite() for end in weight.aminmax())
+
+    def finite(weight):
+        return all(end.isfinite() for end in weight.aminmax())
+
     for what, names in (
         # The library would make them up at random.
         (f"are missing (but there are {len(others)} of other names)", report["missing_keys"]),

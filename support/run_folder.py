@@ -381,7 +381,7 @@ class Phase:
         unread: could nothing be read in this reply? terms: of the reward of each reply.
         figures: what train_step returned.
         """
-        of_all, condition, of_some = (part.split() for part in FIGURES[self.role].split("|"))
+        of_all, condition, of_some = (names.split() for names in FIGURES[self.role].split("|"))
         some = [one for one in terms if one[condition[0]]]
         record = {name: mean(one[name] for one in terms) for name in of_all}
         record |= {name: mean(one[name] for one in some) for name in of_some}

@@ -232,11 +232,9 @@ def unusual(settings: Settings) -> str:
 
 def command_line() -> argparse.ArgumentParser:
     """A flag for each setting, and those that are none."""
-    parser = argparse.ArgumentParser(
-        description="MM-Zero: three roles of one vision-language model evolve without data.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    about = "MM-Zero: three roles of one vision-language model evolve without data."
+    unset = argparse.SUPPRESS
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False, argument_default=unset)
     # The comment behind each field is also its help text.
     comments = re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Settings), re.MULTILINE)
     for name, comment in comments:
@@ -252,16 +250,15 @@ def command_line() -> argparse.ArgumentParser:
         parser.add_argument("--" + name.replace("_", "-"), **options)
     about = "GRPO steps per iteration of all three roles at once"
     parser.add_argument("--steps", type=int, metavar="INT", help=about)
-    purposes = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in PRESETS.items())
     about = (
-        "where the other settings come from [tiny for --model tiny, else auto, the largest that "
+        "where the other settings come from [--model tiny: tiny, else auto: the largest that fits]"
     )
-    about += f"fits this machine]: {purposes}"
+    for name, (_, purpose) in PRESETS.items():
+        about += f"; {name}: {purpose}"
     parser.add_argument("--preset", choices=["auto", *PRESETS], help=about)
     about = (
-        "only say what the run would need, and whether it fits this machine [GPUs: those in the "
+        "say what the run would need, and whether it fits [GPUs: the preset's, or this machine's]"
     )
-    about += "preset's name, else of this machine]"
     parser.add_argument("--dry-run", type=int, metavar="GPUS", nargs="?", const=0, help=about)
     return parser
 
@@ -287,15 +284,14 @@ def parse(arguments=None, auto=None) -> tuple[Settings, int | None]:
         given = {f"{role}_steps": steps for role in LENGTHS} | given
     if given.get("explain"):
         given = EXPLAIN | given
-    tiny = given.get("model", "tiny") == "tiny"
     preset = given.pop("preset", "auto")
-    if preset == "auto" and auto and not tiny:
-        settings = auto(given, gpus)
-    elif preset == "auto":
-        settings = replace(TINY if tiny else PAPER, **given)
+    if preset == "auto" and given.get("model", "tiny") == "tiny":
+        preset = "tiny"
+    if preset == "auto":
+        settings = auto(given, gpus) if auto else replace(PAPER, **given)
     else:
         settings = replace(PRESETS[preset][0], **given)
-        if gpus == 0:
-            gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
+    if gpus == 0:
+        gpus = int(re.match(r"\d*", preset)[0] or 0)  # a name may begin with a number
     check(settings)
     return settings, gpus

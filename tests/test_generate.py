@@ -244,7 +244,11 @@ def prefilled(monkeypatch, *arguments, **settings):
     """The batches that generate prefills."""
     batches, hidden = [], VLM.hidden
     with monkeypatch.context() as patch:
-        spy = lambda self, batch, past: batches.append(batch) or hidden(self, batch, past)
+
+        def spy(self, batch, past):
+            batches.append(batch)
+            return hidden(self, batch, past)
+
         patch.setattr(VLM, "hidden", spy)
         generate(*arguments, **settings)
     return batches
@@ -276,7 +280,11 @@ def steps_of(monkeypatch, *arguments, **settings):
     """How many slots each step takes, and the replies."""
     steps, advance = [], Engine.advance
     with monkeypatch.context() as patch:
-        spy = lambda self, m, width: steps.append(m) or advance(self, m, width)
+
+        def spy(self, m, width):
+            steps.append(m)
+            return advance(self, m, width)
+
         patch.setattr(Engine, "advance", spy)
         return steps, flat(generate(*arguments, **settings))
 
@@ -335,9 +343,10 @@ def test_image_tokens_are_never_drawn(model):
 
 
 def test_uniforms():
-    grid = lambda seed: torch.stack(
-        [torch.stack([uniforms(seed, p, c, 50) for c in range(25)]) for p in range(40)]
-    )
+    def grid(seed):
+        rows = [torch.stack([uniforms(seed, p, c, 50) for c in range(25)]) for p in range(40)]
+        return torch.stack(rows)
+
     u = grid(3)  # [prompts, completions, tokens]
     assert len(set(u[..., 0].flatten().tolist())) == 1000
     assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1

@@ -33,8 +33,10 @@ def load(folder, device, lora=False):
     if lora:
         add_lora(vlm, 3, alpha=6.0)
         generator = torch.Generator().manual_seed(1)
-        noise = lambda w: 0.2 * torch.randn(w.shape, generator=generator)
-        vlm.load_state({name: w + noise(w) for name, w in vlm.state().items()})
+        state = {}
+        for name, weight in vlm.state().items():
+            state[name] = weight + 0.2 * torch.randn(weight.shape, generator=generator)
+        vlm.load_state(state)
     # Many tokens end a reply, so that lengths differ.
     vlm.eos_ids = tuple(range(100, 125))
     return vlm

@@ -367,7 +367,10 @@ def test_micro_batches_hold_everything_once_within_the_budget(vlm):
 
 def test_mini_batches_are_whole_groups_of_even_size():
     rollouts = [Rollout(None, [1], [0.0], group=g) for g in range(10) for _ in range(2)]
-    sizes = lambda n: [len(mini) // 2 for mini in mini_batches(rollouts, n)]
+
+    def sizes(n):
+        return [len(mini) // 2 for mini in mini_batches(rollouts, n)]
+
     assert sizes(10) == [10] and sizes(99) == [10] and sizes(5) == [5, 5]
     assert sizes(4) == [4, 3, 3] and sizes(1) == [1] * 10
     assert [r for mini in mini_batches(rollouts, 4) for r in mini] == rollouts

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from helpers_models import make_checkpoint
+from PIL import Image
 
 import mmzero
 import rewards
@@ -74,7 +75,7 @@ def evolve(settings):
     return mmzero.main(flags(settings))
 
 
-def metrics(folder, *without):
+def metrics(folder):
     """metrics.jsonl without the clock."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -89,22 +90,27 @@ def test_two_steps_of_every_phase(run):
     lines = metrics(run.folder)
     steps = [(line["phase"], line["step"]) for line in lines if line["kind"] == "step"]
     assert steps == [(role, step) for role in ("proposer", "coder", "solver") for step in (1, 2)]
-    assert [line["iteration"] for line in lines if line["kind"] == "eval"] == [0, 1]
-    for line in lines:
-        if line["kind"] == "step" and line["updates"]:
-            assert line["logp_gap"] < 1e-3  # what is scored is what was sampled
-            assert 0 < line["grad_norm"] < float("inf")
-    funnel = {line["phase"]: line for line in lines if line["kind"] == "data"}
+
+
+def test_what_is_scored_is_what_was_sampled(run):
+    updated = [line for line in metrics(run.folder) if line.get("updates")]
+    assert len(updated) > 3
+    for line in updated:
+        assert line["logp_gap"] < 1e-3 and 0 < line["grad_norm"] < float("inf")
+
+
+def test_the_funnel_of_a_phases_data_narrows(run):
+    funnel = {line["phase"]: line for line in metrics(run.folder) if line["kind"] == "data"}
     assert funnel["coder"]["asked"] == 24 and funnel["solver"]["asked"] == 48
     for line in funnel.values():
         assert line["asked"] >= line["valid"] >= line["rendered"] >= line["kept"]
-    evaluation = [line for line in lines if line["kind"] == "eval"][-1]
-    assert 0 < evaluation["sampled_low"] < evaluation["sampled"] < evaluation["sampled_high"] < 1
-    assert (
-        0 < evaluation["greedy"] <= 1
-        and 0 < evaluation["valid"] <= 1
-        and 0 < evaluation["render"] <= 1
-    )
+
+
+def test_the_base_and_the_iteration_are_measured(run):
+    base, trained = (line for line in metrics(run.folder) if line["kind"] == "eval")
+    assert (base["iteration"], trained["iteration"]) == (0, 1)
+    assert 0 < trained["sampled_low"] < trained["sampled"] < trained["sampled_high"] < 1
+    assert all(0 < trained[name] <= 1 for name in ("greedy", "valid", "render"))
 
 
 def test_every_role_was_trained_and_loads_in_plain_transformers(run):
@@ -118,34 +124,31 @@ def test_every_role_was_trained_and_loads_in_plain_transformers(run):
         transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_data_of_every_role_is_on_disk(run):
-    rows = {
-        name: [
-            json.loads(line)
-            for line in (run.folder / f"iter1/{name}.jsonl").read_text().splitlines()
-        ]
-        for name in (*mmzero.ROLES, "probe")
-    }
-    assert len(rows["proposer"]) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(
-        rows["proposer"][0]
-    )
-    assert len(rows["probe"]) == 16
-    kept = next(
-        line["kept"]
-        for line in metrics(run.folder)
-        if line["kind"] == "data" and line["phase"] == "solver"
-    )
-    assert len(rows["solver"]) == kept > 0
-    for row in rows["solver"]:
+def rows_of(run, name):
+    return run_folder.read_jsonl(run.folder / f"iter1/{name}.jsonl")
+
+
+def test_the_proposers_replies_and_the_probe_are_on_disk(run):
+    rows = rows_of(run, "proposer")
+    assert len(rows) == 2 * 8 * 4 and {"topic", "reply", "reward", "step"} <= set(rows[0])
+    assert len(rows_of(run, "probe")) == 16
+    assert (run.folder / "report.html").stat().st_size > 5000
+
+
+def test_the_coders_data_says_what_the_filter_kept(run):
+    for row in rows_of(run, "coder"):
+        assert row["kept"] == (0.25 <= row["render_rate"] <= 0.75)
+
+
+def test_the_solvers_labels_are_the_majority_of_what_was_answered_before_it_learnt(run):
+    rows = rows_of(run, "solver")
+    data = [line for line in metrics(run.folder) if line["kind"] == "data"]
+    assert len(rows) == data[-1]["kept"] > 0 and data[-1]["phase"] == "solver"
+    for row in rows:
         assert (run.folder / row["picture"]).is_file()
-        assert (
-            rewards.vote(row["hard_answers"])[0] == row["label"]
-        )  # the label is the majority's, fixed before training
+        assert rewards.vote(row["hard_answers"])[0] == row["label"]
         assert len(row["easy_answers"]) == len(row["hard_answers"]) == SMALL.labels
         assert 0.25 <= row["consistency"] <= 0.75
-    for row in rows["coder"]:
-        assert row["kept"] == (0.25 <= row["render_rate"] <= 0.75)
-    assert (run.folder / "report.html").stat().st_size > 5000
 
 
 save_rows = Run.save_rows
@@ -286,10 +289,8 @@ def test_a_damaged_state_is_named_and_the_phase_begins_again(tmp_path, monkeypat
     first = [line for line in metrics(tmp_path / "run") if line["kind"] == "step"]
     assert len(first) == 1
     state.write_bytes(state.read_bytes()[:5000])
-    run = Run(settings)
-    assert run.place is None and not [
-        line for line in metrics(tmp_path / "run") if line["kind"] == "step"
-    ]
+    assert Run(settings).place is None
+    assert "step" not in [line["kind"] for line in metrics(tmp_path / "run")]
     assert "1-proposer-1.0of1.pt cannot be used" in capsys.readouterr().out
 
 
@@ -347,16 +348,14 @@ def test_a_model_that_can_do_nothing_trains_nothing_and_says_so(tmp_path, capsys
     )
     run = evolve(settings)
     out = capsys.readouterr().out
-    assert out.count("no update: A = 0") == 2  # both steps of P: no valid proposal at all
+    # Both steps of P: no valid proposal at all.
+    assert out.count("no update: A = 0") == 2
     assert out.count("nothing passed the filter") == 2  # C and S
+    load = transformers.Qwen2VLForConditionalGeneration.from_pretrained
+    base = load(settings.model).state_dict()
     for role in mmzero.ROLES:  # and the roles are what they were
-        a = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-            run.folder / "iter1" / role
-        ).state_dict()
-        b = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
-            settings.model
-        ).state_dict()
-        assert all(torch.equal(a[name], b[name]) for name in b)
+        weights = load(run.folder / "iter1" / role).state_dict()
+        assert all(torch.equal(weights[name], base[name]) for name in base)
 
 
 def test_when_nothing_renders_the_proposer_still_learns_to_be_valid_and_the_others_wait(
@@ -435,6 +434,35 @@ def test_choices_that_stand_in_a_question_decide_what_an_answer_means():
     assert (draft.row()["label"], draft.hard_answers[2]) == ("(A) seven", "9")
 
 
+def test_what_is_asked_of_the_role_in_training_is_not_dropped(tmp_path):
+    roles = mmzero.Roles(SMALL, dict.fromkeys(mmzero.ROLES))
+    prompts = [roles.proposer_prompt(roles.topics[0])]
+    for trained in (True, False):
+        (replies,) = roles.speak("proposer", prompts, 6, 1, trained=trained, temperature=0.0)
+        assert len({reply.text for reply in replies}) == 1
+        (replies,) = roles.speak("proposer", prompts, 6, 1, trained=trained)
+        assert len({reply.text for reply in replies}) > 1
+
+
+def test_a_checkpoints_own_placeholders_are_no_answers_and_texts_stay_on_the_draft(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "mine"
+    VLM.load("tiny", device="cpu").save(folder)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    prompts["solver"] += " [the colour you see]"
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    roles = mmzero.Roles(replace(SMALL, model=str(folder)), dict.fromkeys(mmzero.ROLES))
+    texts = [r"\boxed{The colour you see}", r"\boxed{7}"]
+    said = [SimpleNamespace(text=text) for text in texts]
+    monkeypatch.setattr(roles, "speak", lambda role, prompts, n, seed: [said for _ in prompts])
+    proposal = rewards.Proposal("map", "a", "b?", "7", "c?", "8")
+    draft = mmzero.Draft(proposal, "svg", image=Image.new("RGB", (40, 40)))
+    roles.judge([draft], 2, 0)
+    assert draft.judgements == texts + texts
+    assert draft.easy_answers == draft.hard_answers == [None, "7"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -499,10 +527,7 @@ def test_replies_that_cannot_be_read_are_counted_and_kept(tmp_path, capsys):
     assert out.count("100% of the proposer's replies cannot be read") == 1
     assert "phase S will starve" in out and "unread 1.00" in out
     example = (run.folder / "iter0/unread-proposer.txt").read_text()
-    rows = [
-        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
-    ]
-    assert example == rows[0]["reply"]
+    assert example == run_folder.read_jsonl(run.folder / "iter0/probe.jsonl")[0]["reply"]
 
 
 def test_a_solver_without_the_form_is_told_once(tmp_path, monkeypatch, capsys):
@@ -521,9 +546,7 @@ def test_a_checkpoint_brings_its_own_topics(tmp_path):
     (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": ["knots", "maps"]}))
     settings = replace(SMALL, model=str(folder), iterations=0, questions=0, probe=3)
     run = evolve(replace(settings, out=str(tmp_path / "run")))
-    rows = [
-        json.loads(line) for line in (run.folder / "iter0/probe.jsonl").read_text().splitlines()
-    ]
+    rows = run_folder.read_jsonl(run.folder / "iter0/probe.jsonl")
     assert [row["topic"] for row in rows] == ["knots", "maps", "knots"]
     (folder / "prompts.json").write_text(json.dumps(prompts | {"topics": "knots"}))
     with pytest.raises(SystemExit, match="a list of one or more texts"):

@@ -101,8 +101,8 @@ def memory(network, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpoin
         training += 2 * (ends + 2 * sum(p.numel() for p in layer.parameters())) + 6 * ends
     # What layers save for the backward pass. The residual stream has the type of the embedding.
     stream = 2 if sharded or lora else 4
-    sizes = (len(language.layers), width, queries, keys, layer.mlp.down_proj.in_features)
-    training += tokens * saved(*sizes, stream, checkpointing)
+    inner, depth = layer.mlp.down_proj.in_features, len(language.layers)
+    training += tokens * saved(depth, width, queries, keys, inner, stream, checkpointing)
     if not checkpointing:  # autograd then keeps every weight in bf16
         training += 2 * total
     # The loss has the logits of a chunk of tokens, and their log-softmax.
@@ -113,9 +113,9 @@ def memory(network, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpoin
         training += 6 * words * width
         stream = stream if config.model_type == "qwen3_vl" else 2
         inner = max(product.out_features for product in linear(visual.blocks[0].mlp))
-        sizes = (len(visual.blocks), *[visual.patch_embed.embed_dim] * 3, inner)
+        side, depth = visual.patch_embed.embed_dim, len(visual.blocks)
         patches = seen * config.vision_config.spatial_merge_size**2
-        training += patches * saved(*sizes, stream, checkpointing)
+        training += patches * saved(depth, side, side, side, inner, stream, checkpointing)
     return {"held": held, "slot": slot, "training": training}
 
 

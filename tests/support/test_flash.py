@@ -61,7 +61,10 @@ def test_a_step_as_cuda_takes_it(models, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(engine.EVERY, "cpu", 4)
             patch.setattr(Engine, "advance", fixed)
-            whole = lambda self, *_: grow(self, len(self.columns), len(self.slots))
+
+            def whole(self, *_):
+                return grow(self, len(self.columns), len(self.slots))
+
             patch.setattr(Cache, "grow", whole)
             assert_same(replies_of(model), plain)
 

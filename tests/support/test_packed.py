@@ -38,7 +38,10 @@ def visible_tokens(lengths):
     segments = [
         (b, i) for b, each in enumerate(lengths) for i, n in enumerate(each) for _ in range(n)
     ]
-    sees = lambda i, j: j <= i and segments[j] in (segments[i], (segments[i][0], 0))
+
+    def sees(i, j):
+        return j <= i and segments[j] in (segments[i], (segments[i][0], 0))
+
     return torch.tensor([[sees(i, j) for j in range(len(segments))] for i in range(len(segments))])
 
 

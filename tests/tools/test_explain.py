@@ -47,7 +47,10 @@ def cells(html, name):
     """The rows of the tables of a class, as texts."""
     tables = re.findall(rf'(?s)<table class="{name}">(.*?)</table>', html)
     rows = [re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", table)[1:] for table in tables]
-    strip = lambda cell: unescape(re.sub("<[^>]+>", "", cell)).strip()
+
+    def strip(cell):
+        return unescape(re.sub("<[^>]+>", "", cell)).strip()
+
     cell = r"(?s)<t[hd][^>]*>(.*?)</t[hd]>"
     return [[list(map(strip, re.findall(cell, row))) for row in table] for table in rows]
 
