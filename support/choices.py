@@ -197,11 +197,8 @@ def read_choices(value):
         # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
         own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
-    labelled = {
-        str(label).strip(BRACKETS).upper(): str(text)
-        for label, text in value.items()
-        if text is not None
-    }
+    filled = {label: text for label, text in value.items() if text is not None}
+    labelled = {str(label).strip(BRACKETS).upper(): str(text) for label, text in filled.items()}
     if set(labelled) == set(LETTERS[: len(labelled)]):
         labelled = dict(sorted(labelled.items()))
     return [*labelled.values()], [*labelled]
