@@ -209,9 +209,8 @@ def wording(text):
     # 4 x y is 4xy, but 1 1/2 is not 11/2.
     if not re.search(r"(?<![\\a-z])[^\W\d_]{3}", text):
         text = re.sub(r"(?<!\d) | (?!\d)", "", text)
-    else:
-        # Calm (3/5) is calm 3/5
-        text = re.sub("[()]", "", text)
+    # Calm (3/5) is calm 3/5
+    text = re.sub(r" \(([^()]*)\)$", r" \1", text)
     first, space, rest = text.replace("grey", "gray").partition(" ")
     return ORDINALS.get(first, first) + space + rest, ""
 

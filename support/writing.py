@@ -125,7 +125,7 @@ WORDS = [
     (r"(?<![\w/.-])(\d{4})[-/.]0?(\d{1,2})[-/.]0?(\d{1,2})(?![\w/-])", r"\1-\2-\3"),
     (r"(?<![\w:.])0(?=\d:\d\d)|:00(?= [ap]m\b)", ""),
     (SENTENCE, ""),
-    (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})*(?=.)", ""),
+    (rf"^(?:(?:so|thus|therefore),? )?(?:{LEAD})+(?=.)", ""),
     (r" (?:is|are) (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?\.?$", ""),
     (r"^(?:approximately |about |≈|约)(?=\d)", ""),
 ]
