@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
-from eval import markdown
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
+from support.figures import markdown
 from support.packed import LOGITS
 from support.settings import LENGTHS, PAPER, PRESETS, Settings
 
