@@ -190,7 +190,7 @@ def read_jsonl(path):
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
-        line = line.strip("\ufeff \r")  # a byte order mark
+        line = line.strip("\ufeff \t\r")  # a byte order mark
         try:
             row = json.loads(line) if line else None
             flaw = lacks(row if isinstance(row, dict) else ["no object"])
