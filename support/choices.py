@@ -180,21 +180,14 @@ def listed(text):
     return []
 
 
-def is_empty(value):
-    """None, the nan of pandas, or a blank text."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and value != value)
-
-
 def read_choices(value):
     """A column of choices -> (texts, labels or []). ValueError if it cannot be read.
 
     >>> read_choices({"B": "blue", "A": "red"}), read_choices("['red', 'blue']")
     ((['red', 'blue'], ['A', 'B']), (['red', 'blue'], []))
     """
-    value = None if is_empty(value) else unpacked(value)
-    if isinstance(value, str):
+    value = unpacked(value)
+    if isinstance(value, str) and value.strip():
         lines = value.splitlines() if "\n" in value.strip() else re.split("[;|]", value)
         lines = [line.strip() for line in lines if line.strip()]
         value = listed("\n".join(lines)) or lines
@@ -204,19 +197,14 @@ def read_choices(value):
         value = dict(zip(value["label"], value["text"]))
     elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
         value = {choice["label"]: choice["text"] for choice in value}
-    while isinstance(value, list) and value and is_empty(value[-1]):
-        value = value[:-1]
-    if isinstance(value, list) and any(map(is_empty, value)):  # the others keep their letters
-        value = {chr(65 + i): choice for i, choice in enumerate(value)}
-    labels = []
-    if isinstance(value, dict):
-        filled = {label_of(label): text for label, text in value.items() if not is_empty(text)}
-        if set(filled) == {chr(65 + i) for i in range(len(filled))}:
-            filled = dict(sorted(filled.items()))
-        labels, value = [*filled], [*filled.values()]
-    texts = [str(choice) for choice in value or []]
-    own = listed("\n".join(texts))  # ["A. red", "B. blue"]
-    return own if len(own) == len(texts) else texts, labels
+    if not isinstance(value, dict):
+        texts = [str(choice) for choice in value or [] if choice is not None]
+        own = listed("\n".join(texts))  # ["A. red", "B. blue"]
+        return own if len(own) == len(texts) else texts, []
+    labelled = {label_of(label): str(text) for label, text in value.items() if text is not None}
+    if set(labelled) == {chr(65 + i) for i in range(len(labelled))}:
+        labelled = dict(sorted(labelled.items()))
+    return [*labelled.values()], [*labelled]
 
 
 def label_of(value):
@@ -232,19 +220,16 @@ def right_choices(value, choices, labels):
     ('(B) blue', '(B) blue')
     """
     items, found = unpacked(value), set()
-    numbers = [number_of(label) for label in labels if re.fullmatch("[A-Z]", label)]
-    if len(numbers) < len(choices):
-        numbers = [*range(len(choices))]
     for item in items if isinstance(items, list | tuple) else [value]:
         text = str(item).strip()
-        by_text, letter = meant(text, choices, as_text=True), LETTER.fullmatch(text)
-        is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) in numbers
+        by_text = meant(text, choices, as_text=True)
+        is_number = re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(choices)
         counts = isinstance(item, int | float) and bare(text) not in map(bare, choices)
         if label_of(text) in labels:
             found.add(labels.index(label_of(text)))
         elif is_number and (counts or not by_text):
-            found.add(numbers.index(int(float(text))))
-        elif by_text and (text in choices or not letter or number_of(letter[1]) in numbers):
+            found.add(int(float(text)))
+        elif by_text:
             found |= by_text
         else:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
