@@ -172,25 +172,14 @@ def listed(text):
     return []
 
 
-def is_empty(value):
-    """None, the nan of pandas, or a blank text."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def label_of(value):
-    return str(value).strip(BRACKETS).upper()
-
-
 def read_choices(value):
     """A column of choices -> (texts, labels or []). ValueError if it cannot be read.
 
     >>> read_choices({"B": "blue", "A": "red"}), read_choices("['red', 'blue']")
     ((['red', 'blue'], ['A', 'B']), (['red', 'blue'], []))
     """
-    value = None if is_empty(value) else unpacked(value)
-    if isinstance(value, str):
+    value = unpacked(value)
+    if isinstance(value, str) and value.strip():
         lines = value.splitlines() if "\n" in value.strip() else re.split("[;|]", value)
         lines = [line.strip() for line in lines if line.strip()]
         value = listed("\n".join(lines)) or lines
@@ -203,20 +192,16 @@ def read_choices(value):
         value = dict(zip(value["label"], value["text"]))
     elif isinstance(value, list) and any(isinstance(choice, dict) for choice in value):
         value = {choice["label"]: choice["text"] for choice in value}
-    while isinstance(value, list) and value and is_empty(value[-1]):
-        value = value[:-1]
-    if isinstance(value, list) and any(map(is_empty, value)):  # the others keep their letters
-        value = dict(zip(LETTERS, value))
-    labels = []
-    if isinstance(value, dict):
-        filled = {label_of(label): text for label, text in value.items() if not is_empty(text)}
-        if set(filled) == set(LETTERS[: len(filled)]):
-            filled = dict(sorted(filled.items()))
-        labels, value = [*filled], [*filled.values()]
-    texts = [str(choice) for choice in value or []]
-    # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
-    own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
-    return own if len(own) == len(texts) else texts, labels
+    if not isinstance(value, dict):
+        texts = [str(choice) for choice in value or [] if choice is not None]
+        # ["A. red", "B. blue"], but not ["ring (A) turns", "ring (B) turns"]
+        own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
+        return own if len(own) == len(texts) else texts, []
+    filled = {label: text for label, text in value.items() if text is not None}
+    labelled = {str(label).strip(BRACKETS).upper(): str(text) for label, text in filled.items()}
+    if set(labelled) == set(LETTERS[: len(labelled)]):
+        labelled = dict(sorted(labelled.items()))
+    return [*labelled.values()], [*labelled]
 
 
 def right_choices(value, choices, labels, letters=False):
@@ -232,23 +217,17 @@ def right_choices(value, choices, labels, letters=False):
     # "[1, 2]" may be one choice.
     if not isinstance(items, list | tuple) or bare(str(value)) in texts:
         items = [value]
-    # The letters of the choices. Where one was left empty, those behind it keep theirs.
-    known = [label for label in labels if label in LETTERS]
-    if len(known) < len(texts):
-        known = [*LETTERS[: len(texts)]]
     for item in items:
-        text, label = str(item).strip(), label_of(item)
+        text = str(item).strip()
         numbers = meant(text, choices)
-        place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(LETTERS)
+        place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(texts)
         counts = isinstance(item, int | float) and text not in choices
-        if label in labels:
-            numbers = {labels.index(label)}
-        elif LETTERS[place : place + 1] in known and (counts or not numbers):
-            numbers = {known.index(LETTERS[place])}
+        if text.strip(BRACKETS).upper() in labels:
+            numbers = {labels.index(text.strip(BRACKETS).upper())}
+        elif place < len(texts) and (counts or not numbers):
+            numbers = {place}
         elif bare(text) in texts and not letters:
             numbers = {texts.index(bare(text))}
-        elif len(label) == 1 and label in LETTERS and label not in known:
-            numbers = frozenset()
         if not numbers:
             raise ValueError(f"the answer {text} is none of the choices {', '.join(choices)}")
         found |= numbers

@@ -22,6 +22,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from string import ascii_uppercase
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -32,7 +33,6 @@ from support.answers import answers_match, canonical
 from support.choices import (
     LONGEST,
     bare,
-    is_empty,
     listed,
     meant,
     read_choices,
@@ -190,7 +190,7 @@ def read_jsonl(path):
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
-        line = line.strip("\ufeff \r")  # a byte order mark
+        line = line.strip("\ufeff \t\r")  # a byte order mark
         try:
             row = json.loads(line) if line else None
             flaw = lacks(row if isinstance(row, dict) else ["no object"])
@@ -249,7 +249,13 @@ def read(row, name, folder, decode):
     text, answer = str(cell(row, "question") or ""), cell(row, "answer")
     if not text.strip() or not leaves(unpacked(answer)):
         raise ValueError("the question or the answer is empty")
-    choices, labels = read_choices(cell(row, "choices") or lettered(row))
+    choices, labels = read_choices(without_gaps(cell(row, "choices")) or lettered(row))
+    letters = "".join(label for label in labels if re.fullmatch("[A-Z]", label))
+    if not ascii_uppercase.startswith(letters):  # a gap: a key counts what is left out, too
+        if re.fullmatch(r"\d+(\.0)?", str(answer)):
+            answer = chr(65 + int(float(answer)))
+        if re.fullmatch("[A-Z]", str(answer)) and answer not in labels:
+            raise ValueError(f"the answer {answer} is none of the choices {', '.join(choices)}")
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
@@ -274,6 +280,31 @@ def read(row, name, folder, decode):
     decimals = None if is_empty(decimals) else int(decimals)
     asked = digest(text, found, folder)
     return Question(text, pictures, answers, tuple(choices), tolerance, decimals, asked)
+
+
+def is_empty(value):
+    """None, the nan of pandas, or a blank text."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def without_gaps(value):
+    """A column of choices without what is empty. Behind a gap in a list they keep their letters."""
+    value, filled = without_nan(unpacked(value)), []
+    if isinstance(value, list):
+        filled = [i for i, choice in enumerate(value) if choice is not None]
+    if filled != [*range(len(filled))]:
+        value = {chr(65 + i): value[i] for i in filled}
+    return value
+
+
+def without_nan(value):
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if is_empty(value) else value
 
 
 def lettered(row):

@@ -529,6 +529,17 @@ CASES += [
         "wrong": ["A", "nan"],
         "text": "Which?\n(A) red\n(B) blue",
     },
+    # Behind a gap the others keep their letters.
+    *[
+        {
+            "row": {"choices": ["red", float("nan"), "blue", "green"], "answer": key},
+            "right": ["B", "blue"],
+            "wrong": ["A", "C", "green"],
+            "text": "Which?\n(A) red\n(B) blue\n(C) green",
+        }
+        for key in ("C", 2, "blue")
+    ],
+    {"row": {"choices": ["red", None, "blue", "green"], "answer": 1}, "error": "no such choice"},
     # A key that is a dict, also as text, and with lists inside.
     {"row": {"answer": {"value": "7", "alias": None}}, "right": ["7"], "wrong": ["None", "value"]},
     {"row": {"answer": '{"a": "7", "b": ["seven"]}'}, "right": ["7", "Seven"], "wrong": ["a"]},
@@ -593,6 +604,24 @@ def test_rows_as_data_sets_write_them(case):
     assert [a for a in case["wrong"] if benchmarks.right(a, question)] == []
     assert case.get("asked", "") in question.text
     assert case.get("text", question.text) == question.text
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["red", "blue", NAN, None, " "],
+        ["A. red", "B. blue", NAN],
+        {"A": "red", "B": "blue", "C": NAN, "D": ""},
+        '{"A": "red", "B": "blue", "C": NaN}',
+        {"text": ["red", "blue", NAN], "label": ["A", "B", "C"]},
+        [{"label": label, "text": text} for label, text in zip("ABC", ("red", "blue", NAN))],
+    ],
+)
+def test_what_is_nan_is_no_choice(choices):
+    assert question_of({"choices": choices, "answer": "B"}).text == "Which?\n(A) red\n(B) blue"
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "error" in case])
