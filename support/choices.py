@@ -45,8 +45,10 @@ def truth(text):
     >>> truth("No, it is not"), truth("No answer"), truth("Yes, no")
     (False, None, None)
     """
-    said = re.match(SAID, bare(text))
-    value, more = [TRUTH.get(word.casefold()) for word in said.groups()] if said else (None, None)
+    said = re.match(SAID, bare(text).casefold())
+    if said is None:
+        return None
+    value, more = TRUTH.get(said[1]), TRUTH.get(said[2])
     return value if more in (None, value) else None
 
 
@@ -56,10 +58,12 @@ def agree(text, choice):
     >>> agree("2/7", "2:7"), agree("0.4444", "4/9"), agree("0.45", "4/9")
     (True, True, False)
     """
-    text, fraction = bare(text), re.sub(r"^(\d+):(\d+)$", r"\1/\2", choice)
+    text = bare(text)
     if text.casefold() == choice.casefold() or answers_match(text, choice):
         return True
-    decimals, exact = re.fullmatch(r"-?\d*\.(\d{3,})", text), canonical(fraction)
+    fraction = re.sub(r"^(\d+):(\d+)$", r"\1/\2", choice)
+    exact = canonical(fraction)
+    decimals = re.fullmatch(r"-?\d*\.(\d{3,})", text)
     if decimals and exact and isinstance(exact[0], Fraction):
         return abs(Fraction(text) - exact[0]) < Fraction(1, 10 ** len(decimals[1]))
     says = truth(choice)
@@ -72,17 +76,17 @@ def one(text, texts):
     if text in texts and (first is None or first["words"]):
         return texts.index(text)
     for found in filter(None, (first, last)):
-        number = LETTERS.index(found["letter"].upper())
-        choice = texts[number] if number < len(texts) else None
-        if choice is not None and (not found["words"] or agree(found["words"], choice)):
-            return texts.index(choice)  # the first of those that are equal
+        number, words = LETTERS.index(found["letter"].upper()), found["words"]
+        if number >= len(texts):
+            continue
+        if not words or agree(words, texts[number]):
+            return texts.index(texts[number])  # the first of those that are equal
         # "B. It is the blue one" is B; "(B) 70 g" where 70 g is C is nothing, nor is "(B) or (C)".
-        if choice is not None and found is first and first["mark"]:
-            words = first["words"]
-            rest = words.casefold().replace(choice.casefold(), "")
-            names = [rf"(?<!\w){re.escape(other.casefold())}(?!\w)" for other in texts if other]
-            clash = re.search(OTHER, words) or any(re.search(name, rest) for name in names)
-            return None if clash or any(agree(words, other) for other in texts) else number
+        if found is first and found["mark"]:
+            others = [other for other in texts if other not in ("", texts[number])]
+            names = [OTHER, *(rf"(?i)(?<!\w){re.escape(other)}(?!\w)" for other in others)]
+            clash = any(re.search(name, words) for name in names)
+            return None if clash or any(agree(words, other) for other in others) else number
     fits = {texts.index(choice) for choice in texts if agree(text, choice)}
     return fits.pop() if len(fits) == 1 else None
 
@@ -101,8 +105,7 @@ def meant(text, choices):
         if numbers and None not in numbers:
             return frozenset(numbers)
     # Letters alone: "A C", "(A)(C)", "AC".
-    words = re.findall(r"\w+", re.sub(r"(?i)\b(?:and|both|only)\b", " ", whole))
-    letters = [word.upper() for word in (words[0] if len(words) == 1 else words)]
+    letters = re.sub(r"(?i)\b(?:and|both|only)\b|\W", "", whole).upper()
     if len(set(letters)) == len(letters) and set(letters) <= set(LETTERS[: len(texts)]):
         return frozenset(map(LETTERS.index, letters))
     return frozenset()
@@ -213,10 +216,12 @@ def right_choices(value, choices, labels, letters=False):
     >>> right_choices(1, ["red", "blue"], []), right_choices("A", ["B", "A"], [])
     ('(B) blue', '(B) A')
     """
-    items, texts, found = unpacked(value), [bare(choice) for choice in choices], set()
+    texts = [bare(choice) for choice in choices]
+    items = unpacked(value)
     # "[1, 2]" may be one choice.
     if not isinstance(items, list | tuple) or bare(str(value)) in texts:
         items = [value]
+    found = set()
     for item in items:
         text = str(item).strip()
         numbers = meant(text, choices)

@@ -11,7 +11,7 @@ INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202c\ufeff"
 CHARACTERS = str.maketrans(
     "−–—‐‑―⁻⋅∙•º˚“”„«»‘’`´。、÷∶", '-------···°°"""""\'\'\'\'.,/:', INVISIBLE
 )
-GREEK = {name[:-1]: char for name, char in html5.items() if "α" <= char <= "ω" and name[-1] == ";"}
+GREEK = {name[:-1]: char for name, char in html5.items() if "α" <= char <= "ω"}
 # LaTeX commands that HTML knows under another name, or not at all.
 COMMAND_SYMBOLS = """cdot=· div=/ neq=≠ infty=∞ to=→ triangle=△ circ=° degree=° textdegree=°
 pounds=£ celsius=°C ldots=... dots=... left= right= displaystyle= textstyle= bf= it= rm="""
