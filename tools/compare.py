@@ -24,7 +24,7 @@ from generate import generate
 from prompts import fill
 from support.answers import extract_answer, vote
 from support.parallel import gather, rank, rank_slice, world
-from support.run_folder import read_jsonl
+from support.run_folder import hold, read_jsonl
 from tools import benchmarks, judge, report
 from tools.judge import append, fingerprint
 from vlm import VLM
@@ -329,6 +329,7 @@ def results_of(found, options, accepted):
 
 def scores(options):
     """Ask what was not asked yet, score all -> the tables. `options.out` keeps them."""
+    hold(Path(options.out))
     if options.judge:
         judge.find(options.judge)  # before anything is asked
     if options.run:

@@ -7,7 +7,6 @@ Parameters are counted on the network itself, built from its config on the meta 
 formula: read `memory`. tests/tools/test_plan.py holds it against what real steps allocate.
 """
 
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ import torch
 import transformers
 
 from prompts import PROMPTS
-from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
+from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint, picture_settings
 from support.packed import LOGITS
 from support.settings import PAPER, PRESETS, Settings, check
 
@@ -227,13 +226,13 @@ def plan(settings: Settings, gpus=0) -> str | None:
     """Print the plan of a run on so many GPUs (0: those of this machine). -> None if it fits here,
     else one line that says why not."""
     check(settings)
-    shape = measure(read_config(settings.model))
-    cards = cards_here()
-    count = len(cards)
+    config, cards = read_config(settings.model), cards_here()
+    shape, count = measure(config), len(cards)
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    file = (TINY if settings.model == "tiny" else Path(settings.model)) / "preprocessor_config.json"
-    limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
-    pixels = settings.max_pixels or limit or 16384 * shape.pixels  # the hub's limit
+    folder = TINY if settings.model == "tiny" else Path(settings.model)
+    pixels = settings.max_pixels or 16384 * shape.pixels  # the hub's limit
+    if not settings.max_pixels and (folder / "config.json").exists():
+        pixels = picture_settings(folder, config.vision_config)["max_pixels"]
 
     # On the CPU, where there is no GPU and all fits into memory.
     needed = needs(settings, shape, 1, pixels, half=4)
