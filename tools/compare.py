@@ -29,7 +29,7 @@ from support.answers import extract_answer, vote
 from support.choices import meant
 from support.figures import figures, gains, interval, mean, overview, shares
 from support.parallel import gather, rank, rank_slice, world
-from support.run_folder import read_jsonl
+from support.run_folder import hold, read_jsonl
 from tools import benchmarks, judge, report
 from tools.judge import append, fingerprint, replace
 from vlm import VLM
@@ -322,6 +322,7 @@ def results_of(found, options, accepted):
 
 def scores(options):
     """Ask what was not asked yet, score all -> the tables. `options.out` keeps them."""
+    hold(Path(options.out))
     if options.judge:
         judge.find(options.judge)  # before anything is asked
     if options.run:

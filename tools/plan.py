@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from prompts import PROMPTS
-from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint
+from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint, picture_settings
 from support.figures import markdown
 from support.packed import LOGITS
 from support.settings import LENGTHS, PAPER, PRESETS, Settings
@@ -134,9 +134,10 @@ def needs(settings: Settings, network, gpus: int) -> dict:
     vision = network.config.vision_config
     pixels = (vision.patch_size * vision.spatial_merge_size) ** 2  # of a token
     folder = TINY if settings.model == "tiny" else Path(settings.model)
-    file = folder / "preprocessor_config.json"
-    limit = json.loads(file.read_text()).get("max_pixels") if file.exists() else None
-    picture = (settings.max_pixels or limit or 16384 * pixels) // pixels  # the hub's limit
+    limit = settings.max_pixels or 16384 * pixels  # the hub's
+    if not settings.max_pixels and (folder / "config.json").exists():
+        limit = picture_settings(folder, vision)["max_pixels"]
+    picture = limit // pixels
     length = settings.proposal_tokens + max(
         len(PROMPTS["proposer"]) // 3,
         max(map(len, PROMPTS["coder"].values())) // 3 + settings.code_tokens,
