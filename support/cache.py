@@ -85,7 +85,7 @@ def attend(q, keys, values, mask, scaling) -> Tensor:
     mask [m, 1, 1, W] -> [m, K * G * H]
 
     The G query heads of a key/value head take the place of G queries. So no key is copied G times,
-    and on CUDA a fast kernel serves: few of them know grouped heads, and none of these a mask.
+    and every card has a fast kernel for it; for grouped heads and a mask most have none.
     """
     m, heads, _, size = keys.shape
     width = mask.shape[-1]
