@@ -22,7 +22,6 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from string import ascii_uppercase
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -249,13 +248,7 @@ def read(row, name, folder, decode):
     text, answer = str(cell(row, "question") or ""), cell(row, "answer")
     if not text.strip() or not leaves(unpacked(answer)):
         raise ValueError("the question or the answer is empty")
-    choices, labels = read_choices(without_gaps(cell(row, "choices")) or lettered(row))
-    letters = "".join(label for label in labels if re.fullmatch("[A-Z]", label))
-    if not ascii_uppercase.startswith(letters):  # a gap: a key counts what is left out, too
-        if re.fullmatch(r"\d+(\.0)?", str(answer)):
-            answer = chr(65 + int(float(answer)))
-        if re.fullmatch("[A-Z]", str(answer)) and answer not in labels:
-            raise ValueError(f"the answer {answer} is none of the choices {', '.join(choices)}")
+    choices, labels = read_choices(without_nan(unpacked(cell(row, "choices"))) or lettered(row))
     written = listed(text)
     if len(choices) != len(written):
         text += "".join(f"\n({chr(65 + i)}) {choice}" for i, choice in enumerate(choices))
@@ -289,20 +282,15 @@ def is_empty(value):
     return value is None or (isinstance(value, float) and value != value)
 
 
-def without_gaps(value):
-    """A column of choices without what is empty. Behind a gap in a list they keep their letters."""
-    value, filled = without_nan(unpacked(value)), []
-    if isinstance(value, list):
-        filled = [i for i, choice in enumerate(value) if choice is not None]
-    if filled != [*range(len(filled))]:
-        value = {chr(65 + i): value[i] for i in filled}
-    return value
-
-
 def without_nan(value):
+    """A column of choices, None for those that are empty. ValueError: one in the middle is."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
+        while value and is_empty(value[-1]):
+            value = value[:-1]
+        if any(map(is_empty, value)):  # is what follows a B or a C?
+            raise ValueError("an empty choice stands before another")
         return [without_nan(item) for item in value]
     return None if is_empty(value) else value
 

@@ -16,10 +16,8 @@ def held_out(settings) -> dict[str, list]:
     """The questions that a run is measured on, "hard" and "easy" ones; {} where none are asked."""
     if not settings.questions:
         return {}
-    found = {}
-    for kind in ("hard", "easy"):
-        found[kind], _ = charts(settings.questions, kind=kind, of=settings.split)
-    return found
+    kinds = ("hard", "easy")
+    return {kind: charts(settings.questions, kind=kind, of=settings.split)[0] for kind in kinds}
 
 
 def measure(roles, run, iteration: int, questions: dict):
