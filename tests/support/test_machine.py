@@ -1,20 +1,31 @@
-"""Threads: chosen by a probe, kept, overridden; and a line when the cores are used by others."""
+"""Threads: chosen by a probe, kept, overridden; and a line when the cores are used by others. What
+a machine may lack or do: affinity, dashes, room on its disk; Ctrl-C; a second process."""
 
+import errno
+import fcntl
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+import eval
+import mmzero
+from render import Renderer
 from support import machine
-from support.run_folder import Phase, Run
+from support.run_folder import Phase, Run, hold
 from support.settings import TINY
+
+ROOT = Path(machine.__file__).parent.parent
 
 
 class Machine:
@@ -120,3 +131,159 @@ def test_slow_steps_are_named_once(tmp_path, capsys):
             phase.look_at_the_clock(seconds)
     assert len(said) == 1 and said[0].startswith("a step took 7 s, 3 times as long")
     assert "--threads 1" in said[0]
+
+
+@pytest.mark.parametrize(
+    "own, files, expected",
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/job\n", {"cpu.max": "400000 100000", "job/cpu.max": "150000 100000"}, 2),
+        ("0::/job/step\n", {"job/cpu.max": "300000 100000", "job/step/cpu.max": "max 100000"}, 3),
+        ("0::/job\n", {"job/cpu.max": "max 100000"}, 8),
+        ("0::/job\n", {"job/cpu.max": "6400000 100000"}, 8),
+        ("0::/../..\n", {}, 8),
+        (
+            "4:cpu,cpuacct:/job\n0::/\n",
+            {"cpu/job/cpu.cfs_quota_us": "300000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/job\n",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            8,
+        ),
+        (None, {}, 8),
+    ],
+)
+def test_cores_are_those_of_affinity_and_of_the_cgroups_share(
+    own, files, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    if own:
+        (tmp_path / "own").write_text(own)
+    where = tmp_path / "cgroup", tmp_path / "own"
+    assert machine.cores(*where) == expected
+    # macOS knows neither.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine.cores(own=tmp_path / "nothing") == 64
+
+
+def test_helpers_and_threads_are_as_many_as_those_cores(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    with Renderer() as renderer:
+        assert renderer.workers == 3
+    roles = mmzero.Roles(replace(TINY, workers=0), dict.fromkeys(mmzero.ROLES))
+    roles.renderer.close()
+    assert roles.renderer.workers == 3
+    asked = []
+    monkeypatch.setattr(
+        machine, "choose_threads", lambda work, cores, _: asked.append(cores) or (1, "one")
+    )
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machine.set_threads(a_run(None)[0], work=None)
+    assert asked == [3]
+
+
+def start(*command, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_what_is_called_by_itself_has_no_more_threads_than_cores():
+    code = "from support import machine; machine.cores = lambda: 1; import torch, vlm; "
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "-c", code + "print(torch.get_num_threads())"]
+    assert subprocess.run(command, capture_output=True, env=environment).stdout == b"1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("program", ["mmzero.py", "eval.py"])
+def test_ctrl_c_while_it_imports_is_no_traceback(program):
+    """Sent as soon as it has begun to load what takes seconds."""
+    process = start(program, "--help")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch_cpu" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, words = process.communicate(timeout=60)
+    assert process.returncode and words == "stopped\n" and not said
+
+
+def test_a_terminal_that_knows_no_dash_stops_nothing(tmp_path):
+    flags = "--iterations 0 --questions 0 --probe 0 --threads 1 --workers 1 --out".split()
+    process = start("mmzero.py", *flags, tmp_path / "run", PYTHONIOENCODING="ascii")
+    said, words = process.communicate(timeout=120)
+    assert process.returncode == 0, words
+    assert "| base |         ? (???) |" in said and "report: " in said
+
+
+def test_a_disk_that_is_full_is_one_line_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("before")
+    for name in ("file", "folder"):
+        with pytest.raises(
+            OSError, match=f"{name} could not be written .No space left.*: make room"
+        ):
+            with machine.replacing(tmp_path / name) as new:
+                if name == "folder":
+                    new.mkdir()
+                    new = new / "inside"
+                new.write_text("half of i")
+                raise SafetensorError("No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+    # What a kill has left is replaced.
+    (tmp_path / ".file.new").mkdir()
+    with machine.replacing(tmp_path / "file") as new:
+        new.write_text("after")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "after"
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from support.run_folder import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
+    holder = start("-c", HOLDS, tmp_path / "run")
+    assert holder.stdout.readline() == "held\n"
+    second = ["--iterations", "0", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="mmzero.py: another process writes into .*run: wait"):
+        mmzero.main(second)
+    with pytest.raises(SystemExit, match="eval.py: another process writes into .*run: wait"):
+        eval.main(["--rescore", "--out", str(tmp_path / "run")])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    # A kill leaves no lock behind; and a process may take its own folder again.
+    holder.kill()
+    holder.communicate()
+    hold(tmp_path / "run")
+    hold(tmp_path / "run")
+    assert start("-c", HOLDS, tmp_path / "run").communicate(timeout=60)[1].count("another process")
+
+
+def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    hold(tmp_path)
+    assert "cannot be locked (No locks available)" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from PIL import Image
 
 import eval
 import grpo
+import mmzero
 from generate import generate
 from support import parallel
 from support.lora import add_lora
@@ -249,6 +250,31 @@ def test_lists_are_shared_out_whole_and_in_order(monkeypatch):
             # The same number of passes everywhere.
             assert len(set(map(len, dealt))) == 1
             assert sorted(b for each in dealt for b, weight in each if weight) == items
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+        {"PMI_RANK": "0", "PMI_SIZE": "2"},
+    ],
+)
+def test_processes_that_torchrun_did_not_start_are_refused(variables, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in parallel.SIZES:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    for main in (mmzero.main, eval.main):
+        with pytest.raises(SystemExit, match="is [28], .* torchrun --nproc-per-node"):
+            main([])
+    # One task of a cluster is one process.
+    os.environ.update(dict.fromkeys(variables, "1"))
+    parallel.start()
+    assert parallel.world() == 1
 
 
 SMALL = (
