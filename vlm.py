@@ -188,9 +188,7 @@ class VLM:
         image_token = self.config.image_token_id
         once = self.chat.tokens(parts, system)
         if once.count(image_token) != len(pictures):
-            raise ValueError(
-                f"{self.base}: its template does not give each picture its image token"
-            )
+            raise ValueError(f"{self.base}: template does not give each picture its image token")
         # The template has a picture's image token once. It stands for all of its merged patches.
         sizes = iter([len(picture.pixels) // self.merge**2 for picture in pictures])
         tokens = []

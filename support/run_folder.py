@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from support import parallel
-from support.machine import replacing
+from support.machine import reason, replacing
 from support.settings import unusual
 
 ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration trains them
@@ -143,8 +143,8 @@ class Run:
                 self.facts["threads"] = old.get("threads")
             self.note(torch=torch.__version__)
         except OSError as error:
-            reason = f"--out {self.folder} cannot be written ({error.strerror})"
-            raise ValueError(f"{reason}: give a folder of yours") from error
+            what = f"--out {self.folder} cannot be written ({error.strerror or reason(error)})"
+            raise ValueError(f"{what}: give a folder of yours") from error
 
         self.warned = False  # that something else uses the cores
         # (iteration, stage) that is done: (0, "") nothing yet, (0, "eval") the base is measured.

@@ -366,7 +366,7 @@ ODD = {
     ),
     "a template without pictures": (
         lambda f: (f / "chat_template.jinja").write_text("{{ messages[0].content }}"),
-        "its template does not give each picture its image token",
+        "template does not give each picture its image token",
     ),
     "a template that is a text": (
         lambda f: (
