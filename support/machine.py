@@ -29,7 +29,8 @@ if program.resolve().is_relative_to(Path(__file__).resolve().parent.parent):
     # Ctrl-C in the seconds of imports is no failure to look into.
     sys.excepthook = say_stopped
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal may know no dash
+        if hasattr(stream, "reconfigure"):  # that of a notebook has not
+            stream.reconfigure(errors="replace")  # a terminal may know no dash
 
 
 def reason(error) -> str:

@@ -136,7 +136,7 @@ class Run:
         self.facts = {"model": settings.model, "settings": config, "threads": None}
         try:
             hold(self.folder)
-            (self.folder / "resume").mkdir(exist_ok=True)
+            (self.folder / "resume").mkdir(parents=True, exist_ok=True)
             if (self.folder / "config.json").exists():
                 old = json.loads((self.folder / "config.json").read_text())
                 self._refuse_another(old["settings"], config)

@@ -286,7 +286,7 @@ def attention_of(vlm):
 def test_ordinary_batches_are_what_they_were_after_a_step(models, family):
     """Packed attention does not stay in: generation has what the network was loaded with."""
     actor, policy = copy.deepcopy(models[family]), copy.deepcopy(models[family])
-    actor.model.set_attn_implementation("eager")
+    actor.model.model.language_model.config._attn_implementation = "eager"
     rollouts = make_rollouts(policy)
     batch = for_the_library(padded(actor, [r.prompt for r in rollouts[::3]]))
     before = actor.model(**batch).logits[batch["attention_mask"].bool()]
