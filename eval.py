@@ -20,7 +20,7 @@ from support import machine  # noqa: F401  # isort: skip
 import time
 
 from generate import generate
-from prompts import fill
+from prompts import fill, placeholders
 from render import Renderer
 from support import parallel
 from support.answers import answers_match, extract_answer, vote
@@ -63,15 +63,16 @@ def evaluate(vlm, questions, n=8, seed=0, max_new_tokens=512, progress=False):
     greedy = generate(vlm, prompts, n=1, temperature=0.0, numbers=numbers, **limits)
 
     # A share in [0, 1] for each question.
+    shown = placeholders(vlm.prompts)
     unread, hits = 0, {"sampled": [], "majority": [], "greedy": []}
     for replies, (best,), (_, _, truth) in zip(gather(sampled), gather(greedy), questions):
         # None, an answer that cannot be read, is wrong.
-        answers = [extract_answer(reply.text) for reply in replies]
+        answers = [extract_answer(reply.text, shown) for reply in replies]
         winner, _ = vote(answers)
         right = [answers_match(answer, truth) for answer in answers]
         hits["sampled"].append(sum(right) / n)
         hits["majority"].append(float(answers_match(winner, truth)))
-        hits["greedy"].append(float(answers_match(extract_answer(best.text), truth)))
+        hits["greedy"].append(float(answers_match(extract_answer(best.text, shown), truth)))
         unread += answers.count(None)
     result = figures(hits, seed)
     result["n"], result["unread"] = n, unread / (n * len(questions))

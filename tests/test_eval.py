@@ -64,6 +64,14 @@ def test_evaluate_counts_by_hand(monkeypatch):
     assert all(c.get("top_p", 1.0) == 1.0 and c.get("top_k", 0) == 0 for c in calls)
 
 
+def test_what_a_checkpoints_own_prompt_shows_is_no_answer(monkeypatch):
+    vlm, shown = Echo(), "the colour you see"
+    vlm.prompts = {"solver": f"{{question}} [{shown}]"}
+    replies(monkeypatch, [[shown, "red"]], [shown])
+    result = evaluation.evaluate(vlm, [(PICTURE, "Which?", shown)], n=2)
+    assert (result["unread"], result["sampled"], result["greedy"]) == (0.5, 0.0, 0.0)
+
+
 def test_evaluate_refuses_nothing():
     with pytest.raises(ValueError, match="questions"):
         evaluation.evaluate(Echo(), [])

@@ -29,7 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from generate import generate
-from prompts import fill
+from prompts import fill, placeholders
 from support.answers import answers_match, extract_answer, tally, vote
 from support.checkpoint import check_family, find_checkpoint
 from support.figures import markdown, wilson
@@ -99,7 +99,8 @@ def blind_answers(vlm, rows, n=10, seed=0, max_new_tokens=512):
     options = dict(n=n, max_new_tokens=max_new_tokens, top_k=40, seed=seed)
     numbers = rank_slice(range(len(prompts)))
     replies = gather(generate(vlm, rank_slice(prompts), **options, numbers=numbers))
-    return [[extract_answer(reply.text) for reply in group] for group in replies]
+    shown = placeholders(vlm.prompts)
+    return [[extract_answer(reply.text, shown) for reply in group] for group in replies]
 
 
 def audit(rows, blind=None):
