@@ -136,6 +136,10 @@ def chosen(answers, question):
     return [written_out(said, choices) if len(said) == 1 else answer for answer, said in found]
 
 
+def label_of(value):
+    return str(value).strip(BRACKETS).upper()
+
+
 def unpacked(value):
     """A list or a dict that was written as text: JSON, Python, or numpy ("['a' 'b']")."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
@@ -201,7 +205,7 @@ def read_choices(value):
         own = listed("\n".join(texts)) if texts and re.match(LABEL, texts[0]) else []
         return own if len(own) == len(texts) else texts, []
     filled = {label: text for label, text in value.items() if text is not None}
-    labelled = {str(label).strip(BRACKETS).upper(): str(text) for label, text in filled.items()}
+    labelled = {label_of(label): str(text) for label, text in filled.items()}
     if set(labelled) == set(LETTERS[: len(labelled)]):
         labelled = dict(sorted(labelled.items()))
     return [*labelled.values()], [*labelled]
@@ -227,8 +231,8 @@ def right_choices(value, choices, labels, letters=False):
         numbers = meant(text, choices)
         place = int(float(text)) if re.fullmatch(r"\d+(\.0)?", text) else len(texts)
         counts = isinstance(item, int | float) and text not in choices
-        if text.strip(BRACKETS).upper() in labels:
-            numbers = {labels.index(text.strip(BRACKETS).upper())}
+        if label_of(text) in labels:
+            numbers = {labels.index(label_of(text))}
         elif place < len(texts) and (counts or not numbers):
             numbers = {place}
         elif bare(text) in texts and not letters:
