@@ -41,8 +41,8 @@ def reason(error) -> str:
 @contextlib.contextmanager
 def replacing(path: Path):
     """Yields a name to write to, a file's or a folder's, which gets the name `path` when all is
-    written: whoever reads sees what was there before or the new, all of it. OSError, one line, if
-    it cannot be written; then nothing of it is left."""
+    written: nobody reads half of it. A folder that was there is gone for a moment in between.
+    OSError, one line, if it cannot be written; then nothing of it is left."""
     new = path.with_name(f".{path.name}.new")
     remove(new)  # left by a process that was killed
     try:

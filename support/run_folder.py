@@ -437,7 +437,7 @@ def read_state(path: Path) -> dict | None:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         # A damaged file may raise anything.
-        problem = str(error).strip().split("\n")[0] or type(error).__name__
+        problem = reason(error)
     problems = [found for found in parallel.gather([problem]) if found]
     if problems:
         print(f"{path} cannot be used ({problems[0]}): the phase begins again")

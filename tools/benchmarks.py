@@ -40,6 +40,7 @@ from support.choices import (
     truth,
     unpacked,
 )
+from support.machine import reason
 
 NAMES = ["MMSI", "mathverse", "mathvision", "mathvista", "mm-vet", "mmmu_pro_4_options"]
 NAMES += ["mmmu_pro_10options", "mmmu-pro-vision", "visnumbench", "hallusionbench"]
@@ -139,9 +140,8 @@ def load(bench, limit):
     except ImportError:
         raise ValueError(f"--bench {bench} needs: pip install datasets") from None
     except Exception as error:  # no network, no such set, no such split: many classes
-        reason = str(error).strip().split("\n")[0]
         where = "" if path.exists() else "; nor is it a folder here"
-        raise ValueError(f"{bench} cannot be loaded: {reason}{where}") from error
+        raise ValueError(f"{bench} cannot be loaded: {reason(error)}{where}") from error
     flaw = lacks(rows.column_names if len(rows) else ["no rows"])
     if flaw:
         raise ValueError(f"{bench}: {flaw}")

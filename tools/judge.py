@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from support import checkpoint
 from support.chat import Chat
+from support.machine import reason, replacing
 from support.parallel import gather, rank, rank_slice, world
 from support.run_folder import read_jsonl
 
@@ -44,8 +45,8 @@ def find(name):
             model = transformers.AutoModelForCausalLM.from_config(config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # many classes: another kind of model, no model, no tokenizer
-        reason = str(error).strip().split("\n")[0][:160]
-        raise ValueError(f"the judge {name} is no causal language model: {reason}") from error
+        what = f"the judge {name} is no causal language model"
+        raise ValueError(f"{what}: {reason(error)[:160]}") from error
     Chat(tokenizer)  # ValueError without a template
 
     needed = sum(weight.numel() for weight in model.parameters()) * DTYPE.itemsize
@@ -142,7 +143,6 @@ def append(path, rows):
 def replace(path, rows):
     """These are all rows of a file, by rank 0. It is never half written."""
     if rank() == 0 and read_jsonl(path) != rows:
-        new = path.with_name(f"{path.name}.new")
-        new.unlink(missing_ok=True)
-        append(new, rows)
-        os.replace(new, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            append(new, rows)

@@ -16,7 +16,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support.answers import answers_match, tally
 from support.figures import cells
+from support.machine import replacing
 from support.run_folder import read_jsonl
 
 ROLES = {"proposer": "c0", "coder": "c1", "solver": "c2"}  # and their colours
@@ -102,10 +102,9 @@ LOOK = dict(re.findall("(.+): (.+)", PAGE.look))  # of matplotlib
 
 def write(path, page):
     """The page, whole, or what was there before."""
-    partial = path.with_name(path.name + ".tmp")
-    # Models write half surrogate pairs, which UTF-8 cannot.
-    partial.write_bytes(page.encode("utf-8", "replace"))
-    os.replace(partial, path)
+    with replacing(path) as new:
+        # Models write half surrogate pairs, which UTF-8 cannot.
+        new.write_bytes(page.encode("utf-8", "replace"))
     return path
 
 
