@@ -36,7 +36,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 # ---- processes -----------------------------------------------------------------------------------
 
 # Where whoever starts several processes says how many they are.
-SIZES = "WORLD_SIZE OMPI_COMM_WORLD_SIZE PMI_SIZE SLURM_STEP_NUM_TASKS SLURM_NTASKS".split()
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+SIZES += ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 
 def start():
