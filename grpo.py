@@ -223,7 +223,8 @@ def train_step(
                     sums.update(parts)
         except torch.cuda.OutOfMemoryError:
             # This update from its beginning, in passes of half the tokens.
-            token_budget = parallel.halve(policy, token_budget)
+            shortest = min(parallel.bundle_length([rollout]) for rollout in waiting[0])
+            token_budget = parallel.halve(policy, token_budget, shortest)
             continue
         waiting.pop(0)
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))

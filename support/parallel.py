@@ -186,11 +186,11 @@ def deal(batches) -> list:
     return filled[rank() :: world()]
 
 
-def halve(policy, token_budget) -> int:
+def halve(policy, token_budget, shortest) -> int:
     """Called where a GPU's memory has run out in a training pass: half as many tokens from now on.
-    The error goes on if that was done before, and under torchrun, where ranks make their passes
-    together."""
-    if world() > 1 or policy.token_limit <= token_budget:
+    The error goes on where that would cut nothing, as each rollout is a pass by itself, and under
+    torchrun, where ranks make their passes together."""
+    if world() > 1 or token_budget <= shortest:
         raise
     policy.token_limit = token_budget // 2
     text = f"from now on {policy.token_limit} tokens a pass"

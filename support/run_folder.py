@@ -39,7 +39,7 @@ ROLES = ("proposer", "coder", "solver")  # in the order in which an iteration tr
 MANY_UNREAD = 0.3
 
 # A run may go on with other values of these.
-FREE = ("out", "iterations", "threads", "workers", "slots", "save_steps")
+FREE = ("out", "iterations", "threads", "workers", "slots", "save_steps", "token_budget")
 
 # What the line of a step shows of each role's rewards: means over all replies, and means over those
 # of which this is true.

@@ -102,11 +102,11 @@ ONE_GPU = replace(
     **dict(proposal_tokens=2048, code_tokens=2048, answer_tokens=2048, max_pixels=786432),
 )
 # Adapters take a step size ten times that of all weights, as is usual; not tuned here.
-LORA = replace(ONE_GPU, lora=32, lr=1e-5, token_budget=4096, slots=32)
+LORA = replace(ONE_GPU, lora=32, lr=1e-5, token_budget=4096)
 # 18 bytes a parameter leave 7 GB of a card of 48 GB for a pass through 2B: short replies, so that
 # 4,096 tokens hold any of them.
 SHORT = dict(proposal_tokens=1536, code_tokens=1536, answer_tokens=1536, max_pixels=589824)
-TIGHT = replace(ONE_GPU, **SHORT, token_budget=4096, slots=64)
+TIGHT = replace(ONE_GPU, **SHORT, token_budget=4096)
 CUT = replace(PAPER, token_budget=8192)
 # What the authors' scripts for 8B set: docs/paper.md.
 AUTHORS = replace(

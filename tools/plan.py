@@ -273,18 +273,20 @@ def choose(given: dict, network, gpus: int, card: float) -> tuple[str, Settings]
     """The largest preset that fits GPUs of so many bytes, with passes as long as memory allows; ""
     and the smallest if none does. given: the settings that were."""
 
+    room = 0.9 * card  # a margin for what the formula does not see
+
     def takes(settings):
         return needs(settings, network, gpus)["least"]
 
     for name in LARGEST_FIRST:
         settings = replace(PRESETS[name][0], **given)
-        if int(name[0]) <= gpus and takes(settings) <= card:
+        if int(name[0]) <= gpus and takes(settings) <= room:
             break
     else:
         return "", settings
     while "token_budget" not in given:
         longer = replace(settings, token_budget=2 * settings.token_budget)
-        if longer.token_budget > LONGEST_PASS or takes(longer) > card:
+        if longer.token_budget > LONGEST_PASS or takes(longer) > room:
             break
         settings = longer
     return name, settings
@@ -306,7 +308,9 @@ def auto(given: dict, gpus=None) -> Settings:
     if not name:
         what = f"{given['model']} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB"
         advice = "A smaller model, a larger card, or more of them"
-        raise ValueError(f"{what}: {LARGEST_FIRST[-1]} takes {least}. {advice}")
+        raise ValueError(
+            f"{what}: {LARGEST_FIRST[-1]} takes {least}, and a tenth is to stay free. {advice}"
+        )
     if os.environ.get("RANK", "0") == "0":
         budget = "" if "token_budget" in given else f" --token-budget {settings.token_budget}"
         by_hand = f"by hand: --preset {name}{budget}"
