@@ -1,11 +1,10 @@
 """What a Python program finds around itself, and which of its pictures counts.
 
-In the trainer: `pin_fonts`. In a helper, before it forks: `readable`, `prepare`. In the child that
-runs the program: the rest.
+In the trainer: `pin_fonts`. In a helper, before it forks: `readable`, `prepare`. In a child `draw`
+calls the rest.
 """
 
 import builtins
-import contextlib
 import gc
 import importlib.util
 import io
@@ -115,8 +114,8 @@ def picture_of(canvas):
     return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
 
 
-def set_up():
-    """In the child, ahead of a program."""
+def draw(source, max_side):
+    """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
     import numpy
 
     random.seed(0)
@@ -124,6 +123,17 @@ def set_up():
     sys.meta_path.insert(0, OnlyKnown)
     keep_one_folder()
     mend_pillow()
+    module = type(sys)("__main__")
+    sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
+    try:
+        exec(compile(source, "main.py", "exec"), vars(module))
+    except SystemExit as end:
+        if end.code:
+            raise
+    # An open figure is drawn in the program's last line, so that an error has a line.
+    last = compile("\n" * source.rstrip().count("\n") + "choose(names)", "main.py", "eval")
+    picture = eval(last, {"choose": choose, "names": vars(module)})
+    return on_white(picture, max_side)
 
 
 class OnlyKnown:
@@ -225,27 +235,15 @@ def mend_pillow():
 
 def choose(names):
     """Which picture of a program counts: the last saved, else the last shown, the open figure, a
-    variable img or image (a picture before an array), the last file that is a picture."""
-    import numpy
-
+    Pillow image in a variable img or image."""
     if KEPT:
         return KEPT.get("saved") or KEPT["shown"]
     plt = sys.modules.get("matplotlib.pyplot")
     if plt and plt.get_fignums():
         return picture_of(plt.gcf().canvas)
-    variables = names.get("img"), names.get("image")
-    for value in sorted(variables, key=lambda value: isinstance(value, numpy.ndarray)):
-        if isinstance(value, Image.Image):
-            return value
-        if isinstance(value, numpy.ndarray):
-            if value.dtype.kind in "fb":  # shares of white
-                value = (numpy.clip(value, 0, 1) * 255).astype("uint8")
-            return Image.fromarray(value)
-    for entry in sorted(os.scandir("."), key=lambda entry: -entry.stat().st_mtime_ns):
-        with contextlib.suppress(OSError):  # it is no picture
-            picture = Image.open(entry.path)
-            picture.load()
-            return picture
+    for name in ("img", "image"):
+        if isinstance(names.get(name), Image.Image):
+            return names[name]
     raise NoPicture("no picture: nothing saved or shown, no open figure, no variable img or image")
 
 
