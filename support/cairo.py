@@ -111,8 +111,6 @@ def rewrite(wrapper, font, variables, rules, names):
     of its parent's style, {name: value}; names: {id: tag} of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
-    if tag == "tref":
-        raise NoPicture("has a <tref>, text from elsewhere, which browsers draw no more")
     if tag not in KNOWN:
         # Of what is not SVG (or a title, or a script) browsers draw nothing, nor what is in it.
         element.clear()
@@ -157,7 +155,7 @@ def style_sheet(root):
             except cssselect2.SelectorError:
                 continue
             for selector in selectors:
-                if selector.pseudo_element is None and not selector.never_matches:
+                if selector.pseudo_element is None:
                     rules.add_selector(selector, declarations(tinycss2.serialize(rule.content)))
     return rules
 

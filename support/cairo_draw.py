@@ -53,7 +53,7 @@ def draw_node(canvas, draw, node):
         node["transform-origin"] = f"{x} {y}"
     opacity = node.get("opacity", "1")
     several = node.tag == "use" or "none" not in (node.get("stroke", "none"), node.get("fill"))
-    if float(opacity) < 1 and several and not node.children:
+    if float(opacity) < 1 and several:
         # Fill and stroke, or all that a <use> stands for, are to fade together.
         node["opacity"] = "1"
         context.push_group()
@@ -106,7 +106,7 @@ def draw_on(picture, canvas, matrix, nodes, opacity):
 
 
 def draw_pattern(canvas, node, name, opacity):
-    """Make a pattern the source of what is painted next -> is it one? Its tile is drawn once."""
+    """Make a pattern the source of what is painted next. Its tile is drawn once."""
     pattern = canvas.patterns[name]
     x, y, width, height = (size(canvas, pattern.get(side), 1) for side in SIDES)
     if pattern.get("patternUnits") != "userSpaceOnUse":
@@ -114,8 +114,6 @@ def draw_pattern(canvas, node, name, opacity):
         left, top, wide, high = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
         x, width = left + x * wide, width * wide
         y, height = top + y * high, height * high
-    if width <= 0 or height <= 0:
-        return False
     tile = cairo.RecordingSurface(cairo.CONTENT_COLOR_ALPHA, (0, 0, width, height))
     draw_on(tile, canvas, cairo.Matrix(), pattern.children, opacity)
     source = cairo.SurfacePattern(tile)
@@ -123,7 +121,7 @@ def draw_pattern(canvas, node, name, opacity):
     transform(canvas, pattern.get("patternTransform"), source)
     source.set_matrix(source.get_matrix().multiply(cairo.Matrix(1, 0, 0, 1, -x, -y)))
     canvas.context.set_source(source)
-    return True
+    return True  # it is one
 
 
 def paint_mask(canvas, node, name, opacity):

@@ -171,7 +171,6 @@ def flat_path(canvas, link):
     """-> the points of a path, its curves as short lines."""
     points = []
     if link[1:] in canvas.paths:
-        canvas.context.new_path()
         surface.path(canvas, canvas.paths[link[1:]])
         points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
         canvas.context.new_path()
@@ -210,7 +209,6 @@ def paint_piece(canvas, piece):
     for step in steps:
         context.save()
         if step != "clip":
-            context.new_path()
             choose_paint(canvas, node, step)
         context.transform(matrix)
         if step == "fill":
