@@ -101,6 +101,8 @@ def rewrite(wrapper, font, variables, rules, names):
     of its parent's style, {name: value}; names: {id: tag} of the whole document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
+    if tag == "tref":
+        raise NoPicture("has a <tref>, text from elsewhere, which browsers draw no more")
     if tag not in KNOWN:
         # Of what is not SVG (or a title, or a script) browsers draw nothing, nor what is in it.
         element.clear()
@@ -173,8 +175,10 @@ def properties(wrapper, rules, variables):
     own.pop("font", None)  # browsers know no such attribute
     found = [match[-1] for match in rules.match(wrapper)]
     found.append(declarations(own.pop("style", "")))
-    for block in [ordinary for ordinary, _ in found] + [important for _, important in found]:
-        own |= block
+    for ordinary, _ in found:
+        own |= ordinary
+    for _, important in found:
+        own |= important
     names = [name for name in own if name.startswith("--")]
     if names:
         variables = variables | {name: own.pop(name) for name in names}

@@ -119,7 +119,8 @@ def draw_pattern(canvas, node, name, opacity):
     source = cairo.SurfacePattern(tile)
     source.set_extend(cairo.EXTEND_REPEAT)
     transform(canvas, pattern.get("patternTransform"), source)
-    source.set_matrix(source.get_matrix().multiply(cairo.Matrix(1, 0, 0, 1, -x, -y)))
+    shift = cairo.Matrix(1, 0, 0, 1, -x, -y)
+    source.set_matrix(source.get_matrix().multiply(shift))
     canvas.context.set_source(source)
     return True  # it is one
 

@@ -53,8 +53,9 @@ def pin_fonts(scratch):
 
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
-    specs = filter(None, map(importlib.util.find_spec, PACKAGES))
-    paths = [Path(p) for spec in specs for p in spec.submodule_search_locations or [spec.origin]]
+    paths = []
+    for spec in filter(None, map(importlib.util.find_spec, PACKAGES)):
+        paths += map(Path, spec.submodule_search_locations or [spec.origin])
     paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
     library = Path(os.__file__).parent.iterdir()
     paths += [path for path in library if path.name not in ("site-packages", "dist-packages")]

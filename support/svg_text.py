@@ -163,8 +163,9 @@ def place(canvas, pieces):
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
         anchor = chunk[0].node.get("text-anchor")
+        shift = {"middle": width / 2, "end": width}.get(anchor, 0.0)
         for piece in chunk:
-            piece.x -= {"middle": width / 2, "end": width}.get(anchor, 0.0)
+            piece.x -= shift
 
 
 def flat_path(canvas, link):
