@@ -31,7 +31,7 @@ def mend():
     defs.draw_pattern = draw_pattern
     surface.Surface.draw = functools.partialmethod(draw_node, surface.Surface.draw)
     # Speed: what CairoSVG does for each node to the same few words. For text, it copied the cursor
-    # that ours does without; and it looked for style sheets, which `normalise` has applied.
+    # that ours does without; and it looked for style sheets, which `rewrite` has applied.
     surface.normalize = helpers.normalize = functools.lru_cache(1000)(helpers.normalize)
     surface.parse_url = functools.lru_cache(1000)(surface.parse_url)
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)

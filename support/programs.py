@@ -42,13 +42,8 @@ def pin_fonts(scratch):
     (scratch / "fonts").mkdir()
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
-    rules = ""
-    for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
-        test = f'<test name="family"><string>{family}</string></test>' if family else ""
-        edit = f'<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit>'
-        rules += f"<match>{test}{edit}</match>"
     folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
-    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
+    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}</fontconfig>")
 
 
 def readable(scratch):
