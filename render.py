@@ -3,7 +3,7 @@
 The step from Coder to Solver in the paper's method. Here: the pool of helper processes.
 support/sandbox.py says how these are confined, support/cairo.py what becomes of an SVG,
 support/programs.py what a Python program finds, and which picture of it counts.
-SVG opens no file and embeds no picture. Text looks alike on all machines.
+SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
 """
 
 import argparse

@@ -6,7 +6,9 @@ plain structure. What CairoSVG draws wrongly for all that is drawn anew (cairo_d
 svg_text.py for text).
 """
 
+import base64
 import functools
+import io
 import math
 import re
 
@@ -20,6 +22,7 @@ from PIL import Image
 from support.sandbox import NoPicture
 from support.svg_values import NUMBER, css_parts, font_size, pixels, plain_colour, plain_value
 
+MAX_EMBEDDED = 1024  # pixels, of the sides of a picture inside an SVG
 MAX_CANVAS, MAX_AREA = 4096, 1 << 23  # pixels, of a side and of all, before it is shrunk
 NAME = re.compile(r"[a-z][a-z-]*|--[\w-]+")  # of a property, or of a variable
 VAR = re.compile(r"(?i)var\(\s*(--[\w-]+)\s*(?:,((?:[^()]|\([^()]*\))*))?\)")
@@ -86,8 +89,15 @@ def svg_size(width, height, viewbox):
 
 
 def fetch(url, resource_type):
-    """CairoSVG asks here for all that a document does not draw itself."""
-    raise NoPicture("embeds a picture, or refers to something outside the document")
+    """CairoSVG asks here for all that a document refers to: a small embedded PNG or JPEG only."""
+    head = re.match(r"data:image/(?:png|jpe?g);base64,", url, re.IGNORECASE)
+    if not head:
+        raise NoPicture("refers to something outside the document (not a data: PNG or JPEG)")
+    data = base64.b64decode(url[head.end() :])
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:  # reads its head only
+        if max(picture.size) > MAX_EMBEDDED:
+            raise NoPicture(f"embeds too large a picture: over {MAX_EMBEDDED} pixels")
+    return data
 
 
 # ----------------------------------------------------------------------------- from the root down

@@ -86,13 +86,21 @@ def test_svg_whose_font_breaks_does_not_harm_the_next_one(renderer):
         assert failed.error and after.image.tobytes() == draw(renderer, text, "svg").tobytes()
 
 
-def test_svg_embeds_no_picture_and_refers_to_nothing_outside(renderer):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (0, 0, 250)).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    for link in (f"data:image/png;base64,{data}", "/etc/hosts", "https://example.com/a.png"):
-        code = svg(f'<image href="{link}" width="9" height="9"/>' + DOT)
-        assert refuse(renderer, code, "svg").startswith("embeds a picture, or refers to something")
+def test_svg_may_embed_a_small_picture_and_nothing_else(renderer):
+    def embed(kind, side=8, mime=None):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), (0, 0, 250)).save(file, kind)
+        data = base64.b64encode(file.getvalue()).decode()
+        link = f"data:image/{mime or kind.lower()};base64,{data}"
+        return svg(f'<image href="{link}" width="10" height="10"/>')
+
+    for kind in ("PNG", "JPEG"):
+        assert draw(renderer, embed(kind), "svg").getpixel((5, 5))[2] > 240
+    assert "too large" in refuse(renderer, embed("PNG", 1100), "svg")
+    assert "outside" in refuse(renderer, embed("GIF"), "svg")
+    assert refuse(renderer, embed("GIF", mime="png"), "svg")  # the bytes count, not the name
+    file = svg('<image href="/etc/hosts" width="9" height="9"/>' + DOT)
+    assert "outside" in refuse(renderer, file, "svg")
 
 
 def test_svg_given_as_text_ignores_its_declared_encoding(renderer):
