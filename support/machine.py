@@ -63,16 +63,20 @@ def remove(path: Path):
 
 
 def cores(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may use: those of its affinity, or the share of a cgroup (version 2)
-    that it is in, if that is less. "200000 100000" is the time of two cores."""
+    """Cores that this process may use: those of its affinity, or the share of a cgroup that it is
+    in, if that is less. "200000 100000" is the time of two cores (one file of v2, two of v1)."""
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     lines = own.read_text().splitlines() if own.exists() else []
     for path in (Path(line.split(":", 2)[2].strip("/")) for line in lines):
         for group in (path, *path.parents):
-            with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
-                quota, period = map(int, (root / group / "cpu.max").read_text().split())
-                count = min(count, math.ceil(quota / period))
+            older = root / "cpu" / group
+            older = [older / "cpu.cfs_quota_us", older / "cpu.cfs_period_us"]
+            for files in ([root / group / "cpu.max"], older):
+                with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+                    quota, period = map(int, " ".join(f.read_text() for f in files).split())
+                    if quota > 0:
+                        count = min(count, math.ceil(quota / period))
     return count
 
 

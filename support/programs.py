@@ -5,6 +5,7 @@ calls the rest.
 """
 
 import builtins
+import contextlib
 import gc
 import importlib.util
 import io
@@ -231,15 +232,27 @@ def mend_pillow():
 
 def choose(names):
     """Which picture of a program counts: the last saved, else the last shown, the open figure, a
-    Pillow image in a variable img or image."""
+    variable img or image (a picture before an array), the last file that is a picture."""
+    import numpy
+
     if KEPT:
         return KEPT.get("saved") or KEPT["shown"]
     plt = sys.modules.get("matplotlib.pyplot")
     if plt and plt.get_fignums():
         return picture_of(plt.gcf().canvas)
-    for name in ("img", "image"):
-        if isinstance(names.get(name), Image.Image):
-            return names[name]
+    variables = names.get("img"), names.get("image")
+    for value in sorted(variables, key=lambda value: isinstance(value, numpy.ndarray)):
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, numpy.ndarray):
+            if value.dtype.kind in "fb":  # shares of white
+                value = (numpy.clip(value, 0, 1) * 255).astype("uint8")
+            return Image.fromarray(value)
+    for entry in sorted(os.scandir("."), key=lambda entry: -entry.stat().st_mtime_ns):
+        with contextlib.suppress(OSError):  # it is no picture
+            picture = Image.open(entry.path)
+            picture.load()
+            return picture
     raise NoPicture("no picture: nothing saved or shown, no open figure, no variable img or image")
 
 

@@ -142,7 +142,16 @@ def test_slow_steps_are_named_once(tmp_path, capsys):
         ("0::/job\n", {"job/cpu.max": "max 100000"}, 8),
         ("0::/job\n", {"job/cpu.max": "6400000 100000"}, 8),
         ("0::/../..\n", {}, 8),
-        ("4:cpu,cpuacct:/job\n0::/job\n", {"job/cpu.max": "300000 100000"}, 3),
+        (
+            "4:cpu,cpuacct:/job\n0::/\n",
+            {"cpu/job/cpu.cfs_quota_us": "300000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/job\n",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            8,
+        ),
         (None, {}, 8),
     ],
 )

@@ -130,6 +130,26 @@ def test_temporary_files_and_copies(renderer, use):
 
 
 @pytest.mark.parametrize(
+    "write",
+    [
+        "rows = bytes([1, 2, 3]) + bytes([0, 0, 255]) * 80\n"
+        "open('out/p.ppm', 'wb').write(b'P6 9 9 255 ' + rows)",
+        "import zlib, struct\n"
+        "def chunk(k, d): return struct.pack('>I', len(d)) + k + d + struct.pack('>I', "
+        "zlib.crc32(k + d))\n"
+        "rows = b''.join(b'\\0' + bytes([i, 0, 255]) * 9 for i in range(9))\n"
+        "open('out/a.png', 'wb').write(b'\\x89PNG\\r\\n\\x1a\\n' + chunk(b'IHDR', struct.pack("
+        "'>IIBBBBB', 9, 9, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + "
+        "chunk(b'IEND', b''))",
+    ],
+)
+def test_a_picture_that_a_program_wrote_itself_is_found(renderer, write):
+    code = f"import os\nos.makedirs('out')\nopen('out/notes.txt', 'w').write('x')\n{write}\n"
+    assert colour(renderer, code)[2] == 255
+    assert "no picture" in refuse(renderer, "open('notes.txt', 'w').write('x')")
+
+
+@pytest.mark.parametrize(
     "font",
     ["arial.ttf", "Arial.ttf", "Helvetica", "/usr/share/fonts/truetype/liberation/Liberation.ttf"],
 )
@@ -252,13 +272,12 @@ def test_pages_and_buffers_hold_a_picture(renderer, write):
 
 
 def test_what_is_called_img_is_no_picture_where_a_figure_is_open(renderer):
+    array = "import numpy as np\nimg = np.eye(9)\n"
     plain = draw(renderer, PLOT).tobytes()
-    assert draw(renderer, f"{PLOT}{NEW}img = dot('red')").tobytes() == plain
-    # Nor is an array, or a file of pixels that nobody saved as a picture.
-    other = f"{NEW}import numpy as np\nimg, image = np.eye(9), dot('red')\n"
-    assert colour(renderer, other) == (255, 0, 0)
-    other = "import numpy as np\nimg = np.eye(9)\nopen('p.ppm', 'wb').write(b'P5 1 1 255 a')"
-    assert "no picture" in refuse(renderer, other)
+    assert draw(renderer, PLOT + array).tobytes() == plain
+    assert colour(renderer, array) == (255, 255, 255)
+    assert draw(renderer, array + "img = (img * 255).astype('uint8')").getpixel((3, 4)) == (0, 0, 0)
+    assert draw(renderer, PLOT + NEW + "img = dot('red')").tobytes() == plain
 
 
 @pytest.mark.parametrize(
