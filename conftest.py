@@ -2,8 +2,8 @@
 
 import os
 
-# Threads that wait must not spin for ever (see support/machine.py).
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+from support import machine  # noqa: F401  (threads that wait do not spin for ever)
+
 # Two workers with a thread each are faster than one with two: much of a test is Python.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

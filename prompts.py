@@ -54,13 +54,11 @@ def placeholders(prompts):
     >>> placeholders({"solver": "{question} Box [your Greek letter]."})
     {'greek letter'}
     """
-    coder = prompts.get("coder", {})
-    texts = [prompts.get("proposer", ""), prompts.get("solver", ""), *coder.values()]
-    found = set()
-    for text in texts:
-        found.update(re.findall(r"\[([^\[\]]*[a-z]{3}[^\[\]]*)\]", text))
-        blocks = re.findall(r"<(caption|easy_question|hard_question)>([^<]*)</\1>", text)
-        found.update(content for _, content in blocks)
+    texts = [prompts.get("proposer", ""), prompts.get("solver", "")]
+    text = "\n".join([*texts, *prompts.get("coder", {}).values()])
+    found = re.findall(r"\[([^\[\]]*[a-z]{3}[^\[\]]*)\]", text)
+    blocks = re.findall(r"<(caption|easy_question|hard_question)>([^<]*)</\1>", text)
+    found += [content for _, content in blocks]
     return {bare(text) for text in found} - {""}
 
 

@@ -1,8 +1,8 @@
 """Code to picture: run the SVG or Python that a Coder wrote and hand back what it drew.
 
-The step from Coder to Solver in the paper's method. Here: the pool of helper processes, and the two
-functions that draw in them. support/sandbox.py says how these are confined, support/cairo.py what
-becomes of an SVG, support/programs.py what a Python program finds, and which picture of it counts.
+The step from Coder to Solver in the paper's method. Here: the pool of helper processes.
+support/sandbox.py says how these are confined, support/cairo.py what becomes of an SVG,
+support/programs.py what a Python program finds, and which picture of it counts.
 SVG opens no file (it may embed a small `data:` PNG or JPEG). Text looks alike on all machines.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 
@@ -169,38 +170,15 @@ def _close(helpers, scratch):
 def worker(scratch, timeout):
     """A helper's life; `Renderer._start` reads its first reply."""
     try:
-        from support import cairo_draw
+        from support import cairo, cairo_draw
     except (ImportError, OSError):
         return sandbox.Connection(0).send_bytes(sandbox.packed(0, 0, f"{NO_CAIRO}\n".encode()))
     cairo_draw.mend()
-    draw_svg('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills font caches
+    modules = {"svg": cairo, "python": programs}
+    drawers = {kind: partial(modules[kind].draw, max_side=side) for kind, side in MAX_SIDE.items()}
+    drawers["svg"]('<svg xmlns="http://www.w3.org/2000/svg"><text>a</text></svg>')  # fills caches
     gc.freeze()  # the collector leaves what is there alone, so forks go on sharing its pages
-    drawers, readable = {"svg": draw_svg, "python": draw_python}, programs.readable(scratch)
-    sandbox.serve(scratch, timeout, drawers, programs.prepare, readable)
-
-
-# -------------------------------------------------------------------------------- in a child
-def draw_svg(source):
-    """-> PIL RGB."""
-    from support import cairo  # (not at the top: the trainer does without)
-
-    return cairo.draw(source, MAX_SIDE["svg"])
-
-
-def draw_python(source):
-    """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
-    programs.set_up()
-    module = type(sys)("__main__")
-    sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
-    try:
-        exec(compile(source, "main.py", "exec"), vars(module))
-    except SystemExit as end:
-        if end.code:
-            raise
-    # An open figure is drawn in the program's last line, so that an error has a line.
-    last = compile("\n" * source.rstrip().count("\n") + "choose(names)", "main.py", "eval")
-    picture = eval(last, {"choose": programs.choose, "names": vars(module)})
-    return programs.on_white(picture, MAX_SIDE["python"])
+    sandbox.serve(scratch, timeout, drawers, programs.prepare, programs.readable(scratch))
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -1,6 +1,6 @@
 """What each part of the method is worth on the embedded base: runs without it, beside whole ones.
 
-    python bench/ablations.py                               nine kinds of runs, three seeds each
+    python bench/ablations.py                               ten kinds of runs, three seeds each
     python bench/ablations.py --iterations 3                as many iterations; goes on with those
     python bench/ablations.py --only default no-cap --seeds 0
     python bench/ablations.py --table                       only show what there is
@@ -39,13 +39,14 @@ from tiny.truth import truth
 
 KINDS = {
     "default": "",
+    "solver-alone": "--proposer-steps 0 --coder-steps 0",
+    "proposer-untrained": "--proposer-steps 0",
+    "coder-untrained": "--coder-steps 0",
     "no-diversity": "--without diversity --without type",
     "no-cap": "--without cap",
     # E looks at d too: without d alone it would still push.
     "no-difficulty": "--without difficulty --without easy-hard",
     "no-filters": "--without filters",
-    "proposer-untrained": "--proposer-steps 0",
-    "coder-untrained": "--coder-steps 0",
     "labels-proposer": "",
     "labels-truth": "",
 }

@@ -1,7 +1,7 @@
 """An SVG as models write it -> one that CairoSVG draws as a browser would.
 
 Models write for browsers: style sheets, `em`, colours of any kind, references to what is not there.
-`normalise` walks a document from the root down and leaves plain attributes (svg_values.py) and a
+`rewrite` walks a document from the root down and leaves plain attributes (svg_values.py) and a
 plain structure. What CairoSVG draws wrongly for all that is drawn anew (cairo_draw.py for shapes,
 svg_text.py for text).
 """
@@ -39,10 +39,15 @@ def draw(source, max_side):
     # A str is decoded already: the encoding its XML declaration names no longer holds.
     source = re.sub(r"^<\?xml[^>]*\?>", "", source.lstrip("\ufeff \t\r\n"))
     root = ElementTree.fromstring(source, forbid_external=True)
-    if root.tag not in ("svg", SVG + "svg"):
+    for element in root.iter():
+        if not element.tag.startswith("{"):
+            element.tag = SVG + element.tag
+    if root.tag != SVG + "svg":
         raise NoPicture(f"the root element is <{root.tag.rpartition('}')[2]}>, not <svg>")
     width, height, viewbox = svg_size(root.get("width"), root.get("height"), root.get("viewBox"))
-    normalise(root)
+    names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
+    wrapper = cssselect2.ElementWrapper.from_xml_root(root)
+    rewrite(wrapper, 16.0, {}, style_sheet(root), names)
     paper = plain_colour(root.get("background-color", root.get("background", ""))) or "white"
     root.attrib.update(width=str(width), height=str(height), viewBox=viewbox)
     tree = Tree(bytestring=ElementTree.tostring(root), url_fetcher=fetch)
@@ -96,19 +101,9 @@ def fetch(url, resource_type):
 
 
 # ----------------------------------------------------------------------------- from the root down
-def normalise(root):
-    """Rewrite a document (an ElementTree element), in place."""
-    for element in root.iter():
-        if not element.tag.startswith("{"):
-            element.tag = SVG + element.tag
-    names = {element.get("id"): element.tag.removeprefix(SVG) for element in root.iter()}
-    rules = style_sheet(root)
-    rewrite(cssselect2.ElementWrapper.from_xml_root(root), 16.0, {}, rules, names)
-
-
 def rewrite(wrapper, font, variables, rules, names):
-    """Rewrite an element and all in it. font: the size of its parent's, in pixels; variables: those
-    of its parent's style, {name: value}; names: {id: tag} of the whole document."""
+    """Rewrite an element and all in it, in place. font: the size of its parent's, in pixels;
+    variables: those of its parent's style, {name: value}; names: {id: tag} of the document."""
     element = wrapper.etree_element
     tag, tail = element.tag.removeprefix(SVG), element.tail
     if tag == "tref":
@@ -157,7 +152,7 @@ def style_sheet(root):
             except cssselect2.SelectorError:
                 continue
             for selector in selectors:
-                if selector.pseudo_element is None and not selector.never_matches:
+                if selector.pseudo_element is None:
                     rules.add_selector(selector, declarations(tinycss2.serialize(rule.content)))
     return rules
 
@@ -185,8 +180,10 @@ def properties(wrapper, rules, variables):
     own.pop("font", None)  # browsers know no such attribute
     found = [match[-1] for match in rules.match(wrapper)]
     found.append(declarations(own.pop("style", "")))
-    for block in [ordinary for ordinary, _ in found] + [important for _, important in found]:
-        own |= block
+    for ordinary, _ in found:
+        own |= ordinary
+    for _, important in found:
+        own |= important
     names = [name for name in own if name.startswith("--")]
     if names:
         variables = variables | {name: own.pop(name) for name in names}

@@ -31,7 +31,7 @@ def mend():
     defs.draw_pattern = draw_pattern
     surface.Surface.draw = functools.partialmethod(draw_node, surface.Surface.draw)
     # Speed: what CairoSVG does for each node to the same few words. For text, it copied the cursor
-    # that ours does without; and it looked for style sheets, which `normalise` has applied.
+    # that ours does without; and it looked for style sheets, which `rewrite` has applied.
     surface.normalize = helpers.normalize = functools.lru_cache(1000)(helpers.normalize)
     surface.parse_url = functools.lru_cache(1000)(surface.parse_url)
     surface.copy = SimpleNamespace(deepcopy=lambda value: value)
@@ -53,7 +53,7 @@ def draw_node(canvas, draw, node):
         node["transform-origin"] = f"{x} {y}"
     opacity = node.get("opacity", "1")
     several = node.tag == "use" or "none" not in (node.get("stroke", "none"), node.get("fill"))
-    if float(opacity) < 1 and several and not node.children:
+    if float(opacity) < 1 and several:
         # Fill and stroke, or all that a <use> stands for, are to fade together.
         node["opacity"] = "1"
         context.push_group()
@@ -106,7 +106,7 @@ def draw_on(picture, canvas, matrix, nodes, opacity):
 
 
 def draw_pattern(canvas, node, name, opacity):
-    """Make a pattern the source of what is painted next -> is it one? Its tile is drawn once."""
+    """Make a pattern the source of what is painted next. Its tile is drawn once."""
     pattern = canvas.patterns[name]
     x, y, width, height = (size(canvas, pattern.get(side), 1) for side in SIDES)
     if pattern.get("patternUnits") != "userSpaceOnUse":
@@ -114,16 +114,15 @@ def draw_pattern(canvas, node, name, opacity):
         left, top, wide, high = calculate_bounding_box(canvas, node) or (0, 0, 0, 0)
         x, width = left + x * wide, width * wide
         y, height = top + y * high, height * high
-    if width <= 0 or height <= 0:
-        return False
     tile = cairo.RecordingSurface(cairo.CONTENT_COLOR_ALPHA, (0, 0, width, height))
     draw_on(tile, canvas, cairo.Matrix(), pattern.children, opacity)
     source = cairo.SurfacePattern(tile)
     source.set_extend(cairo.EXTEND_REPEAT)
     transform(canvas, pattern.get("patternTransform"), source)
-    source.set_matrix(source.get_matrix().multiply(cairo.Matrix(1, 0, 0, 1, -x, -y)))
+    shift = cairo.Matrix(1, 0, 0, 1, -x, -y)
+    source.set_matrix(source.get_matrix().multiply(shift))
     canvas.context.set_source(source)
-    return True
+    return True  # it is one
 
 
 def paint_mask(canvas, node, name, opacity):

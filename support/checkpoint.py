@@ -26,13 +26,10 @@ FAMILIES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-SIZES = {"Qwen2-VL": "2B 7B 72B", "Qwen2.5-VL": "3B 7B 32B 72B", "Qwen3-VL": "2B 4B 8B 32B"}
+QWEN = """Qwen2-VL-2B Qwen2-VL-7B Qwen2-VL-72B Qwen2.5-VL-3B Qwen2.5-VL-7B Qwen2.5-VL-32B
+    Qwen2.5-VL-72B Qwen3-VL-2B Qwen3-VL-4B Qwen3-VL-8B Qwen3-VL-32B""".split()
 # What may be typed for a hub id.
-SHORT_NAMES = {
-    f"{series}-{size}": f"Qwen/{series}-{size}-Instruct"
-    for series, sizes in SIZES.items()
-    for size in sizes.split()
-}
+SHORT_NAMES = {name: f"Qwen/{name}-Instruct" for name in QWEN}
 SHORT_NAMES["MiMo-VL-7B"] = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
 TINY = Path(__file__).parent.parent / "tiny" / "model"
 ADAPTERS = "adapter_config.json"  # a folder that has it holds adapters

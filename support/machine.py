@@ -80,9 +80,6 @@ def cores(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")) -> int:
     return count
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h of glibc
-
-
 def keep_freed_memory():
     """Let glibc keep blocks below 16 MB that were freed, instead of handing them to the kernel.
 
@@ -90,9 +87,10 @@ def keep_freed_memory():
     16 MB are all that the embedded base needs, and little of what a larger network does.
     """
     libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**24)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        libc.mallopt(m_mmap_threshold, 2**24)
+        libc.mallopt(m_trim_threshold, -1)
 
 
 # A probe takes this long in all, and fewer threads win if they are nearly as fast: what is left of

@@ -1,7 +1,7 @@
 """What a Python program finds around itself, and which of its pictures counts.
 
-In the trainer: `pin_fonts`. In a helper, before it forks: `readable`, `prepare`. In the child that
-runs the program: the rest.
+In the trainer: `pin_fonts`. In a helper, before it forks: `readable`, `prepare`. In a child `draw`
+calls the rest.
 """
 
 import builtins
@@ -43,19 +43,15 @@ def pin_fonts(scratch):
     (scratch / "fonts").mkdir()
     for font in folder.glob("DejaVu*.ttf"):
         (scratch / "fonts" / font.name).symlink_to(font)
-    rules = ""
-    for family, font in (("serif", "Serif"), ("monospace", "Sans Mono"), (None, "Sans")):
-        test = f'<test name="family"><string>{family}</string></test>' if family else ""
-        edit = f'<edit name="family" mode="append_last"><string>DejaVu {font}</string></edit>'
-        rules += f"<match>{test}{edit}</match>"
     folders = f"<dir>{scratch}/fonts</dir><cachedir>{scratch}/fontconfig</cachedir>"
-    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}{rules}</fontconfig>")
+    (scratch / "fonts.conf").write_text(f"<fontconfig>{folders}</fontconfig>")
 
 
 def readable(scratch):
     """What children may read: packages with their C libraries, the standard library, our fonts."""
-    specs = filter(None, map(importlib.util.find_spec, PACKAGES))
-    paths = [Path(p) for spec in specs for p in spec.submodule_search_locations or [spec.origin]]
+    paths = []
+    for spec in filter(None, map(importlib.util.find_spec, PACKAGES)):
+        paths += map(Path, spec.submodule_search_locations or [spec.origin])
     paths += [path for home in {path.parent for path in paths} for path in home.glob("*.libs")]
     library = Path(os.__file__).parent.iterdir()
     paths += [path for path in library if path.name not in ("site-packages", "dist-packages")]
@@ -115,8 +111,8 @@ def picture_of(canvas):
     return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
 
 
-def set_up():
-    """In the child, ahead of a program."""
+def draw(source, max_side):
+    """Run a program as `python main.py` in an empty folder would -> PIL RGB."""
     import numpy
 
     random.seed(0)
@@ -124,6 +120,17 @@ def set_up():
     sys.meta_path.insert(0, OnlyKnown)
     keep_one_folder()
     mend_pillow()
+    module = type(sys)("__main__")
+    sys.modules["__main__"], sys.argv, module.__file__ = module, ["main.py"], "main.py"
+    try:
+        exec(compile(source, "main.py", "exec"), vars(module))
+    except SystemExit as end:
+        if end.code:
+            raise
+    # An open figure is drawn in the program's last line, so that an error has a line.
+    last = compile("\n" * source.rstrip().count("\n") + "choose(names)", "main.py", "eval")
+    picture = eval(last, {"choose": choose, "names": vars(module)})
+    return on_white(picture, max_side)
 
 
 class OnlyKnown:

@@ -21,7 +21,7 @@ from PIL import ImageFont
 BASELINES = {"middle": 0.273, "central": 0.346, "mathematical": 0.464, "hanging": 0.742}
 BASELINES |= {"text-before-edge": 0.928, "text-after-edge": -0.236, "ideographic": -0.236}
 LINES = {"underline": 0.06, "line-through": -0.36, "overline": -1.03}  # their tops, in em
-FILES = {"serif": "DejaVuSerif", "monospace": "DejaVuSansMono", "sans-serif": "DejaVuSans"}
+FONTS = {"serif": "DejaVu Serif", "monospace": "DejaVu Sans Mono"}  # else DejaVu Sans
 FAMILY = re.compile(r"(?:^|,)\s*(serif|monospace)\s*(?:,|$)")
 open_font = functools.lru_cache(ImageFont.truetype)
 FONT = "font-family", "font-size", "font-weight", "font-style"
@@ -117,14 +117,15 @@ def height_of(node):
 
 def font_of(node):
     """-> its family, is it bold?"""
-    family = FAMILY.search(node.get("font-family", ""))
-    return family[1] if family else "sans-serif", node.get("font-weight") == "bold"
+    generic = FAMILY.search(node.get("font-family", ""))
+    family = FONTS[generic[1]] if generic else "DejaVu Sans"
+    return family, node.get("font-weight") == "bold"
 
 
 @functools.lru_cache(4000)
 def kerning(font, pair):
     """How much further apart than others these two letters stand, in em. cairo does not look."""
-    file = FILES[font[0]] + ("-Bold.ttf" if font[1] else ".ttf")
+    file = font[0].replace(" ", "") + ("-Bold.ttf" if font[1] else ".ttf")
     path = os.path.join(os.environ["XDG_DATA_DIRS"], "fonts", file)
     font = open_font(path, 1000)
     return (font.getlength(pair) - sum(map(font.getlength, pair))) / 1000
@@ -163,15 +164,15 @@ def place(canvas, pieces):
     for chunk in chunks:
         width = chunk[-1].x + chunk[-1].width - chunk[0].x
         anchor = chunk[0].node.get("text-anchor")
+        shift = {"middle": width / 2, "end": width}.get(anchor, 0.0)
         for piece in chunk:
-            piece.x -= {"middle": width / 2, "end": width}.get(anchor, 0.0)
+            piece.x -= shift
 
 
 def flat_path(canvas, link):
     """-> the points of a path, its curves as short lines."""
     points = []
     if link[1:] in canvas.paths:
-        canvas.context.new_path()
         surface.path(canvas, canvas.paths[link[1:]])
         points = [item[1] for item in canvas.context.copy_path_flat() if item[1]]
         canvas.context.new_path()
@@ -210,7 +211,6 @@ def paint_piece(canvas, piece):
     for step in steps:
         context.save()
         if step != "clip":
-            context.new_path()
             choose_paint(canvas, node, step)
         context.transform(matrix)
         if step == "fill":

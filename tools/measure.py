@@ -12,12 +12,13 @@ from support import parallel
 from support.run_folder import ROLES, mean, subseed
 
 
-def held_out(settings) -> dict[str, list]:
-    """The questions that a run is measured on, "hard" and "easy" ones; {} where none are asked."""
+def held_out(settings) -> dict[str, tuple]:
+    """What a run is measured on: "hard" and "easy" questions, each with their content types; {}
+    where none are asked."""
     if not settings.questions:
         return {}
     kinds = ("hard", "easy")
-    return {kind: charts(settings.questions, kind=kind, of=settings.split)[0] for kind in kinds}
+    return {kind: charts(settings.questions, kind=kind, of=settings.split) for kind in kinds}
 
 
 def measure(roles, run, iteration: int, questions: dict):
@@ -30,12 +31,26 @@ def measure(roles, run, iteration: int, questions: dict):
         roles.actor.load_state(roles.weights["solver"])
         limits = {"seed": settings.seed, "max_new_tokens": settings.answer_tokens}
         limits["progress"] = parallel.shows_progress()
-        figures = evaluate(roles.actor, questions["hard"], n=8, **limits)
-        figures["easy"] = evaluate(roles.actor, questions["easy"], n=2, **limits)["sampled"]
+        (hard, types), (easy, _) = questions["hard"], questions["easy"]
+        figures = evaluate(roles.actor, hard, n=8, **limits)
+        figures["easy"] = evaluate(roles.actor, easy, n=2, **limits)["sampled"]
+        figures["types_sampled"] = by_type(types, figures["per_question"]["sampled"])
     if settings.probe:
         figures |= probe(roles, run, iteration)
     figures["seconds"] = time.perf_counter() - begun
     run.log(kind="eval", iteration=iteration, **figures)
+
+
+def by_type(types: list[str], values) -> dict[str, float]:
+    """Content type -> mean of its values.
+
+    >>> by_type(["map", "table", "map"], [1, 0, 0])
+    {'map': 0.5, 'table': 0.0}
+    """
+    found = {name: [] for name in sorted(set(types))}
+    for name, value in zip(types, values):
+        found[name].append(value)
+    return {name: mean(own) for name, own in found.items()}
 
 
 def probe(roles, run, iteration: int) -> dict:
@@ -66,6 +81,9 @@ def probe(roles, run, iteration: int) -> dict:
         "hard_consistency": [row["consistency"] for row in drawn],
         "code_tokens": mean(draft.tokens for draft in drafts),
         "type_entropy": rewards.type_entropy(types),
-        "types": {name: types.count(name) for name in sorted(set(types))},
+        "types_proposed": {
+            name: mean(one == name for one in types) for name in rewards.CONTENT_TYPES
+        },
+        "types_drawn": by_type(types, [draft.image is not None for draft in drafts]),
         "unread_by_role": {role: run.unread(iteration, role, *replied[role]) for role in ROLES},
     }

@@ -117,7 +117,7 @@ class Panel(NamedTuple):
     label: str  # of the y axis; the x axis is the iteration, and 0 the base
     series: list  # of (name, colour, points): (x, y) or, with a band, (x, y, low, high)
     top: float = 0  # the y axis goes from 0 or below to here or above
-    kind: str = "lines"  # or boxes, whose y are lists; or bars, which stand on each other
+    kind: str = "lines"  # or boxes, whose y are lists
 
 
 def lines(records, key, colour, scale=1):
@@ -140,25 +140,28 @@ def lines(records, key, colour, scale=1):
     return [(key.replace("_", " "), colour, points)] if points else []
 
 
-def shares(records):
-    """Of each content type, in %; "other" comes last."""
-    counts = {r["x"]: Counter(r["types"]) for r in records if r.get("types")}
-    names = sorted(set().union(*counts.values()), key=lambda name: (name == "other", name))
-    series = []
-    for i, name in enumerate(names):
-        colour = "grey" if name == "other" else f"c{i % 7}"
-        points = [(x, 100 * types[name] / types.total()) for x, types in counts.items()]
-        series.append((name, colour, points))
-    return series
+def by_type(evals):
+    """A panel for each content type: is it asked for, is it drawn, are questions on it answered?"""
+    colours = {"proposed": "c0", "drawn": "c1", "sampled": "c2"}
+    names = set()
+    for r in evals:
+        for key in colours:
+            names.update(name for name, share in r.get(f"types_{key}", {}).items() if share)
+    panels = []
+    for name in sorted(names):
+        series = []
+        for key, colour in colours.items():
+            own = [{"x": r["x"], key: r.get(f"types_{key}", {}).get(name)} for r in evals]
+            series += lines(own, key, colour, 100)
+        panels.append(Panel(name.replace("_", " "), "", "%", series, 100))
+    return panels
 
 
 def panel(heading, note, kinds):
     """Two lines of the page's table of panels -> Panel."""
     title, label, top, source, entries = heading.split(" | ")
     records, series, kind = kinds[source], [], "lines"
-    if entries == "types":
-        series, kind = shares(records), "bars"
-    elif entries == "hard_consistency":
+    if entries == "hard_consistency":
         points = [(r["x"], r[entries]) for r in records if r.get(entries)]
         series, kind = [("consistency", "c2", points)] if points else [], "boxes"
     else:
@@ -181,15 +184,11 @@ def panels(kinds):
 def draw(axes, panel):
     """Draw `panel` on matplotlib's `axes`."""
     few = all(len(points) <= FEW for _, _, points in panel.series)
-    below = Counter()  # of stacked bars
     for name, style, points in panel.series:
         x, y, *band = zip(*points)
         colour, *dashed = style.split()
         look = {"color": COLOURS[colour], "clip_on": False}
-        if panel.kind == "bars":
-            axes.bar(x, y, 0.64, [below[i] for i in x], **look)
-            below.update(dict(zip(x, y)))  # a Counter adds
-        elif panel.kind == "boxes":
+        if panel.kind == "boxes":
             parts = dict.fromkeys(("boxprops", "whiskerprops", "medianprops"), look)
             off = dict.fromkeys(("showfliers", "showcaps", "manage_ticks"), False)
             axes.boxplot(y, positions=x, widths=0.4, whis=(5, 95), **parts, **off)
@@ -313,7 +312,7 @@ def report(folder, png=None):
     """Write `folder`/report.html, and `png` -> the page's path. FileNotFoundError: not a run."""
     folder = Path(folder)
     config, kinds = read_run(folder)
-    sections = panels(kinds)
+    sections = [*panels(kinds), by_type(kinds["eval"])]
     evals = [r for r in kinds["eval"] if finite(r.get("sampled"))]
     seconds = sum(r.get("seconds", 0) for records in kinds.values() for r in records)
     figures = [[figure(panel) for panel in section if panel.series] for section in sections]

@@ -260,7 +260,7 @@ def test_eval_gives_the_figures_that_the_run_gave(tmp_path):
     generator = torch.Generator().manual_seed(0)
     learnt = {n: w + 0.02 * torch.randn(w.shape, generator=generator) for n, w in learnt.items()}
     roles.weights["solver"] = learnt
-    questions = {kind: eval.charts(12, kind=kind)[0] for kind in ("hard", "easy")}
+    questions = {kind: eval.charts(12, kind=kind) for kind in ("hard", "easy")}
     measure.measure(roles, run, 1, questions)
     roles.policy.load_state(learnt)
     roles.policy.save(run.folder / "iter1/solver")

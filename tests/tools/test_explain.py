@@ -113,6 +113,18 @@ def test_the_penalties_of_every_proposal_from_the_batch_on_the_page(page):
         assert formula in html
 
 
+def test_what_the_coder_draws_of_each_content_type(page):
+    html = section(page, "C")
+    types = re.search(r'(?s)id="types">By content type: (.*?)</p>', html)[1]
+    found = re.findall(r"(\d+) [a-z ]+,\s+of whose codes (\d+) % draw", types)
+    valid = int(re.search(r"16 were asked for, (\d+) valid", html)[1])
+    assert sum(int(count) for count, _ in found) == valid > 0
+    # By proposals and by types it is the same number of codes, but for the rounding of shares.
+    drawn = re.search(r"(?s)codes that drew, of\s+4 each:(.*?)</p>", html, re.IGNORECASE)[1]
+    codes = sum(int(n) * int(k) for n, k in re.findall(r"(\d+) proposals with (\d)", drawn))
+    assert sum(4 * int(n) * int(share) / 100 for n, share in found) == pytest.approx(codes, abs=1)
+
+
 def test_what_a_code_earns_the_coder(page):
     html = section(page, "C")
     (rows,) = cells(html, "group")

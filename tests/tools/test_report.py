@@ -44,7 +44,9 @@ def eval_row(iteration, rng, **changes):
             type_entropy=0.9 + 0.01 * k,
             code_tokens=52 + 3 * k,
             easy_hard_gap=0.25 - 0.03 * k,
-            types={"data_chart": 20 + k, "geometry": 12, "table": 11, "map": 6, "other": 2},
+            types_proposed={"data_chart": 0.7 - 0.1 * k, "map": 0.3 + 0.1 * k, "table": 0.0},
+            types_drawn={"data_chart": 0.9, "map": 0.4 + 0.2 * k},
+            types_sampled={"data_chart": sampled, "map": sampled - 0.1},
             hard_consistency=[rng.choice([0.2, 0.4, 0.6, 0.8, 0.8, 1.0]) for _ in range(60)],
         )
         | changes
@@ -285,10 +287,11 @@ def assert_harmless(page):
 
 TITLES = (
     "Held-out accuracy, Difficulty, Solvability, Proposals and pictures, Easy–hard gap, "
-    "Consistency on hard questions, Content types, Variety of types, Length of code, "
-    "Training sets, From proposals to training data, Reward, KL to the start of the phase, "
-    "Entropy, Clipped tokens, Gradient norm, Rollout against trainer, Gallery, The label audit, "
-    "Are the labels true?, Ways to cheat, Entropy of labels"
+    "Consistency on hard questions, Variety of types, Length of code, "
+    "By content type, data chart, map, Training sets, From proposals to training data, Reward, "
+    "KL to the start of the phase, Entropy, Clipped tokens, Gradient norm, "
+    "Rollout against trainer, Gallery, The label audit, Are the labels true?, Ways to cheat, "
+    "Entropy of labels"
 )
 ON_THE_ARROWS = (
     "72 → 96 % valid",
@@ -323,7 +326,7 @@ def test_report_of_a_whole_run(whole):
     shapes = [value for _, name, value in page.attributes if name in ("d", "x", "y", "style")]
     assert len(shapes) > 500 and not re.search("nan|inf|None", " ".join(shapes))
     # Every colour of a curve is the page's, so that it can go dark; every id that is used exists.
-    assert page.tags.count("svg") == 25
+    assert page.tags.count("svg") == 26
     assert not re.search("(stroke|fill): #", page.source.split("</style>")[1])
     used = set(re.findall(r'(?:url\(|href=")#(\w+)', page.source))
     assert used <= set(re.findall(r' id="(\w+)"', page.source))
@@ -342,7 +345,7 @@ def test_a_run_without_audit_or_figures_says_so_and_no_more(tmp_path):
     assert "<table" not in page.source.split("Settings")[0]  # no head without rows
     # Empty sections are not shown.
     empty = re.findall(r"<section>.*?<div[^>]*></div></section>", page.source, re.DOTALL)
-    assert len(empty) == 4
+    assert len(empty) == 5
 
 
 def test_no_head_of_a_table_is_empty(whole):
@@ -485,18 +488,15 @@ def test_boxes_show_the_percentiles():
     assert axes.get_xlim() == (-0.5, 1.5)
 
 
-def test_types_are_shares_on_top_of_each_other(tmp_path):
-    kinds = dict.fromkeys(("step", "data", "audit"), []) | {
-        "eval": [dict(x=0, types={"other": 1, "map": 3, "table": 0})]
-    }
-    (panel,) = [p for p in reporting.panels(kinds)[0] if p.kind == "bars"]
-    assert panel.series == [
-        ("map", "c0", [(0, 75)]),
-        ("table", "c1", [(0, 0)]),
-        ("other", "grey", [(0, 25)]),
-    ]
-    bars = drawn(panel.series, kind="bars").patches
-    assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 75), (75, 0), (75, 25)]
+def test_each_content_type_has_a_panel_of_what_became_of_it():
+    base = {"x": 0, "types_proposed": {"map": 0.25, "table": 0.0}, "types_drawn": {"map": 0.5}}
+    later = {"x": 1, "types_proposed": {"map": 0.75}, "types_sampled": {"data_chart": 0.5}}
+    chart, map_ = reporting.by_type([base, later])
+    # Tables nobody asked for; of charts there are only held-out questions.
+    assert (chart.title, chart.series) == ("data chart", [("sampled", "c2", [(1, 50)])])
+    assert map_.series == [("proposed", "c0", [(0, 25), (1, 75)]), ("drawn", "c1", [(0, 50)])]
+    # A run that was made before, or measured nothing.
+    assert reporting.by_type([{"x": 0}]) == []
 
 
 def test_funnel_is_in_shares_of_what_was_asked():
@@ -617,7 +617,7 @@ def test_what_models_write_stays_text(tmp_path):
     draw_bars([1, 2], tmp_path / "iter1" / "pictures" / "x.png")
     pictures = [{"picture": "iter1/pictures/x.png"}, {"picture": None}, {"caption": None}]
     write_jsonl(tmp_path / "iter1" / "probe.jsonl", [row | other for other in pictures])
-    record = eval_row(2, random.Random(0), types={evil: 3})
+    record = eval_row(2, random.Random(0), types_proposed={evil: 3})
     write_jsonl(tmp_path / "metrics.jsonl", [record])  # and no steps, which have no text
     (tmp_path / "config.json").write_text(json.dumps({"model": evil, "settings": {evil: evil}}))
     page = Page(reporting.report(tmp_path))
