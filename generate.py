@@ -87,17 +87,15 @@ def generate(
     limits = limits.expand(len(prompts), n)
     longest = max(len(prompt.tokens) for prompt in prompts) + int(limits.max())
     sampler, numbers = (temperature, top_p, top_k), numbers or range(len(prompts))
-    for share in (1, 2):
+    while True:
+        room = flash.room_for(vlm, slots, limits.numel(), longest)
         try:
-            room = flash.room_for(vlm, slots, limits.numel(), longest, share)
             room.engine = room.engine or Engine(vlm, room.slots, room.columns)
             asked = prompts, limits.tolist(), sampler, seed, numbers
             return room.engine.run(*asked, slots, progress)
         except torch.cuda.OutOfMemoryError:
             # Something else took the memory that was planned with.
-            if share == 2:
-                raise
-            print("generate: out of GPU memory; again with half the slots", file=sys.stderr)
+            flash.halve(vlm, room)
 
 
 class Engine:

@@ -16,6 +16,7 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -185,6 +186,25 @@ def logps_before(policy, minis, temperature, token_budget):
     return found
 
 
+def gradient(policy, reference, mini, old_logps, temperature, settings, token_budget):
+    """The gradient of one update, left in the weights -> (sums of statistics, gaps)"""
+    sums, gaps, count = Counter(), [], sum(len(rollout.tokens) for rollout in mini)
+    for weight in policy.weights().values():
+        weight.grad = None
+    for bundles, weight in parallel.deal(micro_batches(mini, token_budget)):
+        # Around the backward pass too: checkpointed layers are computed again in it.
+        with packed.attention(policy):
+            loss, parts, gap = policy_pass(
+                policy, reference, bundles, old_logps, temperature, **settings
+            )
+            # The mean over all tokens of the update, whichever pass and rank they are in.
+            (loss * weight / count).backward()
+        gaps.append(gap)
+        if weight:
+            sums.update(parts)
+    return sums, gaps
+
+
 def train_step(
     policy,
     reference,
@@ -201,38 +221,22 @@ def train_step(
     # Without any advantage only the KL term has a gradient, which AdamW would blow up to full size.
     updates = mini_batches(rollouts, groups_per_update)
     minis = [mini for mini in updates if any(rollout.advantage for rollout in mini)]
-    token_budget = min(token_budget, policy.token_limit)
+    limits = dict(policy=policy, token_budget=token_budget, rollouts=rollouts)
 
     # Log-probs before the step. Those of the first update come along with its forward pass.
-    old_logps = logps_before(policy, minis[1:], temperature, token_budget)
-    totals, tokens, norms, gaps, waiting = Counter(), 0, [], [], list(minis)
-    while waiting:
-        sums, count = Counter(), sum(len(rollout.tokens) for rollout in waiting[0])
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            for bundles, weight in parallel.deal(micro_batches(waiting[0], token_budget)):
-                # Around the backward pass too: checkpointed layers are computed again in it.
-                with packed.attention(policy):
-                    loss, parts, gap = policy_pass(
-                        policy, reference, bundles, old_logps, temperature, **settings
-                    )
-                    # The mean over all tokens of the update, whichever pass and rank they are in.
-                    (loss * weight / count).backward()
-                gaps.append(gap)
-                if weight:
-                    sums.update(parts)
-        except torch.cuda.OutOfMemoryError:
-            # This update from its beginning, in passes of half the tokens.
-            shortest = min(parallel.bundle_length([rollout]) for rollout in waiting[0])
-            token_budget = parallel.halve(policy, token_budget, shortest)
-            continue
-        waiting.pop(0)
+    before = partial(logps_before, policy, minis[1:], temperature)
+    old_logps = parallel.within_memory(before, **limits)
+    totals, tokens, norms, gaps = Counter(), 0, [], []
+    for mini in minis:
+        passes = partial(gradient, policy, reference, mini, old_logps, temperature, settings)
+        sums, own = parallel.within_memory(passes, **limits)
+        gaps += own
         norms.append(parallel.clip_gradients(policy.weights().values(), max_grad_norm))
         # A step along a gradient that is not finite would turn every weight into nan.
         if math.isfinite(norms[-1]):
             optimizer.step()
             totals.update(sums)
-            tokens += count
+            tokens += sum(len(rollout.tokens) for rollout in mini)
     # No gradients in memory while sampling.
     optimizer.zero_grad(set_to_none=True)
     return summary(rollouts, totals, norms, gaps, tokens) | {"no_signal": len(updates) - len(minis)}

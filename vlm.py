@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prompts import PROMPTS
-from support import checkpoint, packed, parallel
+from support import checkpoint, flash, packed, parallel
 from support.chat import Chat
 
 # Large products run in bf16 anyway. Left in float32 are the rotary angles, and TF32 with its
@@ -130,8 +129,8 @@ class VLM:
             dtype = getattr(torch, dtype)
         if attention == "auto":
             half = dtype in (torch.bfloat16, torch.float16)  # flash-attn knows no float32
-            flash = on_cuda and half and transformers.utils.is_flash_attn_2_available()
-            attention = "flash_attention_2" if flash else "sdpa"
+            installed = on_cuda and half and flash.flash_attn_works()
+            attention = "flash_attention_2" if installed else "sdpa"
         model, tokenizer = checkpoint.load_network(folder, dtype, attention)
         vlm = cls(model.to(device).eval(), tokenizer, folder)
         if folder != Path(name):  # `tiny`, or a hub id: it holds on any machine
@@ -146,7 +145,8 @@ class VLM:
         visual = model.model.visual
         visual.patch_embed = packed.LinearPatches(visual.patch_embed.proj)
         self.lora = None  # rank and alpha, once there are adapters: see support/lora.py
-        self.token_limit = math.inf  # tokens a training pass may have, once memory has run out
+        # Tokens of a training pass, replies at a time: fewer once memory has run out.
+        self.token_limit = self.slot_limit = math.inf
         self.base = str(folder.absolute())  # the name that adapters give of their base
         self.prompts = checkpoint.read_json(folder, "prompts.json") or PROMPTS
         self.chat = Chat(tokenizer)

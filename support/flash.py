@@ -1,15 +1,34 @@
 """What CUDA needs to sample fast: memory that is planned and kept, and captured steps."""
 
+import importlib
 import os
+import sys
 import weakref
 from dataclasses import dataclass
 
 import torch
+import transformers
 
 # The most slots that are of use; the fewest, and the columns, that a captured step is made for.
 MOST, FEWEST, WIDTHS = 512, 16, 256
+# Bytes a word while a token is drawn: logits, probabilities, sums; on CUDA what a sort takes, too:
+# keys and places of 8 bytes, both twice, and the pairs of them.
+DRAW = {"cpu": 24, "cuda": 48}
 # Of a network the room that it sampled in last, for as long as it lives.
 KEPT = weakref.WeakKeyDictionary()
+
+
+def flash_attn_works() -> bool:
+    """Is the package installed, and was it built for this PyTorch? Else it is done without."""
+    if not transformers.utils.is_flash_attn_2_available():
+        return False
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"flash-attn does not load ({reason}): torch's own attention it is", file=sys.stderr)
+        return False
+    return True
 
 
 def free_bytes(device) -> int:
@@ -29,8 +48,7 @@ def slots_that_fit(vlm, wanted: int | None, longest: int) -> int:
     text = vlm.config.get_text_config()
     width = vlm.model.model.language_model.layers[0].self_attn.k_proj.weight.shape[0]
     cache = 2 * text.num_hidden_layers * width * longest * vlm.dtype.itemsize
-    # Logits, probabilities and what the draw makes of them: six float32 a word.
-    each = cache + 24 * text.vocab_size
+    each = cache + DRAW[vlm.device.type] * text.vocab_size
     free = free_bytes(vlm.device) * 9 // 10
     if each > free:
         raise ValueError(
@@ -54,15 +72,15 @@ class Room:
     engine: object = None
 
 
-def room_for(vlm, wanted: int | None, replies: int, longest: int, share=1) -> Room:
-    """For `replies` replies of `longest` tokens with their prompts, or a `share`-th of them at a
-    time. On CUDA the last room, engine and all, if it is enough and its network is what it was."""
+def room_for(vlm, wanted: int | None, replies: int, longest: int) -> Room:
+    """For `replies` replies of `longest` tokens with their prompts. On CUDA the last room, engine
+    and all, if it is enough and its network is what it was."""
     asked, on_cuda = min(wanted or MOST, replies), vlm.device.type == "cuda"
     reads = [*vlm.eos_ids, *(weight.data_ptr() for weight in vlm.model.parameters())]
     last = KEPT.get(vlm)
     if last is not None:
         enough = last.columns >= longest and last.asked >= asked
-        if share == 1 and enough and last.reads == reads:
+        if enough and last.reads == reads:
             return last
         asked, longest = max(asked, last.asked), max(longest, last.columns)
         # Whoever still holds the room does not hold its memory.
@@ -70,11 +88,21 @@ def room_for(vlm, wanted: int | None, replies: int, longest: int, share=1) -> Ro
     release()
     if on_cuda:
         wanted, longest = asked, -(-longest // WIDTHS) * WIDTHS
-    slots = min(slots_that_fit(vlm, wanted, longest), asked)
-    room = Room(max(1, slots // share), longest, asked, reads)
+    slots = min(slots_that_fit(vlm, wanted, longest), asked, vlm.slot_limit)
+    room = Room(slots, longest, asked, reads)
     if on_cuda:
         KEPT[vlm] = room
     return room
+
+
+def halve(vlm, room: Room):
+    """Called where memory has run out in this room: half its slots from now on, if it has two."""
+    if room.slots == 1:
+        raise
+    room.engine, vlm.slot_limit = None, room.slots // 2
+    release()
+    text = f"from now on {vlm.slot_limit} replies at a time"
+    print(f"generate: out of GPU memory; {text}", file=sys.stderr)
 
 
 def release():

@@ -186,16 +186,32 @@ def deal(batches) -> list:
     return filled[rank() :: world()]
 
 
-def halve(policy, token_budget, shortest) -> int:
-    """Called where a GPU's memory has run out in a training pass: half as many tokens from now on.
-    The error goes on where that would cut nothing, as each rollout is a pass by itself, and under
-    torchrun, where ranks make their passes together."""
-    if world() > 1 or token_budget <= shortest:
-        raise
-    policy.token_limit = token_budget // 2
-    text = f"from now on {policy.token_limit} tokens a pass"
-    print(f"grpo: out of GPU memory; {text}", file=sys.stderr)
-    return policy.token_limit
+def within_memory(work, policy, token_budget, rollouts):
+    """work(token_budget), once more with half the tokens a pass whenever a GPU's memory has run out
+    in it, and with no more from then on. The error goes on where each rollout has a pass by itself.
+
+    All ranks decide together. Where weights are sharded the others then wait within a pass of their
+    own: only an end helps, and another --token-budget.
+    """
+    sharded = any(isinstance(weight, DTensor) for weight in policy.weights().values())
+    shortest = min(bundle_length([rollout]) for rollout in rollouts)
+    while True:
+        lost, budget = None, min(token_budget, policy.token_limit)
+        try:
+            result = work(budget)
+        except torch.cuda.OutOfMemoryError as error:
+            lost = error
+        if lost and sharded:
+            text = f"the same command goes on with --token-budget {budget // 2}"
+            raise RuntimeError(f"out of GPU memory in a pass of {budget} tokens: {text}") from lost
+        if not any(gather([lost is not None]) if not sharded else ()):
+            return result
+        if budget <= shortest:
+            raise lost or torch.cuda.OutOfMemoryError("another rank is out of GPU memory")
+        policy.token_limit = budget // 2
+        if rank() == 0:
+            text = f"from now on {policy.token_limit} tokens a pass"
+            print(f"grpo: out of GPU memory; {text}", file=sys.stderr)
 
 
 # ---- weights and gradients -----------------------------------------------------------------------
@@ -262,9 +278,10 @@ def local(tensor):
 def assign(weight, new):
     """weight[:] = new, where either may be sharded: shard to shard, shards to a whole, or a whole
     to its shard."""
-    if not isinstance(weight, DTensor):
-        new = whole(new)
-    elif not isinstance(new, DTensor):
+    if isinstance(new, DTensor) and not isinstance(weight, DTensor):
+        # Gathered on the device, in the type it will have: gloo would do it in host memory.
+        new = whole(new.to(weight.device, weight.dtype))
+    elif isinstance(weight, DTensor) and not isinstance(new, DTensor):
         new = new.to(weight.device)
         new = distribute_tensor(new, weight.device_mesh, weight.placements, src_data_rank=None)
     local(weight).copy_(local(new), non_blocking=True)

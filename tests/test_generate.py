@@ -523,7 +523,7 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     cache = Cache(model, 4, longest)
     cache.grow(longest, 4)
     cache = sum(layer.nbytes for layer in cache.layers)  # of four slots
-    each = cache // 4 + 24 * model.config.get_text_config().vocab_size
+    each = cache // 4 + flash.DRAW["cpu"] * model.config.get_text_config().vocab_size
     for slots in (1, 3):
         free = (each * slots + each // 2) * 10 // 9
         monkeypatch.setattr(flash, "free_bytes", lambda device, free=free: free)
@@ -538,23 +538,32 @@ def test_slots_are_planned_from_free_memory(model, monkeypatch):
     assert tokens_of(few) == tokens_of(many)
 
 
-def test_out_of_memory_halves_the_slots_once(model, monkeypatch, capsys):
-    run, slots, engines = Engine.run, [], []
+def test_slots_are_halved_as_often_as_memory_runs_out_and_that_is_remembered(
+    model, monkeypatch, capsys
+):
+    run, slots, engines, room = Engine.run, [], [], 3
+    monkeypatch.setattr(model, "slot_limit", math.inf)
+    prompts = [model.encode("hello")]
+    before = tokens_of(generate(model, prompts, n=30, max_new_tokens=3))
 
     def crowded(self, *work):
         # The memory of the first one is free before the second begins.
         assert not any(engine() for engine in engines)
         engines.append(weakref.ref(self))
         slots.append(self.slots)
-        if self.slots > 3:
+        if self.slots > room:
             raise torch.cuda.OutOfMemoryError("no room")
         return run(self, *work)
 
     monkeypatch.setattr(Engine, "run", crowded)
-    assert len(generate(model, [model.encode("hello")], n=6, max_new_tokens=3)[0]) == 6
-    assert slots == [6, 3] and "with half the slots" in capsys.readouterr().err
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        generate(model, [model.encode("hello")], n=20, max_new_tokens=3)
+    assert tokens_of(generate(model, prompts, n=30, max_new_tokens=3)) == before
+    assert slots == [30, 15, 7, 3]
+    assert capsys.readouterr().err.count("generate: out of GPU memory; from now on ") == 3
+    generate(model, prompts, n=30, max_new_tokens=3)
+    assert slots[4:] == [3]
+    room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="no room"):
+        generate(model, prompts, n=30, max_new_tokens=3)
 
 
 def test_diverged_weights(model):

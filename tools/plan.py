@@ -25,6 +25,7 @@ import transformers
 from prompts import PROMPTS
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint, picture_settings
 from support.figures import markdown
+from support.flash import DRAW, FEWEST
 from support.packed import LOGITS
 from support.settings import LENGTHS, PAPER, PRESETS, Settings
 
@@ -92,7 +93,7 @@ def memory(network, gpus=1, lora=0, tokens=16384, seen=0, length=8192, checkpoin
     # The actor in bf16; float32 masters and AdamW's two moments; adapters of the actor, too.
     held = 2 * total + (4 + 8 + 4 * (lora > 0)) * trained
     # Keys and values of all layers, and what drawing a word takes.
-    slot = length * 2 * len(language.layers) * keys * 2 + 24 * words
+    slot = length * 2 * len(language.layers) * keys * 2 + DRAW["cuda"] * words
 
     # Gradients. FSDP has in one piece: two layers; embedding and lm_head, and their gradients.
     training = held + 4 * trained
@@ -126,9 +127,9 @@ def saved(layers, width, queries, keys, inner, stream, checkpointing) -> int:
     return layers * width * stream + inside if checkpointing else layers * inside
 
 
-def needs(settings: Settings, network, gpus: int) -> dict:
+def needs(settings: Settings, network, gpus: int, pinned=True) -> dict:
     """`memory` of a run, and: least, for training and a single slot; slots; tokens of a pass; bytes
-    of the host's memory and of disk."""
+    of the host's memory and of disk. pinned: is the roles' memory, as it is for a GPU?"""
     # No prompt is longer: what it quotes was cut when it was written, and a picture when it was
     # encoded. A template has a token for three characters or more.
     vision = network.config.vision_config
@@ -153,6 +154,10 @@ def needs(settings: Settings, network, gpus: int) -> dict:
     # At the start, a policy of every rank. Checkpoints are float32; of LoRA, adapters alone.
     total, role = network.num_parameters(), learnt(network, lora)
     host = 2 * total * gpus + 24 * role if lora else max(24, 4 * gpus) * total
+    if pinned and gpus == 1 and not lora:
+        # It comes in powers of two.
+        sizes = [4 * weight.numel() for weight in network.parameters()]
+        host += 3 * sum(2 ** (size - 1).bit_length() - size for size in sizes)
     pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
     disk = settings.iterations * (12 * role + PICTURE * pictures) + 24 * role
     return needed | {"slots": settings.slots or 512, "tokens": tokens, "host": host, "disk": disk}
@@ -164,6 +169,18 @@ def fitting(needed: dict, card: float) -> int:
         return 0
     room = 0.9 * (card - needed["held"] - RESERVE)
     return max(1, min(needed["slots"], int(room / needed["slot"])))
+
+
+def remark(slots: int) -> str:
+    """On few slots: a step reads all weights, for however few replies.
+
+    >>> remark(16), remark(4)[:37]
+    ('', '; that few sample about 4 times as slowly')
+    """
+    if slots >= FEWEST:
+        return ""
+    advice = "shorter replies, --lora 32 or a larger card help"
+    return f"; that few sample about {FEWEST / slots:.0f} times as slowly as {FEWEST}: {advice}"
 
 
 def cards_here() -> list[int]:
@@ -237,7 +254,7 @@ def plan(settings: Settings, gpus=0):
     there = next(folder for folder in (out, *out.parents) if folder.exists())
 
     # On the CPU, where there is no GPU and all fits into memory. All is float32 there.
-    where, needed = "the CPU", needs(settings, network, 1)
+    where, needed = "the CPU", needs(settings, network, 1, pinned=False)
     for name in ("held", "slot", "training"):
         needed[name] *= 2
     alone = needed["host"] + needed["slots"] * needed["slot"] + needed["training"]
@@ -262,8 +279,9 @@ def plan(settings: Settings, gpus=0):
         if need > have:
             reason = f"{gb(need)} GB of {name} are needed, {gb(have)} are there"
             raise ValueError(f"does not fit: {reason}")
-    slots = f", with {fitting(needed, min(cards))} slots" if gpus else ""
-    print(f"it fits this machine{slots}")
+    slots = fitting(needed, min(cards)) if gpus else FEWEST
+    said = f", with {slots} slots{remark(slots)}" if gpus else ""
+    print(f"it fits this machine{said}")
 
 
 # --------------------------------------------------------------------------------- which preset?
@@ -308,9 +326,8 @@ def auto(given: dict, gpus=None) -> Settings:
     if not name:
         what = f"{given['model']} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB"
         advice = "A smaller model, a larger card, or more of them"
-        raise ValueError(
-            f"{what}: {LARGEST_FIRST[-1]} takes {least}, and a tenth is to stay free. {advice}"
-        )
+        least += ", and a tenth is to stay free"
+        raise ValueError(f"{what}: {LARGEST_FIRST[-1]} takes {least}. {advice}")
     if os.environ.get("RANK", "0") == "0":
         budget = "" if "token_budget" in given else f" --token-budget {settings.token_budget}"
         by_hand = f"by hand: --preset {name}{budget}"

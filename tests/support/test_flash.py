@@ -4,6 +4,7 @@ CUDA graphs are stand-ins: what is tested is how they are called.
 """
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -127,10 +128,15 @@ def test_the_last_room_is_kept(models, monkeypatch):
     assert (more.slots, more.columns) == (70, 512) and not first.engine
     longer = flash.room_for(model, None, 9, 600)
     assert (longer.slots, longer.columns) == (70, 768)
-    # After an error another one is made, with half; and kept.
-    half = flash.room_for(model, None, 9, 600, share=2)
+    # After an error another one is made, with half; and kept, and remembered when it is gone.
+    flash.halve(model, longer)
+    half = flash.room_for(model, None, 70, 600)
     assert half is not longer and half.slots == 35
     assert flash.room_for(model, None, 70, 600) is half
+    flash.release()
+    assert flash.room_for(model, None, 70, 600).slots == 35
+    half = flash.room_for(model, None, 70, 600)
+    monkeypatch.setattr(model, "slot_limit", math.inf)
     # Weights that have moved, other ends, another network, memory that is wanted.
     model.lm_head.data = model.lm_head.data.clone()
     moved = flash.room_for(model, None, 9, 600)
