@@ -27,9 +27,8 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from support import flash
+from support import flash, screen
 from support.cache import Cache, attend, norm, rotate
 from support.parallel import send
 from vlm import VLM, Prompt
@@ -134,7 +133,7 @@ class Engine:
         self.free = list(range(self.used))[::-1]
         self.owner, self.reach = np.zeros((self.slots, 2), int), np.zeros(self.slots, int)
         total, every = sum(map(len, limits)), EVERY[self.vlm.device.type]
-        with tqdm(total=total, disable=not progress, unit=" completions", leave=False) as bar:
+        with screen.bar(total=total, unit=" completions", shown=progress) as bar:
             m = self.fill()
             while m:
                 # Slots fall idle only when the queue is empty: they are of no more use then.

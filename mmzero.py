@@ -57,6 +57,7 @@ from support.figures import table
 from support.flash import release
 from support.networks import check_model, load_networks, read_weights
 from support.run_folder import ROLES, Phase, Run, mean, subseed
+from support.screen import timed
 from support.settings import FROZEN, LANGUAGES, LENGTHS, TRAINED, Settings, parse, rules_of
 from vlm import VLM
 
@@ -129,23 +130,16 @@ class Roles:
     def solver_prompt(self, image, question: str):
         return self.actor.encode(self.prompts["solver"].replace("{question}", question), [image])
 
+    @timed("sampling")
     def speak(self, role: str, prompts: list, n: int, seed: int, trained=False, **more) -> list:
         """n completions of each prompt, [prompts][n]: by the frozen role, or by the one in training
         as the policy has it now. Each rank samples its slice of the prompts, all get all."""
         self.actor.load_state(self.policy.weights() if trained else self.weights[role])
         sampling = (TRAINED if trained else FROZEN)[role] | more
-        completions = generate(
-            self.actor,
-            parallel.rank_slice(prompts),
-            n,
-            max_new_tokens=getattr(self.settings, LENGTHS[role]),
-            seed=seed,
-            slots=self.settings.slots or None,
-            numbers=parallel.rank_slice(range(len(prompts))),
-            progress=parallel.shows_progress(),
-            **sampling,
-        )
-        return parallel.gather(completions)
+        sampling |= {"max_new_tokens": getattr(self.settings, LENGTHS[role]), "seed": seed}
+        sampling |= {"slots": self.settings.slots or None, "progress": True}
+        own, numbers = map(parallel.rank_slice, (prompts, range(len(prompts))))
+        return parallel.gather(generate(self.actor, own, n, numbers=numbers, **sampling))
 
     def imagine(self, places: range, codes: int, answers: int, seed: int) -> list[tuple]:
         """Fresh data from the frozen roles, for these places of a list of topics that take turns.
@@ -167,6 +161,7 @@ class Roles:
         drawn = iter(self.render(asked, self.speak("coder", prompts, n, seed, **sampling)))
         return [[] if proposal is None else next(drawn) for proposal in proposals]
 
+    @timed("drawing")
     def render(self, asked: list, replies: list) -> list[list[Draft]]:
         """A Coder's replies to (proposal, language) each -> drafts, some with a picture."""
         drafts = []
@@ -175,7 +170,7 @@ class Roles:
         for draft in flat(drafts):
             draft.code = rewards.extract_code(draft.reply, draft.language)
         mine = [(draft.code, draft.language) for draft in parallel.rank_slice(flat(drafts))]
-        renderings = self.renderer.render(mine, progress=parallel.shows_progress())
+        renderings = self.renderer.render(mine, progress=True)
         for draft, rendering in zip(flat(drafts), parallel.gather(renderings)):
             draft.image, draft.error = rendering.image, rendering.error
         return drafts
@@ -202,6 +197,7 @@ class Roles:
         old, others = self.weights[role], [self.weights[other] for other in ROLES if other != role]
         self.weights[role] = self.policy.state(None if any(own is old for own in others) else old)
 
+    @timed("training")
     def learn(self, phase: Phase, prompts: list, replies: list, terms: list) -> dict:
         """One GRPO step on replies and the terms of their rewards, both [P][G]. -> statistics"""
         settings, role, rollouts = self.settings, phase.role, []
@@ -363,9 +359,8 @@ def prepare(run: Run) -> Roles:
     """The roles as far as the run has come, and as many threads as suit them."""
     roles = Roles(run.settings, {role: run.newest(role) for role in ROLES})
     millions = sum(p.numel() for p in roles.policy.model.parameters()) / 1e6
-    print(
-        f"{run.settings.model}: {millions:.1f} M parameters on {roles.actor.device}; {run.folder}"
-    )
+    where = f"{roles.actor.device}; {run.folder}"
+    print(f"{run.settings.model}: {millions:.1f} M parameters on {where}")
     if roles.actor.device.type == "cpu":
         # As many replies at once as a run has, unless the network is a large one.
         prompt, count = roles.proposer_prompt(roles.topics[0]), 256 if millions < 100 else 8
@@ -404,12 +399,14 @@ def main(arguments=None) -> Run | None:
         settings, gpus = parse(arguments, plan.auto)
         parallel.start()
         if gpus is not None:  # --dry-run
-            return plan.plan(settings, gpus)
+            plan.plan(settings, gpus)
+            return None
         check_model(settings)
+        hours_left = plan.before_weights(settings)
         if settings.explain:
             print(f"\n{explain.explain(sys.modules[__name__], settings)}")
             return None
-        run = Run(settings)
+        run = Run(settings, hours_left)
         questions, roles = measure.held_out(settings), prepare(run)
         for iteration in self_evolve(run, roles):
             measure.measure(roles, run, iteration, questions)

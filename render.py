@@ -80,7 +80,7 @@ class Renderer(contextlib.AbstractContextManager):
 
     def render(self, items, progress=False):
         """[(code | None, "svg" | "python"), ...] -> list[Rendering], in the same order."""
-        from tqdm import tqdm  # not at the top: helpers do without
+        from support import screen  # not at the top: helpers do without
 
         results, queue = [None] * len(items), deque()
         for index, (code, language) in enumerate(items):
@@ -90,7 +90,7 @@ class Renderer(contextlib.AbstractContextManager):
                 results[index] = Rendering(None, problem, 0.0)
             else:
                 queue.append((index, language, source))
-        with tqdm(total=len(queue), desc="render", leave=False, disable=not progress) as bar:
+        with screen.bar(total=len(queue), title="render", shown=progress) as bar:
             self._draw(queue, results, bar)
         return results
 

@@ -37,7 +37,9 @@ def load_networks(load, settings):
         # What is to be sharded is loaded into host memory first.
         policy = load(settings.model, dtype="float32", device="cpu" if sharded else "auto")
     if settings.checkpointing:
-        policy.model.gradient_checkpointing_enable()
+        # transformers renames it.
+        usual = policy.model.gradient_checkpointing_enable
+        getattr(policy.model, "activation_checkpointing_enable", usual)()
         # It needs training mode. These models have no dropout that this would turn on.
         policy.model.train()
     if sharded and not settings.lora:

@@ -85,11 +85,6 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def shows_progress() -> bool:
-    """One rank does, and only to somebody who looks."""
-    return rank() == 0 and sys.stderr.isatty()
-
-
 # ---- lists, cut and put together -----------------------------------------------------------------
 
 

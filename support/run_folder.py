@@ -20,6 +20,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import random
 import statistics
 import time
@@ -27,9 +28,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from support import parallel
+from support import parallel, screen
 from support.machine import reason, replacing
 from support.settings import unusual
 
@@ -40,17 +40,6 @@ MANY_UNREAD = 0.3
 
 # A run may go on with other values of these.
 FREE = ("out", "iterations", "threads", "workers", "slots", "save_steps", "token_budget")
-
-# What the line of a step shows of each role's rewards: means over all replies, and means over those
-# of which this is true.
-FIGURES = {
-    "proposer": "reward valid | valid | rendered solvability difficulty easy_hard type diversity",
-    "coder": "reward rendered | rendered | solvability difficulty",
-    "solver": "reward accuracy format | reward |",
-}
-# What it calls them.
-SHORT_NAMES = {"unread": "unread", "render": "rendered", "s": "solvability", "d": "difficulty"}
-SHORT_NAMES |= {"accuracy": "accuracy", "format": "format"}
 
 SLOW = 3  # times the usual duration of a step: then it is worth a line
 NO_FORM = """no reply of the Solver has the form that its prompt asks for, <think>..</think> and
@@ -88,11 +77,6 @@ def read_jsonl(path: Path) -> list:
         raise ValueError(f"{path} has a line that is not JSON") from None
 
 
-def bar(items, title: str, unit: str):
-    """The items, with a bar on the terminal while one goes through them."""
-    return tqdm(items, title, ncols=100, unit=unit, leave=False, disable=parallel.rank() > 0)
-
-
 # ------------------------------------------------------------------------------------- the folder
 
 HELD = {}  # folder -> the file whose lock this process has
@@ -125,8 +109,9 @@ def folder_of(settings) -> Path:
 class Run:
     """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, hours_left=None):
+        """hours_left(iteration, role): a line about the rest of the run, once a phase is over."""
+        self.settings, self.hours_left = settings, hours_left
         if unusual(settings):
             print(unusual(settings))
         self.folder = folder_of(settings)
@@ -190,6 +175,8 @@ class Run:
         for old in (self.folder / "resume").glob(f"*.{parallel.rank()}of*"):
             if not place or old != self._state_file(*place):
                 old.unlink()
+        if self.hours_left and stage in ROLES and not place:
+            print(self.hours_left(iteration, stage))
         if parallel.rank() == 0:
             # Wherever one gets here, the phase has all of its data.
             for part in self.folder.glob("iter*/**/*.part*"):
@@ -298,6 +285,7 @@ class Phase:
         # Steps that an earlier start made, and rows that are saved when the phase is over.
         self.steps_made, self.rows = 0, []
         self.durations = []  # of the steps, in seconds
+        self.cold_steps = 0  # in a row, that taught next to nothing
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
             parallel.restore(policy, optimizer, run.state)
@@ -315,7 +303,7 @@ class Phase:
         Borders depend on nothing but the settings: a part comes out the same whoever makes it.
         """
         size = self.run.settings.part_proposals
-        for first in bar(range(0, count, size), f"{self.title} data", " parts"):
+        for first in screen.bar(range(0, count, size), f"{self.title} data", " parts"):
             places = range(first, min(first + size, count))
             yield places, self.run.load_rows(self.iteration, f"{self.role}.part{first}")
 
@@ -349,9 +337,10 @@ class Phase:
 
     def steps(self, count: int):
         """Numbers of the steps that are still to be made; 1 is the first."""
-        self.bar = bar(range(self.steps_made + 1, count + 1), self.title, " steps")
+        self.bar = screen.bar(range(self.steps_made + 1, count + 1), self.title, " steps")
         for step in self.bar:
             self.started = time.perf_counter()
+            screen.SPENT.clear()
             yield step
 
     def batches(self, items: list, size: int, steps: int):
@@ -381,7 +370,9 @@ class Phase:
         unread: could nothing be read in this reply? terms: of the reward of each reply.
         figures: what train_step returned.
         """
-        of_all, condition, of_some = (names.split() for names in FIGURES[self.role].split("|"))
+        of_all, condition, of_some = (
+            names.split() for names in screen.FIGURES[self.role].split("|")
+        )
         some = [one for one in terms if one[condition[0]]]
         record = {name: mean(one[name] for one in terms) for name in of_all}
         record |= {name: mean(one[name] for one in some) for name in of_some}
@@ -392,14 +383,32 @@ class Phase:
         )
         if self.role == "solver" and self.steps_made == 0 and step == 1 and not record["format"]:
             print(NO_FORM)
-        record |= more | finite | {"seconds": time.perf_counter() - self.started}
+        record |= more | finite | screen.spent() | {"seconds": time.perf_counter() - self.started}
         self.look_at_the_clock(record["seconds"])
         self.log("step", step=step, **record)
-        self.bar.write(step_line(f"{self.title} {step}/{self.bar.iterable.stop - 1}", record))
+        title = f"{self.title} {step}/{self.bar.iterable.stop - 1}"
+        self.bar.write(screen.step_line(title, record))
+        self.show(replies[0].text, record)
         if step % self.run.settings.save_steps == 0:
             state = parallel.training_state(self.policy, self.optimizer)
             state["rows"] = json.dumps(self.rows)
             self.run.save_state(self.iteration, self.role, step, state)
+
+    def show(self, reply: str, record: dict):
+        """A reply of the phase's first step; and, once, that two steps in a row taught little."""
+        why, name = screen.cold(record), f"iter{self.iteration}/sample-{self.role}.txt"
+        self.cold_steps = self.cold_steps + 1 if why else 0
+        if not self.durations[1:] or self.cold_steps == 2:
+            self.run.write(name, reply)
+        if not self.durations[1:]:
+            self.bar.write(screen.sample(reply))
+        if self.cold_steps == 2:
+            advice = (
+                "a larger base, longer replies, --language python, or a prompts.json of your own"
+            )
+            self.bar.write(f"{self.title} learns little: {why}, for two steps. A reply is in")
+            self.bar.write(f"{self.run.folder / name}. What may help: {advice}")
+            self.cold_steps = -math.inf
 
     def look_at_the_clock(self, seconds: float):
         """Once in a run: a step has taken more than three times the median of the phase's steps."""
@@ -409,25 +418,6 @@ class Phase:
             self.bar.write(f"{text}. Are the cores used by others? Then go on with --threads 1")
             self.run.warned = True
         self.durations.append(seconds)
-
-
-def step_line(title: str, r: dict) -> str:
-    """The figures of one step that one wants to see at once, in 100 columns; metrics.jsonl has all.
-
-    >>> r = dict(reward=0.5, accuracy=0.45, unread=0, grad_norm=1.2, kl=0.01, seconds=2, updates=1)
-    >>> print(step_line("it 1 solver 3/20", r))
-    it 1 solver 3/20    reward=0.50 unread=0.00 accuracy=0.45 kl=0.010 norm=1.20 2.0 s
-    """
-    words = [f"{title:<19} reward={r['reward']:.2f}"]
-    words += [f"{name}={r[key]:.2f}" for name, key in SHORT_NAMES.items() if key in r]
-    if r["updates"]:
-        words += [f"kl={r['kl']:.3f}", f"norm={r['grad_norm']:.2f}"]
-    elif r.get("skipped"):
-        words += ["no update: not finite"]
-    else:
-        words += ["no update: A = 0"]
-    digits = 1 if r["seconds"] < 100 else 0
-    return " ".join([*words, f"{r['seconds']:.{digits}f} s"])
 
 
 def read_state(path: Path) -> dict | None:

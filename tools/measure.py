@@ -8,7 +8,6 @@ import time
 
 import rewards
 from eval import charts, evaluate
-from support import parallel
 from support.run_folder import ROLES, mean, subseed
 
 
@@ -27,10 +26,13 @@ def measure(roles, run, iteration: int, questions: dict):
     roles: `mmzero.Roles`, as they are after this iteration. questions: from `held_out`.
     """
     settings, begun, figures = roles.settings, time.perf_counter(), {}
+    print(
+        f"it {iteration} measured on {2 * settings.questions} questions, {settings.probe} proposals"
+    )
     if questions:
         roles.actor.load_state(roles.weights["solver"])
         limits = {"seed": settings.seed, "max_new_tokens": settings.answer_tokens}
-        limits["progress"] = parallel.shows_progress()
+        limits["progress"] = True
         (hard, types), (easy, _) = questions["hard"], questions["easy"]
         figures = evaluate(roles.actor, hard, n=8, **limits)
         figures["easy"] = evaluate(roles.actor, easy, n=2, **limits)["sampled"]
@@ -38,6 +40,7 @@ def measure(roles, run, iteration: int, questions: dict):
     if settings.probe:
         figures |= probe(roles, run, iteration)
     figures["seconds"] = time.perf_counter() - begun
+    print(f"it {iteration} measured in {figures['seconds']:.0f} s")
     run.log(kind="eval", iteration=iteration, **figures)
 
 

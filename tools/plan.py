@@ -23,11 +23,13 @@ import torch
 import transformers
 
 from prompts import PROMPTS
+from support import parallel
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint, picture_settings
 from support.figures import markdown
 from support.flash import DRAW, FEWEST
 from support.packed import LOGITS
 from support.settings import LENGTHS, PAPER, PRESETS, Settings
+from tools import hours
 
 # Sizes as the checkpoints' config.json has them (of MiMo-VL's vision tower from memory: 0.1 %).
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
@@ -38,6 +40,7 @@ CARDS |= {f"{gpus} x 80 GB": (gpus, 85.0e9) for gpus in (2, 4, 8)}
 LARGEST_FIRST = ("8x80gb", "1x80gb", "1x48gb", "1x24gb")
 LONGEST_PASS = 65536
 RESERVE = 1.5e9  # bytes per GPU that the formula does not see: CUDA's context, fragmentation
+NVIDIA = Path("/proc/driver/nvidia/version")  # there where a driver is
 PICTURE = 12e3  # bytes of a PNG: the matplotlib chart of bench/render_bench.py
 
 # ----------------------------------------------------------------------------------- the network
@@ -127,6 +130,12 @@ def saved(layers, width, queries, keys, inner, stream, checkpointing) -> int:
     return layers * width * stream + inside if checkpointing else layers * inside
 
 
+def rounding(network) -> int:
+    """Bytes that pinned memory of these weights in float32 is larger: CUDA takes powers of two."""
+    sizes = [4 * weight.numel() for weight in network.parameters()]
+    return sum(2 ** (size - 1).bit_length() - size for size in sizes)
+
+
 def needs(settings: Settings, network, gpus: int, pinned=True) -> dict:
     """`memory` of a run, and: least, for training and a single slot; slots; tokens of a pass; bytes
     of the host's memory and of disk. pinned: is the roles' memory, as it is for a GPU?"""
@@ -155,9 +164,7 @@ def needs(settings: Settings, network, gpus: int, pinned=True) -> dict:
     total, role = network.num_parameters(), learnt(network, lora)
     host = 2 * total * gpus + 24 * role if lora else max(24, 4 * gpus) * total
     if pinned and gpus == 1 and not lora:
-        # It comes in powers of two.
-        sizes = [4 * weight.numel() for weight in network.parameters()]
-        host += 3 * sum(2 ** (size - 1).bit_length() - size for size in sizes)
+        host += 3 * rounding(network)
     pictures = settings.coder_proposals + settings.solver_proposals + settings.probe
     disk = settings.iterations * (12 * role + PICTURE * pictures) + 24 * role
     return needed | {"slots": settings.slots or 512, "tokens": tokens, "host": host, "disk": disk}
@@ -175,7 +182,7 @@ def remark(slots: int) -> str:
     """On few slots: a step reads all weights, for however few replies.
 
     >>> remark(16), remark(4)[:37]
-    ('', '; that few sample about 4 times as slowly')
+    ('', '; that few sample about 4 times as sl')
     """
     if slots >= FEWEST:
         return ""
@@ -184,7 +191,8 @@ def remark(slots: int) -> str:
 
 
 def cards_here() -> list[int]:
-    """The memory of each GPU in bytes. ValueError: one of them has no bfloat16."""
+    """The memory of each GPU in bytes. ValueError: one of them has no bfloat16, or PyTorch does not
+    see the card that is there: the run would begin on the CPU."""
     cards = []
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
@@ -192,6 +200,13 @@ def cards_here() -> list[int]:
             text = "has no bfloat16, which training needs: take a GPU of 2020 (Ampere) or newer"
             raise ValueError(f"{card.name} {text}, or hide it with CUDA_VISIBLE_DEVICES=''")
         cards.append(card.total_memory)
+    if not cards and NVIDIA.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        what, cure = "is built for the CPU alone", "https://pytorch.org/get-started has the other"
+        if torch.version.cuda:
+            what = f"is built for CUDA {torch.version.cuda}, which this driver is too old for"
+            cure = "take a newer driver, or a PyTorch for an older CUDA"
+        text = f"an NVIDIA card is here, and PyTorch {torch.__version__} {what}: {cure}"
+        raise ValueError(f"{text}; CUDA_VISIBLE_DEVICES='' hides the card")
     return cards
 
 
@@ -228,8 +243,8 @@ def work(settings: Settings) -> dict[str, list[int]]:
     }
 
 
-def describe(settings: Settings, network, where: str, needed: dict):
-    """Print what a run needs and makes."""
+def describe(settings: Settings, network, where: str, needed: dict, estimate: dict):
+    """Print what a run needs and makes. estimate: of `hours.phases`"""
     trained = f"adapters of rank {settings.lora}" if settings.lora else "all weights"
     millions, training = network.num_parameters() / 1e6, needed["training"] - needed["held"]
     print(f"{settings.model}, {millions:,.1f} M parameters, {trained}, on {where}")
@@ -242,12 +257,20 @@ def describe(settings: Settings, network, where: str, needed: dict):
     for phase, (*counts, updates) in work(settings).items():
         tokens = sum(count * length for count, length in zip(counts, lengths))
         made = "{:,} proposals, {:,} codes, {:,} answers".format(*counts)
-        print(f"phase {phase}, at most {made}: {tokens / 1e6:,.0f} M tokens, {updates} updates")
+        took = f", {hours.said(estimate[phase])}" if estimate else ""
+        total = f"{tokens / 1e6:,.0f} M tokens, {updates} updates{took}"
+        print(f"phase {phase}, at most {made}: {total}")
+    if estimate:
+        ends = [sum(pair[end] for pair in estimate.values()) for end in (0, 1)]
+        every = [settings.iterations * end for end in ends]
+        print(
+            f"an iteration {hours.said(ends)}, all {hours.said(every)}: by arithmetic, not measured"
+        )
 
 
-def plan(settings: Settings, gpus=0):
-    """Print the plan of a run on so many GPUs (0: those of this machine). ValueError with one line
-    that says why, if it does not fit here."""
+def plan(settings: Settings, gpus=0) -> dict:
+    """Print the plan of a run on so many GPUs (0: those of this machine) -> `hours.phases`.
+    ValueError with one line that says why, if it does not fit here."""
     network, cards = measure(read_config(settings.model)), cards_here()
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     out = Path(settings.out or "runs").absolute()
@@ -263,7 +286,11 @@ def plan(settings: Settings, gpus=0):
         gpus = gpus or max(len(cards), 1)
         where = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         needed = needs(settings, network, gpus)
-    describe(settings, network, where, needed)
+    estimate, slots = {}, fitting(needed, min(cards)) if gpus and cards else 0
+    if slots:
+        name = torch.cuda.get_device_properties(0).name
+        estimate = hours.phases(settings, network, work(settings), slots, name, gpus)
+    describe(settings, network, where, needed, estimate)
 
     least, free = gb(needed["least"]), shutil.disk_usage(there).free
     if len(cards) < gpus:
@@ -279,9 +306,25 @@ def plan(settings: Settings, gpus=0):
         if need > have:
             reason = f"{gb(need)} GB of {name} are needed, {gb(have)} are there"
             raise ValueError(f"does not fit: {reason}")
-    slots = fitting(needed, min(cards)) if gpus else FEWEST
-    said = f", with {slots} slots{remark(slots)}" if gpus else ""
-    print(f"it fits this machine{said}")
+    print("it fits this machine" + (f", with {slots} slots{remark(slots)}" if gpus else ""))
+    return estimate
+
+
+def before_weights(settings: Settings):
+    """What --dry-run says, at the start of a real model's run. What speaks against the run is said
+    as well, and it begins all the same: the formula may err. -> a line for the end of each phase,
+    see `hours.Clock.finish`; None where nothing is known."""
+    if settings.model == "tiny" or parallel.rank():
+        return None
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if torch.cuda.is_available() else 0
+    try:
+        estimate = plan(settings, gpus)
+    except ValueError as error:
+        print(f"{error}; the run begins all the same", file=sys.stderr)
+        return None
+    if not settings.explain:
+        print("new to this model? First --explain: one small step of each phase, as a page to read")
+    return hours.Clock(estimate, settings.iterations).finish if estimate else None
 
 
 # --------------------------------------------------------------------------------- which preset?
@@ -325,9 +368,11 @@ def auto(given: dict, gpus=None) -> Settings:
     least = gb(needs(settings, network, gpus)["least"])
     if not name:
         what = f"{given['model']} fits no preset on {gpus} of these GPUs, which have {gb(card)} GB"
-        advice = "A smaller model, a larger card, or more of them"
         least += ", and a tenth is to stay free"
-        raise ValueError(f"{what}: {LARGEST_FIRST[-1]} takes {least}. {advice}")
+        advice = (
+            f"A smaller model, a larger card, more of them; --preset {LARGEST_FIRST[-1]} tries it"
+        )
+        raise ValueError(f"{what}: {LARGEST_FIRST[-1]} takes {least}. {advice} all the same")
     if os.environ.get("RANK", "0") == "0":
         budget = "" if "token_budget" in given else f" --token-budget {settings.token_budget}"
         by_hand = f"by hand: --preset {name}{budget}"

@@ -5,9 +5,11 @@ CUDA graphs are stand-ins: what is tested is how they are called.
 
 import contextlib
 import math
+import sys
 
 import pytest
 import torch
+import transformers
 from helpers_models import make_checkpoint
 
 import generate as engine
@@ -148,3 +150,21 @@ def test_the_last_room_is_kept(models, monkeypatch):
     assert list(flash.KEPT) == [other]
     flash.release()
     assert not flash.KEPT
+
+
+@pytest.mark.parametrize(
+    "text, works", [("", True), ("raise ImportError('undefined symbol')", False)]
+)
+def test_a_broken_flash_attn_is_said_and_done_without(text, works, tmp_path, monkeypatch, capsys):
+    (tmp_path / "flash_attn.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    assert flash.flash_attn_works() == works
+    said = (
+        ""
+        if works
+        else "flash-attn does not load (undefined symbol): torch's own attention it is\n"
+    )
+    assert capsys.readouterr().err == said
+    sys.modules.pop("flash_attn", None)

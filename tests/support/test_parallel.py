@@ -5,11 +5,13 @@ Started by torchrun this file is the worker: `torchrun tests/test_parallel.py OU
 """
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +234,53 @@ def test_weights_travel_between_shards_and_whole_networks(results):
             saved = (folder / name / kind).iterdir()
             files.append({path.name: path.read_bytes() for path in saved})
         assert files[0] == files[1] and f"{file}.safetensors" in files[0]
+
+
+def test_shards_are_gathered_on_the_device_in_the_type_they_will_have(monkeypatch):
+    """Not in host memory in float32, where gloo would gather them."""
+
+    class Shards:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def to(self, device, dtype):
+            return Shards(self.tensor.to(device, dtype))
+
+        def full_tensor(self):
+            found.append((self.tensor.device, self.tensor.dtype))
+            return self.tensor
+
+    found, weight = [], torch.zeros(3, dtype=torch.bfloat16)
+    monkeypatch.setattr(parallel, "DTensor", Shards)
+    parallel.assign(weight, Shards(torch.tensor([1.0, 2.0, 3.001])))
+    assert found == [(weight.device, torch.bfloat16)] and weight.tolist() == [1, 2, 3]
+
+
+def test_ranks_decide_together_that_memory_has_run_out(monkeypatch, capsys):
+    """Weights are whole on each rank. This one had enough; the other lost its memory twice."""
+    policy = SimpleNamespace(weights=dict, token_limit=math.inf)
+    rollouts = [SimpleNamespace(prompt=SimpleNamespace(tokens=[1] * 9), tokens=[2])]
+    answers, budgets = [[False, True], [False, True], [False, False]], []
+    monkeypatch.setattr(parallel, "gather", lambda own: answers.pop(0))
+    parallel.within_memory(budgets.append, policy, 400, rollouts)
+    assert budgets == [400, 200, 100] and policy.token_limit == 100
+    assert capsys.readouterr().err.count("out of GPU memory; from now on") == 2
+    # Nor is there an end where no rank can go on.
+    monkeypatch.setattr(parallel, "gather", lambda own: [False, True])
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="another rank"):
+        parallel.within_memory(budgets.append, policy, 400, rollouts)
+    assert policy.token_limit <= 10
+
+
+def test_where_weights_are_sharded_a_rank_without_memory_says_how_to_go_on(monkeypatch):
+    def work(budget):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(parallel, "DTensor", torch.Tensor)
+    policy = SimpleNamespace(weights=lambda: {"w": torch.zeros(1)}, token_limit=math.inf)
+    rollouts = [SimpleNamespace(prompt=SimpleNamespace(tokens=[1]), tokens=[2])]
+    with pytest.raises(RuntimeError, match="the same command goes on with --token-budget 200"):
+        parallel.within_memory(work, policy, 400, rollouts)
 
 
 def test_lists_are_shared_out_whole_and_in_order(monkeypatch):
