@@ -12,15 +12,11 @@ from functools import partial
 from tiny.world import COLOURS
 
 C = f"({'|'.join(COLOURS)})"
-# kind -> (one element, what stands between two, how many there are)
-SCENES = {
-    "bars": (f"{C} ([1-9])", ", ", (3, 4)),
-    "shapes": (f"{C} ([2-5])x([2-9])", ", ", (2,)),
-    "plan": (rf"{C} (\d)-(\d)", ", ", (3,)),
-    "map": (f"{C} (\\d),(\\d)", ", ", (3,)),
-    "chain": (C, " > ", (3, 4)),
-    "table": (f"{C} {C}", " / ", (2,)),
-}
+
+
+def matched(pattern, text):
+    """The match of the whole text or None; _ in a pattern stands for a colour."""
+    return re.fullmatch(pattern.replace("_", C), text)
 
 
 def read(caption):
@@ -32,8 +28,8 @@ def read(caption):
     kind, _, body = caption.strip().partition(": ")
     if kind not in SCENES:
         return None
-    element, between, counts = SCENES[kind]
-    found = [re.fullmatch(element, part) for part in body.split(between)]
+    element, between, counts, _ = SCENES[kind]
+    found = [matched(element, part) for part in body.split(between)]
     if len(found) not in counts or not all(found):
         return None
     if kind == "plan" and any(match[2] >= match[3] for match in found):
@@ -68,11 +64,11 @@ def bars(items):
     high = partial(number, items, 1)
     values = [value for _, value in items]
     questions = [
-        (f"How tall is {C}", high),
-        (f"What do {C} and {C} add up to", lambda a, b: high(a) + high(b)),
-        (f"How much taller is {C} than {C}", lambda a, b: ahead(high(a), high(b))),
+        ("How tall is _", high),
+        ("What do _ and _ add up to", lambda a, b: high(a) + high(b)),
+        ("How much taller is _ than _", lambda a, b: ahead(high(a), high(b))),
         ("How many bars are above ([1-9])", lambda limit: sum(v > int(limit) for v in values)),
-        (f"What is the mean of {C} and {C}", lambda a, b: f"{(high(a) + high(b)) / 2:g}"),
+        ("What is the mean of _ and _", lambda a, b: f"{(high(a) + high(b)) / 2:g}"),
     ]
     for word, end in (("tallest", max(values)), ("shortest", min(values))):
         colours = {c for c, v in items if v == end}
@@ -84,28 +80,27 @@ def bars(items):
 def shapes(items):
     wide, high = partial(number, items, 1), partial(number, items, 2)
     return [
-        (f"How wide is {C}", wide),
-        (f"How high is {C}", high),
-        (f"What is the area of {C}", lambda c: wide(c) * high(c)),
-        (f"What is the perimeter of {C}", lambda c: 2 * wide(c) + 2 * high(c)),
-        (f"How wide are {C} and {C} together", lambda a, b: wide(a) + wide(b)),
-        (f"How high are {C} and {C} on top of each other", lambda a, b: high(a) + high(b)),
+        ("How wide is _", wide),
+        ("How high is _", high),
+        ("What is the area of _", lambda c: wide(c) * high(c)),
+        ("What is the perimeter of _", lambda c: 2 * wide(c) + 2 * high(c)),
+        ("How wide are _ and _ together", lambda a, b: wide(a) + wide(b)),
+        ("How high are _ and _ on top of each other", lambda a, b: high(a) + high(b)),
     ]
 
 
 def plan(items):
     start, end = partial(number, items, 1), partial(number, items, 2)
-    late = f"How long after the start of {C} does {C} end"
 
     def long(colour):
         return end(colour) - start(colour)
 
     return [
-        (f"When does {C} start", start),
-        (f"When does {C} end", end),
-        (f"How long is {C}", long),
-        (f"How long are {C} and {C} together", lambda a, b: long(a) + long(b)),
-        (late, lambda a, b: max(0, end(b) - start(a))),
+        ("When does _ start", start),
+        ("When does _ end", end),
+        ("How long is _", long),
+        ("How long are _ and _ together", lambda a, b: long(a) + long(b)),
+        ("How long after the start of _ does _ end", lambda a, b: max(0, end(b) - start(a))),
     ]
 
 
@@ -121,15 +116,12 @@ def land(items):
         return abs(east(a) - east(b)) + abs(north(a) - north(b))
 
     return [
-        (f"How far east is {C}", east),
-        (f"How far north is {C}", north),
-        (f"Is {C} further north or further east", further),
-        (f"How many steps is it from {C} to {C}", steps),
-        (f"How far is {C} from the south west corner", lambda c: east(c) + north(c)),
-        (
-            f"How many steps north or south is {C} from {C}",
-            lambda a, b: abs(north(a) - north(b)),
-        ),
+        ("How far east is _", east),
+        ("How far north is _", north),
+        ("Is _ further north or further east", further),
+        ("How many steps is it from _ to _", steps),
+        ("How far is _ from the south west corner", lambda c: east(c) + north(c)),
+        ("How many steps north or south is _ from _", lambda a, b: abs(north(a) - north(b))),
     ]
 
 
@@ -145,8 +137,8 @@ def table(items):
 
     return [
         ("What is in row ([12]), column ([12])", lambda r, k: row(r)[int(k) - 1]),
-        (f"How many cells are {C}", [*items[0], *items[1]].count),
-        (f"How many cells of row ([12]) are {C}", lambda r, c: row(r).count(c)),
+        ("How many cells are _", [*items[0], *items[1]].count),
+        ("How many cells of row ([12]) are _", lambda r, c: row(r).count(c)),
         ("Has row ([12]) one colour or two", lambda r: count(row(r))),
         ("Has column ([12]) one colour or two", lambda k: count(column(k))),
     ]
@@ -160,20 +152,21 @@ def chain(items):
 
     return [
         ("Which node is (first|last)", lambda end: items[0 if end == "first" else -1][0]),
-        (f"What follows {C}", lambda c: after(c, 1)),
-        (f"What is two steps after {C}", lambda c: after(c, 2)),
-        (f"How many steps lead from {C} to {C}", lambda a, b: ahead(place(b), place(a))),
-        (f"How many nodes come after {C}", lambda c: len(items) - 1 - place(c)),
+        ("What follows _", lambda c: after(c, 1)),
+        ("What is two steps after _", lambda c: after(c, 2)),
+        ("How many steps lead from _ to _", lambda a, b: ahead(place(b), place(a))),
+        ("How many nodes come after _", lambda c: len(items) - 1 - place(c)),
     ]
 
 
-QUESTIONS = {
-    "bars": bars,
-    "shapes": shapes,
-    "plan": plan,
-    "map": land,
-    "table": table,
-    "chain": chain,
+# kind -> (one element, what stands between two, how many there are, its questions)
+SCENES = {
+    "bars": ("_ ([1-9])", ", ", (3, 4), bars),
+    "shapes": ("_ ([2-5])x([2-9])", ", ", (2,), shapes),
+    "plan": (r"_ (\d)-(\d)", ", ", (3,), plan),
+    "map": (r"_ (\d),(\d)", ", ", (3,), land),
+    "chain": ("_", " > ", (3, 4), chain),
+    "table": ("_ _", " / ", (2,), table),
 }
 
 
@@ -189,8 +182,9 @@ def truth(caption, question):
     if scene is None or re.search(rf"{C}.*\1", question):  # "red and red"
         return None
     kind, items = scene
-    for pattern, answer in QUESTIONS[kind](items):
-        match = re.fullmatch(pattern + r"\?", question.strip())
+    *_, questions = SCENES[kind]
+    for pattern, answer in questions(items):
+        match = matched(pattern + r"\?", question.strip())
         if match:
             try:
                 return str(answer(*match.groups()))

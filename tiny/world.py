@@ -58,12 +58,13 @@ class Scene:
 
 
 def make_scene(kind, content_type, items, shapes, easy, hard, **names) -> Scene:
-    """`easy` and `hard` list (text, reads, rule); `names` stand for the {names} in the texts."""
+    """`hard` lists (text, reads, rule), `easy` (text, what is looked at); `names` stand for the
+    {names} in the texts."""
 
     def questions(rows):
         return tuple(Question(text.format(**names), reads, rule) for text, reads, rule in rows)
 
-    caption = f"{kind}: {items}"
+    easy, caption = [(text, (read,), look) for text, read in easy], f"{kind}: {items}"
     return Scene(kind, content_type, caption, tuple(shapes), questions(easy), questions(hard))
 
 
@@ -72,8 +73,9 @@ def make_scene(kind, content_type, items, shapes, easy, hard, **names) -> Scene:
 # nothing yet).
 
 
-def look(value):
-    return (None,), value
+def look(*values):
+    """The answer is what was seen last."""
+    return (None,) * len(values), values[-1]
 
 
 def add(x, y):
@@ -102,10 +104,6 @@ def delay(start, end):
 
 def one_or_two(colour, other):
     return (None, None), "one" if colour == other else "two"
-
-
-def last(*values):
-    return (None,) * len(values), values[-1]
 
 
 def tally(counts: Callable[[object], bool]):
@@ -160,16 +158,12 @@ def extreme(colours: Sequence[str], sign: int):
     return rule
 
 
-def pairs(rng: random.Random, items: Sequence) -> tuple:
-    """Two different items in random order."""
-    return tuple(rng.sample(list(items), 2))
-
-
 def bars(rng) -> Scene:
     """Three or four bars, each 1 to 9 high."""
     colours = rng.sample(COLOURS, rng.choice((3, 4)))
     height = {c: rng.randint(1, 9) for c in colours}
-    (a, b), everything = pairs(rng, colours), tuple(height.items())
+    a, b = rng.sample(colours, 2)
+    everything = tuple(height.items())
     high, low = (a, b) if height[a] >= height[b] else (b, a)
     limit = rng.randint(2, 7)
     above = tally(lambda v: v > limit)
@@ -177,7 +171,7 @@ def bars(rng) -> Scene:
     def read(*names):
         return tuple((c, height[c]) for c in names)
 
-    easy = [(f"How tall is {c}?", read(c), look) for c in colours]
+    easy = [(f"How tall is {c}?", (c, height[c])) for c in colours]
     hard = [
         ("What do {a} and {b} add up to?", read(a, b), add),
         ("How much taller is {high} than {low}?", read(high, low), less),
@@ -202,14 +196,14 @@ def rectangles(rng) -> Scene:
     """Two rectangles side by side, 2 to 5 wide and 2 to 9 high."""
     colours = rng.sample(COLOURS, 2)
     size = {c: (rng.randint(2, 5), rng.randint(2, 9)) for c in colours}
-    a, b = pairs(rng, colours)
+    a, b = rng.sample(colours, 2)
     wide = {c: (f"{c} wide", size[c][0]) for c in colours}
     high = {c: (f"{c} high", size[c][1]) for c in colours}
 
     easy = [
-        ("How wide is {a}?", (wide[a],), look),
-        ("How high is {a}?", (high[a],), look),
-        ("How high is {b}?", (high[b],), look),
+        ("How wide is {a}?", wide[a]),
+        ("How high is {a}?", high[a]),
+        ("How high is {b}?", high[b]),
     ]
     hard = [
         ("What is the area of {a}?", (wide[a], high[a]), area),
@@ -232,7 +226,7 @@ def plan(rng) -> Scene:
     for c in colours:
         first = rng.randint(0, 7)
         span[c] = (first, rng.randint(first + 1, 9))
-    a, b = pairs(rng, colours)
+    a, b = rng.sample(colours, 2)
     start = {c: (f"{c} from", span[c][0]) for c in colours}
     end = {c: (f"{c} to", span[c][1]) for c in colours}
 
@@ -241,9 +235,9 @@ def plan(rng) -> Scene:
         return (None, e - s, None, f"{f - t} {total}"), total
 
     easy = [
-        ("When does {a} start?", (start[a],), look),
-        ("When does {a} end?", (end[a],), look),
-        ("When does {b} start?", (start[b],), look),
+        ("When does {a} start?", start[a]),
+        ("When does {a} end?", end[a]),
+        ("When does {b} start?", start[b]),
     ]
     everything = (start[a], end[a], start[b], end[b])
     hard = [
@@ -263,7 +257,7 @@ def land(rng) -> Scene:
     spots = rng.sample([(x, y) for x in (1, 3, 5, 7, 9) for y in (1, 3, 5, 7, 9)], 3)
     spots = sorted((min(9, x + rng.randint(0, 1)), y) for x, y in spots)  # told from west to east
     place = dict(zip(colours, spots))
-    a, b = pairs(rng, colours)
+    a, b = rng.sample(colours, 2)
     east = {c: (f"{c} east", place[c][0]) for c in colours}
     north = {c: (f"{c} north", place[c][1]) for c in colours}
 
@@ -278,9 +272,9 @@ def land(rng) -> Scene:
         return (None, None), direction
 
     easy = [
-        ("How far east is {a}?", (east[a],), look),
-        ("How far north is {a}?", (north[a],), look),
-        ("How far north is {b}?", (north[b],), look),
+        ("How far east is {a}?", east[a]),
+        ("How far north is {a}?", north[a]),
+        ("How far north is {b}?", north[b]),
     ]
     both = (east[a], east[b], north[a], north[b])
     place_of_a, norths = (east[a], north[a]), (north[a], north[b])
@@ -311,8 +305,8 @@ def table(rng) -> Scene:
     in_row, in_column = (at(row, 1), at(row, 2)), (at(1, column), at(2, column))
 
     easy = [
-        ("What is in row {row}, column {column}?", (at(row, column),), look),
-        ("What is in row {other}, column {column}?", (at(3 - row, column),), look),
+        ("What is in row {row}, column {column}?", at(row, column)),
+        ("What is in row {other}, column {column}?", at(3 - row, column)),
     ]
     hard = [
         ("How many cells are {c}?", reads, count),
@@ -340,14 +334,14 @@ def chain(rng) -> Scene:
     names = {"at": nodes[i], "start": nodes[j], "end": nodes[k], "first": nodes[0]}
 
     easy = [
-        ("Which node is first?", reads[:1], look),
-        ("What follows {at}?", ((nodes[i], nodes[i + 1]),), look),
+        ("Which node is first?", reads[0]),
+        ("What follows {at}?", (nodes[i], nodes[i + 1])),
     ]
     hard = [
-        ("Which node is last?", reads, last),
+        ("Which node is last?", reads, look),
         ("How many steps lead from {start} to {end}?", reads, steps_since(nodes[j], nodes[k])),
         ("How many nodes come after {start}?", reads, steps_since(nodes[j])),
-        ("What is two steps after {first}?", reads[:3], last),
+        ("What is two steps after {first}?", reads[:3], look),
     ]
 
     shapes = [("line", *spots[n], *spots[n + 1], nodes[n]) for n in range(len(nodes) - 1)]

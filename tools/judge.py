@@ -66,22 +66,19 @@ class Judge:
         network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.model, self.chat = network.to(DEVICE).eval(), Chat(tokenizer)
-        self.ends = checkpoint.end_tokens(network, self.chat)
+        ends = [*checkpoint.end_tokens(network, self.chat)]
+        tokenizer.pad_token_id, tokenizer.padding_side = ends[0], "left"
         # The checkpoint's own settings may sample, or punish repetition.
         self.model.generation_config = transformers.GenerationConfig(
-            eos_token_id=[*self.ends], pad_token_id=self.ends[0], max_new_tokens=WORDS
+            eos_token_id=ends, pad_token_id=ends[0], max_new_tokens=WORDS
         )
 
     def reply(self, texts):
         """Greedy replies to one batch of texts, padded on the left."""
-        prompts = [self.chat.tokens([text]) for text in texts]
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self.ends[0], device=DEVICE)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        made = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False)
+        prompts = {"input_ids": [self.chat.tokens([text]) for text in texts]}
+        inputs = self.chat.tokenizer.pad(prompts, return_tensors="pt").to(DEVICE)
+        made = self.model.generate(**inputs, do_sample=False)
+        width = inputs["input_ids"].shape[1]
         return self.chat.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
 
 
