@@ -60,11 +60,12 @@ def spent() -> dict:
 def short(x: float, digits=2) -> str:
     """Rounded, without the zero before the point: as wide for all shares.
 
-    >>> short(0.5), short(-0.054), short(1), short(0.0123, 3)
-    ('.50', '-.05', '1.0', '.012')
+    >>> short(0.5), short(-0.054), short(1), short(1.234), short(0.0123, 3)
+    ('.50', '-.05', '1.0', '1.23', '.012')
     """
-    text = f"{x:.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(x) < 0.995 else f"{x:.{digits - 1}f}"
+    if abs(x) < 0.995:
+        return f"{x:.{digits}f}".replace("0.", ".", 1)
+    return f"{x:.{digits - 1 if x <= 1 else digits}f}"
 
 
 def step_line(title: str, r: dict) -> str:

@@ -26,9 +26,8 @@ def measure(roles, run, iteration: int, questions: dict):
     roles: `mmzero.Roles`, as they are after this iteration. questions: from `held_out`.
     """
     settings, begun, figures = roles.settings, time.perf_counter(), {}
-    print(
-        f"it {iteration} measured on {2 * settings.questions} questions, {settings.probe} proposals"
-    )
+    what = f"{2 * settings.questions} questions and {settings.probe} proposals"
+    print(f"it {iteration}: measuring on {what}")
     if questions:
         roles.actor.load_state(roles.weights["solver"])
         limits = {"seed": settings.seed, "max_new_tokens": settings.answer_tokens}
@@ -40,7 +39,7 @@ def measure(roles, run, iteration: int, questions: dict):
     if settings.probe:
         figures |= probe(roles, run, iteration)
     figures["seconds"] = time.perf_counter() - begun
-    print(f"it {iteration} measured in {figures['seconds']:.0f} s")
+    print(f"it {iteration}: measured in {figures['seconds']:.0f} s")
     run.log(kind="eval", iteration=iteration, **figures)
 
 

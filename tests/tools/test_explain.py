@@ -209,6 +209,29 @@ def test_what_a_model_wrote_is_text(page):
     assert "default-src 'none'" in page and "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.parametrize(
+    "nothing, patches, said",
+    [
+        ("valid", {"parse_proposal": None}, "0 of 24 proposals could be read"),
+        ("drawn", {"extract_code": None}, "0 drawn, <b>0 kept</b>"),
+        ("kept", {"keep_for_coder": False, "keep_for_solver": False}, "<b>0 kept</b>"),
+    ],
+)
+def test_the_page_is_there_where_nothing_is_valid_or_drawn_or_kept(
+    nothing, patches, said, tmp_path, monkeypatch
+):
+    """As with a base that does not know the task: the page is what one then wants to look at."""
+    for name, result in patches.items():
+        monkeypatch.setattr(rewards, name, lambda *_, result=result, **__: result)
+    mmzero.main([*LITTLE, "--out", str(tmp_path / "run")])
+    page = (tmp_path / "run/explain.html").read_text(encoding="utf-8")
+    assert said in page and "the Solver stays as it is" in section(page, "S")
+    for letter in "PCS":
+        section(page, letter)
+    for table in re.findall(r"(?s)<table.*?</table>", page):
+        assert "<tr" in table.split("</thead>")[1]
+
+
 def test_a_page_or_a_usual_run_is_not_overwritten(tmp_path, monkeypatch):
     def explained(settings):
         return explain.explain(mmzero, settings)
