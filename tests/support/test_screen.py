@@ -3,11 +3,13 @@
 import io
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from support import screen
+from support.run_folder import Phase
 from support.screen import FIGURES, step_line
 
 
@@ -58,3 +60,25 @@ def test_without_a_terminal_a_bar_is_a_line_now_and_then(monkeypatch):
     lines = file.getvalue().splitlines()
     assert 2 <= len(lines) <= 4 and "\r" not in file.getvalue()
     assert all("replies" in line and len(line) <= 100 for line in lines)
+
+
+def test_a_reply_of_the_first_step_and_a_cold_start_are_shown_once():
+    said, files = [], {}
+    run = SimpleNamespace(write=files.__setitem__, folder=Path("runs/x"))
+    bar = SimpleNamespace(write=said.append)
+    facts = dict(run=run, bar=bar, iteration=1, role="coder", title="it 1 coder")
+    phase = SimpleNamespace(**facts, durations=[], cold_steps=0)
+    few, enough = {"rendered": 0.2, "zero_variance": 0.1}, {"rendered": 0.25, "zero_variance": 0.5}
+    for number, record in enumerate((few, enough, few, few, few, few)):
+        phase.durations.append(1.0)  # as `look_at_the_clock` does
+        Phase.show(phase, f"reply {number}", record)
+        if number == 2:
+            assert said == ["    | reply 0"] and files == {"iter1/sample-coder.txt": "reply 0"}
+    # In the second of two steps in a row, and never again.
+    assert said[1:] == [
+        "it 1 coder learns little: 20% of the codes draw a picture, for two steps. A reply is in",
+        "runs/x/iter1/sample-coder.txt. What may help: a larger base, longer replies, "
+        "--language python, or a prompts.json of your own",
+    ]
+    assert files == {"iter1/sample-coder.txt": "reply 3"}
+    assert screen.cold({"zero_variance": 0.6}) == "in 60% of the groups all rewards are equal"
