@@ -33,9 +33,17 @@ from tools import hours
 
 # Sizes as the checkpoints' config.json has them (of MiMo-VL's vision tower from memory: 0.1 %).
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
-# How many GPUs, and the bytes that the driver shows of each: an A2, an A10G, an L40S, an H100.
-CARDS = {"16 GB": (1, 16.1e9), "24 GB": (1, 24.1e9), "48 GB": (1, 48.3e9), "80 GB": (1, 85.0e9)}
-CARDS |= {f"{gpus} x 80 GB": (gpus, 85.0e9) for gpus in (2, 4, 8)}
+# How many GPUs, the bytes that the driver shows of each, and one that has as many.
+CARDS = {
+    "12 GB": (1, 12.6e9, "3060"),
+    "16 GB": (1, 16.7e9, "4080"),
+    "24 GB": (1, 24.1e9, "4090"),
+    "40 GB": (1, 42.4e9, "A100 40GB"),
+    "48 GB": (1, 48.3e9, "L40S"),
+    "80 GB": (1, 85.0e9, "H100"),
+    "141 GB": (1, 150.0e9, "H200"),
+    "8 x 80 GB": (8, 85.0e9, "H100"),
+}
 # What --preset auto tries, and the most tokens of a pass that it asks for.
 LARGEST_FIRST = ("8x80gb", "1x80gb", "1x48gb", "1x24gb")
 LONGEST_PASS = 65536
@@ -381,18 +389,32 @@ def auto(given: dict, gpus=None) -> Settings:
 
 
 def main():
-    about = "The table of docs/memory.md: what --preset auto takes, GB on each GPU, slots"
+    about = (
+        "The tables of docs/memory.md: what --preset auto takes on which card, and what that needs"
+    )
     argparse.ArgumentParser(description=about).parse_args()
-    rows = []
+    presets, others = [], []
     for model in SHAPES:
-        network, row = measure(read_config(model)), [model]
-        for gpus, card in CARDS.values():
-            name, settings = choose({"model": model}, network, gpus, card)
+        network = measure(read_config(model))
+        taken, takes = [model], [model]
+        for gpus, size, card in CARDS.values():
+            name, settings = choose({"model": model}, network, gpus, size)
             needed = needs(settings, network, gpus)
-            cell = f"{name}, {needed['least'] / 1e9:.0f}, {fitting(needed, card)}"
-            row.append(cell if name else "no")
-        rows.append(row)
-    print(markdown(["model", *CARDS], rows))
+            slots = fitting(needed, size)
+            if not name:
+                taken.append("no")
+                takes.append("–")
+                continue
+            estimate = hours.phases(settings, network, work(settings), slots, card, gpus)
+            low, high = (sum(pair[end] for pair in estimate.values()) / 3600 for end in (0, 1))
+            host, disk = needed["host"] / 1e9, needed["disk"] / 1e9
+            taken.append(f"{name}, {needed['least'] / 1e9:.0f}, {slots}")
+            takes.append(f"{host:.0f}, {disk:.0f}, {low:.1f}–{high:.1f}")
+        presets.append(taken)
+        others.append(takes)
+    print(markdown(["preset, GB, slots", *CARDS], presets))
+    cards = [f"{size}: {card}" for size, (*_, card) in CARDS.items()]
+    print("\n" + markdown(["host GB, disk GB, hours", *cards], others))
 
 
 if __name__ == "__main__":
