@@ -21,6 +21,8 @@ training  cache       the KV cache, and attention to it
           checkpoint  finding, reading and writing the folders of models
 running   settings    every number of a run, presets, the command line
           run_folder  the files of a run, and going on with it
+          screen      what a run says on the terminal
+          hours       how long an iteration may take on a card
           machine     threads and memory of the computer
           figures     means, intervals, tables
 """

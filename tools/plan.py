@@ -23,13 +23,12 @@ import torch
 import transformers
 
 from prompts import PROMPTS
-from support import parallel
+from support import hours, parallel
 from support.checkpoint import FAMILIES, TINY, check_family, find_checkpoint, picture_settings
 from support.figures import markdown
 from support.flash import DRAW, FEWEST
 from support.packed import LOGITS
 from support.settings import LENGTHS, PAPER, PRESETS, Settings
-from tools import hours
 
 # Sizes as the checkpoints' config.json has them (of MiMo-VL's vision tower from memory: 0.1 %).
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))

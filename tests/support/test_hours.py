@@ -1,11 +1,12 @@
-"""The estimate of a run's hours (tools/hours.py), beside figures worked out by hand."""
+"""The estimate of a run's hours (support/hours.py), beside figures worked out by hand."""
 
 from dataclasses import replace
 
 import pytest
 
+from support import hours
 from support.settings import PRESETS
-from tools import hours, plan
+from tools import plan
 
 
 @pytest.mark.parametrize(
