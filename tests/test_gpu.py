@@ -113,7 +113,7 @@ def test_out_of_memory_falls_back_to_half_the_slots(folders, monkeypatch, capsys
 
     monkeypatch.setattr(Engine, "run", crowded)
     found = replies_of(vlm)
-    assert slots == [9, 4] and "half the slots" in capsys.readouterr().err
+    assert slots == [9, 4] and "from now on 4 replies at a time" in capsys.readouterr().err
     # The first engine's memory was given back before the second was made.
     assert taken[1] < taken[0]
     assert [reply.tokens for reply in found] == [reply.tokens for reply in wanted]
