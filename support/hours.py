@@ -40,7 +40,7 @@ LENGTHS = ((200, 400), (400, 900), (150, 450))
 MADE = ((1, 1), (0.5, 0.75), (0.4, 0.7))
 # Bytes that a draw moves for a word of a slot: 64 x 151,936 took 0.6 ms at 4.2 TB/s with top-k,
 # 1.4 ms with a nucleus. Most of what is drawn are answers of a frozen Solver, with top-k.
-DRAW = 300
+WORD = 300
 PROMPT = 1000  # tokens of one, a picture in it
 
 
@@ -84,10 +84,10 @@ def phases(settings, network, work: dict, slots: int, name: str, gpus=1) -> dict
             tokens = sum(count * length for count, length in zip(made, lengths))
             mean = tokens / max(sum(made), 1)
             # A step: all weights in bf16, each slot's columns so far, the words of the draw.
-            moved = 2 * total + slots * ((PROMPT + mean / 2) * column + DRAW * text.vocab_size)
+            moved = 2 * total + slots * ((PROMPT + mean / 2) * column + WORD * text.vocab_size)
             sampling = tokens / slots * moved / (rates[0] * BANDWIDTH[end])
-            # Prefill: 2 FLOPs a weight. Training: 6, 2 for recomputing, 2 each for the log-probs
-            # of reference and of the policy before the step.
+            # FLOPs a weight and token. Prefill: 2, once for some four replies. Training: 6, 2 for
+            # recomputing, 2 each for the log-probs of the reference and before the step.
             prompts, rollouts = trained[phase]
             packed = prompts * (PROMPT + rollouts * lengths[number])
             flops = 2 * total * PROMPT * sum(made[1:]) / 4 + 12 * total * packed
@@ -116,10 +116,13 @@ class Clock:
         self.estimate, self.iterations = estimate, iterations
         self.begun, self.measured = time.perf_counter(), {}
 
-    def finish(self, iteration: int, role: str) -> str:
-        """The role's phase is over -> a line."""
-        now, phase = time.perf_counter(), role[0].upper()
-        self.measured[phase], self.begun = now - self.begun, now
+    def finish(self, iteration: int, stage: str) -> str:
+        """A role's phase is over -> a line. What is measured between them ("eval") is no phase."""
+        now, phase = time.perf_counter(), stage[0].upper()
+        seconds, self.begun = now - self.begun, now
+        if stage == "eval":
+            return ""
+        self.measured[phase] = seconds
         # What was measured is no range; the rest is off by as much as the phases so far were.
         guessed = [sum(self.estimate[p][end] for p in self.measured) for end in (0, 1)]
         off = sum(self.measured.values()) / (sum(guessed) / 2)
@@ -130,7 +133,7 @@ class Clock:
                     own = self.measured.get(p)
                     for end in (0, 1):
                         rest[end] += ends[end] * off if own is None else own
-        took = f"phase {phase} took {self.measured[phase] / 60:.0f} minutes"
+        took = f"phase {phase} took {seconds / 60:.0f} minutes"
         low, high = (end / 60 for end in self.estimate[phase])
         took += f" ({low:.0f} to {high:.0f} estimated)"
         return took + (f"; what is left of the run: about {said(rest)}" if rest[1] else "")

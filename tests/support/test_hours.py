@@ -48,7 +48,10 @@ def test_what_a_phase_took_corrects_the_rest(monkeypatch):
     now[0] += 1800
     # All are measured: one more iteration takes as long.
     assert clock.finish(1, "solver").endswith("about 75 to 75 minutes")
-    now[0] += 4500
-    clock.finish(2, "proposer")
+    # What is measured between the phases is no part of one.
+    now[0] += 600
+    assert clock.finish(1, "eval") == ""
+    now[0] += 1800
+    assert clock.finish(2, "proposer").startswith("phase P took 30 minutes")
     clock.finish(2, "coder")
     assert "what is left" not in clock.finish(2, "solver")
