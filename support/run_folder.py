@@ -20,7 +20,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import math
 import random
 import statistics
 import time
@@ -110,7 +109,7 @@ class Run:
     """One run folder. ValueError: it cannot be written, or holds a run of another configuration."""
 
     def __init__(self, settings, hours_left=None):
-        """hours_left(iteration, role): a line about the rest of the run, once a phase is over."""
+        """hours_left(iteration, stage): a line about the rest of the run, once a phase is over."""
         self.settings, self.hours_left = settings, hours_left
         if unusual(settings):
             print(unusual(settings))
@@ -175,8 +174,9 @@ class Run:
         for old in (self.folder / "resume").glob(f"*.{parallel.rank()}of*"):
             if not place or old != self._state_file(*place):
                 old.unlink()
-        if self.hours_left and stage in ROLES and not place:
-            print(self.hours_left(iteration, stage))
+        line = self.hours_left(iteration, stage) if self.hours_left and not place else ""
+        if line:
+            print(line)
         if parallel.rank() == 0:
             # Wherever one gets here, the phase has all of its data.
             for part in self.folder.glob("iter*/**/*.part*"):
@@ -285,7 +285,8 @@ class Phase:
         # Steps that an earlier start made, and rows that are saved when the phase is over.
         self.steps_made, self.rows = 0, []
         self.durations = []  # of the steps, in seconds
-        self.cold_steps = 0  # in a row, that taught next to nothing
+        # Did the last step teach next to nothing, and has it been said?
+        self.was_cold, self.said_cold = False, False
         if run.place and run.place[:2] == (iteration, role):
             self.steps_made, self.rows = run.place[2], json.loads(run.state["rows"])
             parallel.restore(policy, optimizer, run.state)
@@ -396,19 +397,17 @@ class Phase:
 
     def show(self, reply: str, record: dict):
         """A reply of the phase's first step; and, once, that two steps in a row taught little."""
-        why, name = screen.cold(record), f"iter{self.iteration}/sample-{self.role}.txt"
-        self.cold_steps = self.cold_steps + 1 if why else 0
-        if not self.durations[1:] or self.cold_steps == 2:
+        first, why = len(self.durations) == 1, screen.cold(record)
+        cold = bool(why) and self.was_cold and not self.said_cold
+        self.was_cold, self.said_cold = bool(why), self.said_cold or cold
+        name = f"iter{self.iteration}/sample-{self.role}.txt"
+        if first or cold:
             self.run.write(name, reply)
-        if not self.durations[1:]:
+        if first:
             self.bar.write(screen.sample(reply))
-        if self.cold_steps == 2:
-            advice = (
-                "a larger base, longer replies, --language python, or a prompts.json of your own"
-            )
+        if cold:
             self.bar.write(f"{self.title} learns little: {why}, for two steps. A reply is in")
-            self.bar.write(f"{self.run.folder / name}. What may help: {advice}")
-            self.cold_steps = -math.inf
+            self.bar.write(f"{self.run.folder / name}. What may help: {screen.WARMER}")
 
     def look_at_the_clock(self, seconds: float):
         """Once in a run: a step has taken more than three times the median of the phase's steps."""

@@ -19,8 +19,10 @@ FIGURES = {
 # What it calls them.
 SHORT_NAMES = {"unread": "unread", "cut": "truncated", "render": "rendered", "s": "solvability"}
 SHORT_NAMES |= {"d": "difficulty", "accuracy": "accuracy", "format": "format"}
-# Below the first of these a role has too little to learn from; above the second, too.
+# With a smaller share of valid proposals or drawn codes, or a larger one of groups without signal,
+# a step teaches next to nothing. And what may help.
 FEW, SILENT = 0.25, 0.5
+WARMER = "a larger base, longer replies, --language python, or a prompts.json of your own"
 LINES = 4  # of a sample, at most
 
 # ---- the time of a step, by what it is spent on --------------------------------------------------

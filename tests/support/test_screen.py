@@ -67,9 +67,9 @@ def test_a_reply_of_the_first_step_and_a_cold_start_are_shown_once():
     run = SimpleNamespace(write=files.__setitem__, folder=Path("runs/x"))
     bar = SimpleNamespace(write=said.append)
     facts = dict(run=run, bar=bar, iteration=1, role="coder", title="it 1 coder")
-    phase = SimpleNamespace(**facts, durations=[], cold_steps=0)
+    phase = SimpleNamespace(**facts, durations=[], was_cold=False, said_cold=False)
     few, enough = {"rendered": 0.2, "zero_variance": 0.1}, {"rendered": 0.25, "zero_variance": 0.5}
-    for number, record in enumerate((few, enough, few, few, few, few)):
+    for number, record in enumerate((few, enough, few, few, enough, few, few)):
         phase.durations.append(1.0)  # as `look_at_the_clock` does
         Phase.show(phase, f"reply {number}", record)
         if number == 2:
