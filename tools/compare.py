@@ -18,13 +18,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval import charts
 from generate import generate
 from prompts import PROMPTS, fill
+from support import screen
 from support.answers import extract_answer, vote
 from support.choices import meant
 from support.figures import figures, gains, interval, mean, overview, shares
@@ -82,7 +82,7 @@ def collect(path, settings, bench, source, vlms):
         append(path, [settings])
     size = CHUNK * world()
     starts = range(0, len(lacking), size)
-    for start in tqdm(starts, title, unit="chunk", disable=not starts or rank() > 0):
+    for start in screen.bar(starts, title, " chunks", shown=bool(starts)):
         chunk = lacking[start : start + size]
         new = gather(ask(vlms, source, settings, rank_slice(chunk), bench))
         append(path, new)

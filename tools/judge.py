@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from tqdm import tqdm
 
-from support import checkpoint
+from support import checkpoint, screen
 from support.chat import Chat
 from support.machine import reason, replacing
 from support.parallel import gather, rank, rank_slice, world
@@ -94,7 +93,7 @@ def ask(name, texts, path):
             known[row["asked"]] = row["reply"]
     new, size = sorted(set(texts) - set(known)), BATCH * world()
     starts = range(0, len(new), size)
-    for start in tqdm(starts, f"judge {name}", disable=not new or rank() > 0):
+    for start in screen.bar(starts, f"judge {name}", " chunks", shown=bool(new)):
         judge = judge or Judge(folder)
         chunk = new[start : start + size]
         own = rank_slice(chunk)
