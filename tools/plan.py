@@ -320,9 +320,10 @@ def plan(settings: Settings, gpus=0) -> dict:
 def before_weights(settings: Settings):
     """What --dry-run says, at the start of a real model's run. What speaks against the run is said
     as well, and it begins all the same: the formula may err. -> a line for the end of each phase,
-    see `hours.Clock.finish`; None where nothing is known."""
+    see `hours.Clock.finish`; None where nothing is known. ValueError: see `cards_here`."""
     if settings.model == "tiny" or parallel.rank():
         return None
+    cards_here()
     gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if torch.cuda.is_available() else 0
     try:
         estimate = plan(settings, gpus)

@@ -376,6 +376,9 @@ def test_a_card_that_this_pytorch_does_not_see_is_said(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.version, "cuda", built)
         with pytest.raises(SystemExit, match=f"an NVIDIA card is here, and PyTorch .* {reason}"):
             mmzero.main(["--model", "Qwen2-VL-2B", "--out", str(tmp_path / "run")])
+        # Also where a preset is named.
+        with pytest.raises(ValueError, match=reason):
+            planning.before_weights(TIGHT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert planning.cards_here() == []
     monkeypatch.setattr(planning, "NVIDIA", tmp_path / "none")
