@@ -187,10 +187,11 @@ def logps_before(policy, minis, temperature, token_budget):
 
 
 def gradient(policy, reference, mini, old_logps, temperature, settings, token_budget):
-    """The gradient of one update, left in the weights -> (sums of statistics, gaps)"""
+    """The gradient of one update, left in the weights -> (sums of statistics, largest gap to the
+    sampler in each pass)"""
     sums, gaps, count = Counter(), [], sum(len(rollout.tokens) for rollout in mini)
-    for weight in policy.weights().values():
-        weight.grad = None
+    for parameter in policy.weights().values():
+        parameter.grad = None
     for bundles, weight in parallel.deal(micro_batches(mini, token_budget)):
         # Around the backward pass too: checkpointed layers are computed again in it.
         with packed.attention(policy):

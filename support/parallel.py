@@ -199,7 +199,7 @@ def within_memory(work, policy, token_budget, rollouts):
         if lost and sharded:
             text = f"the same command goes on with --token-budget {budget // 2}"
             raise RuntimeError(f"out of GPU memory in a pass of {budget} tokens: {text}") from lost
-        if not any(gather([lost is not None]) if not sharded else ()):
+        if sharded or not any(gather([lost is not None])):
             return result
         if budget <= shortest:
             raise lost or torch.cuda.OutOfMemoryError("another rank is out of GPU memory")
