@@ -141,13 +141,18 @@ def label_of(value):
 
 
 def unpacked(value):
-    """A list or a dict that was written as text: JSON, Python, or numpy ("['a' 'b']")."""
+    """A list or a dict that was written as text: JSON, Python, or numpy ("['a' 'b']").
+
+    >>> unpacked("['a' 'b']"), unpacked('{"a": 1}'), unpacked("{{42}}"), unpacked("[" * 10**5)[:3]
+    (['a', 'b'], {'a': 1}, '{{42}}', '[[[')
+    """
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     commas = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", value.strip())
     for read, text in ((json.loads, value), (ast.literal_eval, commas)):
-        # Else it is of the other kind, or a text that begins with a bracket.
-        with contextlib.suppress(ValueError, SyntaxError):
+        # Else it is of the other kind, or a text that begins with a bracket: "{{42}}" is a set in a
+        # set. These are what `literal_eval` is documented to raise.
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return read(text)
     return value
 
